@@ -1,0 +1,68 @@
+"""How far the analytic side may be off by rounding alone: measured by moving its arguments by a few units in the last place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from gradcheck.subject import Arrays, Subject
+
+ULPS = 4
+REPEATS = 3
+SAFETY = 16.0  # between the largest change seen in a few tries and what rounding may do
+ROUNDING = 8.0  # units of u·√n·scale that any sum of n terms is allowed
+
+
+def rounding_floor(dtype: np.dtype, count: int) -> float:
+    """8·u·√n: the relative rounding that is granted to a result made of `count` terms."""
+    return ROUNDING * float(np.finfo(dtype).eps) / 2 * float(np.sqrt(max(count, 1)))
+
+
+def jiggled(array: np.ndarray, rng: np.random.Generator, precision: np.dtype | None = None) -> np.ndarray:
+    """Every element moved up or down by 4 of its ulp in `precision` (its own by default), the memory layout kept."""
+    ulp = np.spacing(np.abs(array).astype(precision or array.dtype)).astype(array.dtype)
+    ulp[array == 0] = 0  # the neighbours of zero are subnormal: they would only slow the arithmetic down
+    return np.asarray(array + rng.choice((-ULPS, ULPS), size=array.shape).astype(array.dtype) * ulp)
+
+
+def jiggled_cotangent(
+    cotangent: np.ndarray, rng: np.random.Generator, precision: np.dtype | None = None
+) -> np.ndarray:
+    """Every element moved up or down by 4 ulp of the largest one."""
+    largest = np.max(np.abs(cotangent)).astype(precision or cotangent.dtype)
+    step = cotangent.dtype.type(ULPS * np.spacing(largest))
+    return np.asarray(cotangent + rng.choice((-step, step), size=cotangent.shape).astype(cotangent.dtype))
+
+
+def jiggled_runs(
+    subject: Subject,
+    inputs: Arrays,
+    cotangents: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    precision: np.dtype | None = None,
+) -> Iterator[tuple[np.ndarray, list[tuple[np.ndarray, ...]]]]:
+    """Run the pair on jiggled inputs and cotangents a few times; yield (output, gradients by cotangent)."""
+    for _ in range(REPEATS):
+        moved = tuple(
+            jiggled(array, rng, precision) if array is not None and index in subject.differentiable else array
+            for index, array in enumerate(inputs)
+        )
+        output, saved = subject.run_forward(moved)
+        yield output, [subject.run_backward(saved, jiggled_cotangent(c, rng, precision)) for c in cotangents]
+
+
+def slack(
+    subject: Subject, inputs: Arrays, cotangent: np.ndarray, gradients: Sequence[np.ndarray], rng: np.random.Generator
+) -> list[float]:
+    """For each gradient, how far an element may differ between two correct ways to compute it."""
+    floor = 8 * rounding_floor(subject.dtype, max(cotangent.size, *(g.size for g in gradients), 1))
+    allowed = [floor * _largest(gradient) for gradient in gradients]
+    for _, (moved,) in jiggled_runs(subject, inputs, [cotangent], rng):
+        for k, (new, old) in enumerate(zip(moved, gradients, strict=True)):
+            allowed[k] = max(allowed[k], SAFETY * _largest(new - old))
+    return allowed
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.max(np.abs(array))) if array.size else 0.0

@@ -1,0 +1,140 @@
+"""The verdict on a gradient: PASS, VACUOUS, INCONCLUSIVE, FAIL or ERROR, and why."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Verdict(enum.IntEnum):
+    """The five verdicts, in order of severity; the worst of a report's checks is the report's own."""
+
+    PASS = 0
+    VACUOUS = 1
+    INCONCLUSIVE = 2
+    FAIL = 3
+    ERROR = 4
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question that was asked of a pair, and its answer.
+
+    For a gradient, `analytic` and `numeric` are the two directional derivatives of the worst projection, `error` their
+    distance, `bar` the uncertainty of the numeric one, `tolerance` the measured rounding of the analytic one, and
+    `resolution` the smallest error, relative to `scale`, that this check would have seen.
+    """
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+    input: str | None = None
+    analytic: float | None = None
+    numeric: float | None = None
+    error: float | None = None
+    bar: float | None = None
+    tolerance: float | None = None
+    scale: float | None = None
+    resolution: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was measured for one input: arrays with one entry per projection (a direction and a cotangent)."""
+
+    analytic: np.ndarray
+    numeric: np.ndarray
+    bar: np.ndarray  # uncertainty of `numeric`, all causes together
+    noise: np.ndarray  # the part of the bar that is rounding of the forward pass
+    kink: np.ndarray  # the part of the bar that is a jump of the slope
+    tolerance: np.ndarray  # measured rounding of `analytic`
+    scale: np.ndarray  # the size that the result would have without cancellation
+    yardstick: np.ndarray  # `scale`, or the size of the terms that cancelled inside the forward pass
+
+    @staticmethod
+    def join(parts: list[Evidence]) -> Evidence:
+        """Put the projections of several directions side by side."""
+        return Evidence(*(np.concatenate([getattr(part, field) for part in parts]) for field in Evidence.__slots__))
+
+
+def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) -> Check:
+    """Apply the decision table to the projections of one input's gradient.
+
+    `goal` is the relative uncertainty that a PASS must reach; `zero` says that the gradient is declared to be zero.
+    """
+    error = np.abs(evidence.analytic - evidence.numeric)
+    allowed = 2 * evidence.bar + evidence.tolerance
+    uncertainty = evidence.bar + evidence.tolerance
+    wrong = ~(error <= allowed)  # written so that NaN counts as wrong
+    at_floor = bool(np.all(np.maximum(np.abs(evidence.numeric), np.abs(evidence.analytic)) <= allowed))
+
+    if wrong.any():
+        worst = _largest(error / allowed, wrong)
+        return _check(evidence, worst, input, Verdict.FAIL, _mismatch(evidence, worst, error[worst]))
+    loose = uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale)
+    if loose.any():
+        worst = _largest(uncertainty / evidence.scale, loose)
+        return _check(evidence, worst, input, Verdict.INCONCLUSIVE, _why_loose(evidence, worst, goal))
+    worst = _largest(error / allowed, np.ones_like(wrong))
+    if at_floor and zero:
+        return _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
+    if at_floor:
+        reason = "the gradient is zero to rounding, so nothing was checked; a backward pass returning zeros would do"
+        return _check(evidence, worst, input, Verdict.VACUOUS, reason)
+    if zero:
+        worst = _largest(np.abs(evidence.numeric) / allowed, np.ones_like(wrong))
+        reason = f"declared to be zero, but the derivative of the forward pass is {evidence.numeric[worst]:.5g}"
+        return _check(evidence, worst, input, Verdict.FAIL, reason)
+    return _check(evidence, worst, input, Verdict.PASS, "")
+
+
+def _largest(values: np.ndarray, among: np.ndarray) -> int:
+    ranked = np.where(np.isnan(values), np.inf, values)
+    return int(np.argmax(np.where(among, ranked, -np.inf)))
+
+
+def _mismatch(evidence: Evidence, at: int, error: float) -> str:
+    analytic, numeric = evidence.analytic[at], evidence.numeric[at]
+    if not np.isfinite(analytic):
+        return f"the gradient is not finite: its derivative along a direction is {analytic}"
+    relative = error / evidence.scale[at] if evidence.scale[at] > 0 else np.inf
+    text = f"analytic {analytic:.8g}, numeric {numeric:.8g} ± {evidence.bar[at]:.1g}: off by {relative:.1e} of its scale"
+    if 1e-9 < relative < 1e-6:
+        text += " (the accuracy of float32: is something rounded to float32 on the way?)"
+    return text
+
+
+def _why_loose(evidence: Evidence, at: int, goal: float) -> str:
+    scale = max(evidence.scale[at], np.finfo(float).tiny)
+    bar, tolerance, noise = evidence.bar[at], evidence.tolerance[at], evidence.noise[at]
+    size = f"known to {(bar + tolerance) / scale:.1e} of the gradient's scale, wanted {goal:.0e}"
+    if evidence.kink[at] > 0.5 * bar:
+        return f"kink: the slope of the output jumps at this input ({size}); move the input away from it"
+    if tolerance > bar:
+        return f"resolution: the backward pass changes that much when its inputs move by 4 ulp ({size})"
+    if noise > 0.5 * bar:
+        return f"noise: the forward pass is too rough to be differenced, as if computed in low precision ({size})"
+    return f"resolution: the numeric derivative does not settle, by strong curvature or a nearby kink ({size})"
+
+
+def _check(evidence: Evidence, at: int, input: str, verdict: Verdict, reason: str) -> Check:
+    bar, tolerance, scale = (float(part[at]) for part in (evidence.bar, evidence.tolerance, evidence.scale))
+    analytic, numeric = float(evidence.analytic[at]), float(evidence.numeric[at])
+    return Check(
+        name="gradient",
+        verdict=verdict,
+        reason=reason,
+        input=input,
+        analytic=analytic,
+        numeric=numeric,
+        error=abs(analytic - numeric),
+        bar=bar,
+        tolerance=tolerance,
+        scale=scale,
+        resolution=(2 * bar + tolerance) / scale if scale > 0 else np.inf,
+    )

@@ -1,0 +1,161 @@
+"""Directional derivatives of a forward pass with an error bar that can be believed.
+
+Along one direction u the output is a curve y(t) = f(x + t·u). Central differences over a ladder of halving steps are
+extrapolated by Romberg's scheme; the bar is the spread of neighbouring extrapolations (Ridders, 1982) plus four times
+the rounding noise, which is measured from high-order differences at tiny steps (Moré and Wild, 2011). The whole
+output vector is differenced, so one ladder serves any number of cotangents.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+STEPS = 2.0 ** -np.arange(2, 11)
+COLUMNS = 6
+# (step, order of the difference): the first sees the noise of the working precision, the second that of an operation
+# that rounds to a lower one on its way, which stands still at the first.
+NOISE_PROBES = {np.dtype(np.float64): ((2.0**-30, 3), (2.0**-18, 4)), np.dtype(np.float32): ((2.0**-12, 3), (2.0**-9, 4))}
+NOISE_POINTS = np.arange(-3, 5)
+
+
+def magnitude(x: np.ndarray) -> float:
+    """The power of two nearest below the spread of x, or below its size where it is constant, or 1 where it is zero."""
+    size = float(np.std(x, dtype=np.float64)) if x.size else 0.0
+    largest = float(np.max(np.abs(x))) if x.size else 0.0
+    if size <= 1e-6 * largest:  # constant up to rounding
+        size = largest
+    return 2.0 ** math.floor(math.log2(size)) if size > 0 else 1.0
+
+
+def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random direction ±{0.5, 1, 1.5}·2ᵏ, with 2ᵏ about the spread of x: so few bits that x + t·u is mostly exact."""
+    u = np.empty_like(x)
+    u[...] = rng.choice((-1.5, -1.0, -0.5, 0.5, 1.0, 1.5), size=x.shape) * magnitude(x)
+    return u
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Directional derivatives, one per cotangent: value ± bar, of which `noise` is rounding."""
+
+    value: np.ndarray
+    bar: np.ndarray
+    noise: np.ndarray
+    shift: int
+
+    def overruled_by(self, finer: Estimate) -> Estimate:
+        """Combine with a ladder of smaller steps: the tighter of two that agree, the finer of two that do not."""
+        agree = np.abs(self.value - finer.value) <= 2 * (self.bar + finer.bar)
+        keep = agree & (self.bar < finer.bar)
+        pick = functools.partial(np.where, keep)
+        return Estimate(
+            pick(self.value, finer.value),
+            pick(self.bar, finer.bar),
+            pick(self.noise, finer.noise),
+            self.shift if keep.all() else finer.shift,
+        )
+
+
+class Line:
+    """The curve t ↦ f(x + t·u) seen through some cotangents, and its derivative at t = 0.
+
+    `value(x)` returns the output as an array; `base` is the output at x; `cotangents` has the shape [count, outputs].
+    """
+
+    def __init__(
+        self,
+        value: Callable[[np.ndarray], np.ndarray],
+        x: np.ndarray,
+        u: np.ndarray,
+        base: np.ndarray,
+        cotangents: np.ndarray,
+    ) -> None:
+        self._value, self._x, self._u = value, x, u
+        self._base = base.reshape(-1).astype(np.float64)
+        self._cotangents = cotangents
+        self._length = math.sqrt(float(np.sum(np.square(u, dtype=np.float64))))
+        self.noise = self._measure_noise()
+        self.slope = np.zeros_like(self._base)  # |J·u|, by output element
+        self.jump = np.zeros_like(self._base)  # of the slope at t = 0 as far as the finest step can tell
+
+    def _at(self, t: float) -> np.ndarray:
+        return self._value(np.asarray(self._x + self._x.dtype.type(t) * self._u)).reshape(-1).astype(np.float64)
+
+    def _measure_noise(self) -> np.ndarray:
+        # A step of a few ulp would repeat the same few points: where x is far from zero the probes must be wider.
+        widest = float(np.max(np.abs(self._x)))
+        least = 64 * float(np.spacing(self._x.dtype.type(widest))) / magnitude(self._x)
+        # The output was rounded at least once, even if steps this small happen not to show it.
+        unit = float(np.finfo(self._x.dtype).eps) / 2
+        noise = 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2)
+        for step, order in NOISE_PROBES[self._x.dtype]:
+            step = max(step, 2.0 ** math.ceil(math.log2(least)))
+            values = [self._cotangents @ (self._at(k * step) - self._base) if k else 0 * noise for k in NOISE_POINTS]
+            differences = np.diff(np.array(values), n=order, axis=0)
+            factor = math.factorial(order) ** 2 / math.factorial(2 * order)
+            noise = np.fmax(noise, np.sqrt(factor * np.mean(differences**2, axis=0)))
+        return noise
+
+    def ladder(self, shift: int = 0, factor: float = 1.0) -> Estimate:
+        """The derivative from the steps 2⁻² … 2⁻¹⁰, all multiplied by factor·2^shift."""
+        steps = STEPS * 2.0**shift * factor
+        slopes = np.empty((len(steps), len(self._cotangents)))
+        rounding = np.empty(len(steps))
+        bend = previous_bend = self._base
+        for k, h in enumerate(steps):
+            plus, minus = self._at(h), self._at(-h)
+            difference = plus - minus
+            slopes[k] = self._cotangents @ difference / (2 * h)
+            rounding[k] = self._rounding(h)
+            previous_bend, bend = bend, np.abs(plus + minus - 2 * self._base) / h
+        if shift <= 0:
+            self.slope = np.abs(difference) / (2 * steps[-1])
+            self.jump = np.maximum(2 * bend - previous_bend, 0)
+        # What the rounding of x + t·u does to the output is what a random direction of that length would do.
+        typical = np.sqrt(self._cotangents**2 @ self.slope**2) + np.abs(slopes[-1])
+        noise = np.sqrt(self.noise**2 + (rounding[:, None] * typical) ** 2) / (math.sqrt(2) * steps[:, None])
+        return self._extrapolate(slopes, noise, shift)
+
+    def _rounding(self, h: float) -> float:
+        step = self._x.dtype.type(h) * self._u
+        moved = self._x + step
+        back = moved - self._x
+        lost = (self._x - (moved - back)) + (step - back)  # the exact error of the sum (Knuth)
+        return math.sqrt(float(np.sum(np.square(lost, dtype=np.float64)))) / self._length
+
+    @staticmethod
+    def _extrapolate(slopes: np.ndarray, noise: np.ndarray, shift: int) -> Estimate:
+        weights, parents, used = _romberg()
+        broken = ~np.isfinite(slopes).all(axis=1)
+        values = np.where(broken[:, None], 0, slopes)
+        table = weights @ values
+        spread = np.maximum(np.abs(table - parents[0] @ values), np.abs(table - parents[1] @ values))
+        amplified = 4 * np.sqrt(weights**2 @ np.where(broken[:, None], 0, noise) ** 2)
+        bars = spread + amplified
+        bars[(used & broken).any(axis=1)] = np.inf
+        best, each = np.argmin(bars, axis=0), np.arange(slopes.shape[1])
+        value, bar = table[best, each], bars[best, each]
+        # An extrapolation can agree with its neighbours by chance; it cannot also be far from the finest difference.
+        finest = slopes[-1]
+        far = np.abs(value - finest)
+        trusted = far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar
+        return Estimate(value, np.where(trusted, bar, np.where(np.isnan(far), np.inf, far)), amplified[best, each], shift)
+
+
+@functools.cache
+def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Weights of every extrapolation on the ladder's slopes, of its two parents, and which slopes it uses."""
+    table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
+    for j in range(1, COLUMNS):
+        for i in range(j, len(STEPS)):
+            fine, coarse = table[i, j - 1], table[i - 1, j - 1]
+            table[i, j] = fine + (fine - coarse) / (4.0**j - 1)
+    entries = [(i, j) for i, j in table if j]
+    weights = np.array([table[entry] for entry in entries])
+    parents = np.array([table[i, j - 1] for i, j in entries]), np.array([table[i - 1, j - 1] for i, j in entries])
+    return weights, parents, weights != 0

@@ -1,0 +1,111 @@
+"""Derivatives of functions on Tensors: `grad`, `vjp` and `jvp`, to any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .tape import enable_grad, sweep
+from .tensor import Tensor, cotangent_for, edge_of
+
+__all__ = ["grad", "jvp", "vjp"]
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    *,
+    allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradient of `outputs` with respect to `inputs`, without touching any `.grad`.
+
+    Σ over outputs of grad_outputsᵀ · ∂output/∂input, one tensor per input, of its shape and dtype.
+
+    grad_outputs: one cotangent per output; may be None (left out) for outputs with one element.
+    retain_graph: keep the saved values for another pass; default: `create_graph`.
+    create_graph: record the pass itself, so that the result can be differentiated again.
+    allow_unused: give None for an input that no output depends on, instead of a RuntimeError.
+    """
+    outputs, inputs = _sequence(outputs), _sequence(inputs)
+    cotangents = [None] * len(outputs) if grad_outputs is None else _sequence(grad_outputs)
+    if len(cotangents) != len(outputs):
+        raise ValueError(f"grad: got {len(cotangents)} grad_outputs for {len(outputs)} outputs")
+    seeds = [
+        (edge_of(output, "grad"), cotangent_for(output, cotangent, "grad", create_graph))
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+    ]
+    edges = [edge_of(value, "grad (inputs)") for value in inputs]
+    retain = create_graph if retain_graph is None else retain_graph
+    found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)
+    if not allow_unused:
+        for position, (edge, value) in enumerate(zip(edges, inputs, strict=True)):
+            if edge not in found:
+                raise RuntimeError(
+                    f"grad: no output depends on input {position} (shape {value.shape}); "
+                    "leave it out, or pass allow_unused=True to get None for it"
+                )
+    results = (found.get(edge) for edge in edges)
+    return tuple(r if r is None or isinstance(r, Tensor) else Tensor.wrap(r) for r in results)
+
+
+def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
+    """The output of `function(*inputs)` and its pull-back, v ↦ (vᵀ · ∂f/∂input for each input).
+
+    The pull-back takes one cotangent per output and can be called again; an input without influence gets zeros.
+    """
+    with enable_grad():
+        primals = [_fresh(value) for value in inputs]
+        output = function(*primals)
+    outputs = _sequence(output)
+    live = [value for value in outputs if value.requires_grad]
+
+    def pull(*cotangents: Any, create_graph: bool = False) -> tuple[Tensor, ...]:
+        if len(cotangents) != len(outputs):
+            raise ValueError(f"vjp: got {len(cotangents)} cotangents for {len(outputs)} outputs")
+        kept = [c for c, value in zip(cotangents, outputs, strict=True) if value.requires_grad]
+        found = grad(live, primals, kept, True, create_graph, allow_unused=True)
+        return tuple(_or_zeros(g, value) for g, value in zip(found, primals, strict=True))
+
+    return output, pull
+
+
+def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    """The output of `function(*inputs)` and its derivative along `tangents`, Σ ∂f/∂input · tangent.
+
+    Forward mode by transposing twice: v ↦ Jᵀv is linear, and *its* pull-back of u is J·u. So every rule that can be differentiated
+    serves forward mode too, at the price of one backward pass; and a wrong rule is wrong in both modes alike.
+    """
+    if len(inputs) != len(tangents):
+        raise ValueError(f"jvp: got {len(tangents)} tangents for {len(inputs)} inputs")
+    output, pull = vjp(function, *inputs)
+    outputs = _sequence(output)
+    with enable_grad():
+        probes = [Tensor(np.zeros(value.shape, value.dtype), requires_grad=True) for value in outputs]
+        transposed = pull(*probes, create_graph=True)
+        live = [(t, u) for t, u in zip(transposed, tangents, strict=True) if t.requires_grad]
+        if live:
+            results = grad([t for t, _ in live], probes, [u for _, u in live], allow_unused=True)
+        else:
+            results = (None,) * len(probes)
+    derivative = tuple(_or_zeros(r, value) for r, value in zip(results, outputs, strict=True))
+    return output, derivative if isinstance(output, (tuple, list)) else derivative[0]
+
+
+def _sequence(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _fresh(value: Any) -> Tensor:
+    """An input of its own place on the tape: connected to the given tensor, or a new leaf."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        return value.reshape(value.shape)
+    return Tensor(value, requires_grad=True)
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return Tensor(np.zeros(like.shape, like.dtype)) if gradient is None else gradient

@@ -1,0 +1,244 @@
+"""Calling a primitive operation and pulling back through it.
+
+`Primitive` is both ends of an operation that has rules: called, it runs the array function and puts a node on the tape; `pull`, which the
+tape calls, applies the rules. The rules are themselves made of primitives, so under `create_graph` they run on Tensors and are recorded.
+What fused operations do instead stands in `fused.py`; both share how values are saved and traced.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from . import namespace, trace
+from .registry import REGISTRY, OpSpec, Registry
+from .rules import Aval, restore
+from .tape import Edge, Node, is_grad_enabled
+from .tensor import Tensor
+
+__all__ = ["EVERY", "Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
+
+EVERY = (-1,)
+"""`keeps=EVERY`: the backward pass reads all inputs, where their number varies."""
+
+
+class Saved:
+    """What a node keeps: inputs (arrays, or an `Aval` in place of one), the output if it is read, attributes, auxiliary arrays of a
+    kernel; and the version that each array had."""
+
+    __slots__ = ("attributes", "aux", "inputs", "output", "run", "versions")
+
+    def __init__(
+        self,
+        inputs: tuple[Any, ...],
+        attributes: Mapping[str, Any],
+        versions: list[tuple[int, list[int], int]],
+        output: Any = None,
+        aux: tuple[Any, ...] = (),
+        run: Any = None,
+    ):
+        self.inputs = inputs
+        self.attributes = attributes
+        self.versions = versions
+        self.output = output
+        self.aux = aux
+        self.run = run
+
+    def check_versions(self, spec: OpSpec) -> None:
+        """Raise RuntimeError where a saved array was written to through a tensor since."""
+        for position, cell, version in self.versions:
+            if cell[0] != version:
+                output = position == len(self.inputs)
+                what = "the output" if output else f"input {spec.input_name(position)!r}"
+                array = self.output if output else self.inputs[position]
+                raise RuntimeError(
+                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after the tape saved it "
+                    f"(version {version} then, {cell[0]} now); change a copy instead, or wait until after the backward pass"
+                )
+
+    def wrapped(self, parents: Sequence[Edge | None]) -> list[Any]:
+        """The inputs as Tensors at their places on the tape, for a pass that is itself recorded."""
+        return [
+            value if edge is None or not isinstance(value, np.ndarray) else Tensor.wrap(value, edge)
+            for value, edge in zip(self.inputs, parents, strict=True)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        kept = (*self.inputs, self.output, *self.aux)
+        return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
+
+
+def keep(
+    spec: OpSpec, values: Sequence[Any], arrays: Sequence[Any]
+) -> tuple[tuple[Any, ...], list[tuple[int, list[int], int]]]:
+    """What a node saves of its inputs, and the versions of the tensors among it.
+
+    An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a copy of its own.
+    """
+    kept, versions = [], []
+    for position, (value, array) in enumerate(zip(values, arrays, strict=True)):
+        if not isinstance(array, np.ndarray):
+            kept.append(array)
+        elif position in spec.keeps or spec.keeps == EVERY:
+            if type(value) is Tensor:
+                kept.append(array)
+                versions.append((position, value._version, value._version[0]))
+            else:
+                kept.append(array.copy())
+        else:
+            kept.append(Aval(array.shape, array.dtype))
+    return tuple(kept), versions
+
+
+def operand(value: Any) -> Any:
+    """The array of a tensor; numbers stay Python numbers, which do not promote float32 as NumPy scalars would."""
+    if type(value) is Tensor:
+        return value._array
+    if isinstance(value, np.generic):
+        return value.item()
+    return np.asarray(value) if isinstance(value, (list, tuple)) else value
+
+
+class Primitive:
+    """An operation with rules, callable on Tensors, arrays and numbers. Made by `@primitive`."""
+
+    def __init__(self, spec: OpSpec):
+        functools.update_wrapper(self, spec.definition)
+        self.spec = spec
+        self.name = spec.name
+        parameters = list(inspect.signature(spec.definition).parameters.values())[len(spec.inputs) :]
+        self._arity = len(spec.inputs)
+        self._attributes = [p.name for p in parameters]
+        self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+    def __call__(self, *arguments: Any, **attributes: Any) -> Tensor:
+        if self._attributes or len(arguments) != self._arity:
+            arguments, rest = arguments[: self._arity], arguments[self._arity :]
+            if len(arguments) < self._arity or len(rest) > len(self._attributes):
+                raise TypeError(f"{self.name}: got {len(arguments) + len(rest)} arguments, wanted {inspect.signature(self)}")
+            attributes = {**self._defaults, **dict(zip(self._attributes, rest, strict=False)), **attributes}
+        return self._run(tuple(arguments[0]) if self.spec.variadic else arguments, attributes)
+
+    def _run(self, values: tuple[Any, ...], attributes: Mapping[str, Any]) -> Tensor:
+        spec = self.spec
+        tracing = trace.current()
+        start = perf_counter() if tracing is not None else 0.0
+        arrays = [operand(value) for value in values]
+        output = spec.definition(arrays, **attributes) if spec.variadic else spec.definition(*arrays, **attributes)
+        result = Tensor.wrap(output)
+        output = result._array
+        if spec.view and type(values[0]) is Tensor and np.may_share_memory(output, arrays[0]):
+            result._version = values[0]._version
+        saved = None
+        if is_grad_enabled():
+            parents = tuple([value._edge if type(value) is Tensor else None for value in values])
+            if any(parents):
+                kept, versions = keep(spec, values, arrays)
+                if spec.keeps_output:
+                    versions.append((len(kept), result._version, result._version[0]))
+                saved = Saved(kept, attributes, versions, output if spec.keeps_output else None)
+                result._edge = (Node(self, parents, saved), 0)
+        if tracing is not None:
+            write_trace(tracing, "forward", self.name, "primitive", arrays, output, saved, start)
+        return result
+
+    def pull(
+        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+    ) -> list[Any]:
+        """Apply the rules of the inputs that need a cotangent."""
+        spec, saved = self.spec, node.saved
+        tracing = trace.current()
+        start = perf_counter() if tracing is not None else 0.0
+        saved.check_versions(spec)
+        xp, inputs, output = namespace.arrays, saved.inputs, saved.output
+        if create_graph:
+            xp, inputs = namespace.tensors, saved.wrapped(node.parents)
+            output = None if output is None else Tensor.wrap(output, (node, 0))
+        results: list[Any] = []
+        for position, needed in enumerate(needs):
+            if not needed:
+                results.append(None)
+                continue
+            rule = spec.vjps(position) if spec.variadic else spec.vjps[position]
+            if rule is None:
+                results.append(None)
+                continue
+            given = saved.inputs[position]
+            cotangent = rule(xp, cotangents[0], output, *inputs, **saved.attributes)
+            results.append(restore(xp, cotangent, given.shape, given.dtype))
+        if tracing is not None:
+            write_trace(tracing, "vjp", self.name, "primitive", saved.inputs, cotangents[0], None, start)
+        return results
+
+    def __reduce__(self) -> Any:
+        return _by_name, (self.name,)
+
+    def __repr__(self) -> str:
+        return f"<operation {self.name}>"
+
+
+def primitive(
+    name: str, *, registry: Registry = REGISTRY, **declaration: Any
+) -> Callable[[Callable[..., Any]], Primitive]:
+    """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,), keeps_output=True, samples=...)`.
+
+    The first parameters, as many as there are rules, are the inputs, the others attributes. The declaration's fields are those of `OpSpec`. The
+    function also joins the namespaces under its own name: as it is for arrays, as an operation for Tensors.
+    """
+
+    def declare(function: Callable[..., Any]) -> Primitive:
+        vjps = declaration["vjps"]
+        spec = OpSpec(
+            name=name,
+            definition=function,
+            inputs=tuple(inspect.signature(function).parameters)[: 1 if callable(vjps) else len(vjps)],
+            documentation=inspect.getdoc(function) or "",
+            origin=origin_of(function),
+            **declaration,
+        )
+        result = Primitive(registry.register(spec))
+        namespace.arrays.define(function.__name__, function)
+        namespace.tensors.define(function.__name__, result)
+        return result
+
+    return declare
+
+
+def origin_of(function: Callable[..., Any]) -> str:
+    """Where a function stands, as `file:line`."""
+    code = inspect.unwrap(function).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def write_trace(
+    tracing: trace.Trace,
+    phase: str,
+    operation: str,
+    kernel: str,
+    arrays: Sequence[Any],
+    output: Any,
+    saved: Saved | None,
+    start: float,
+) -> None:
+    """Add an entry to the trace of a `record()` block."""
+    tracing.append(
+        trace.Entry(
+            phase=phase,
+            operation=operation,
+            kernel=kernel,
+            shapes=tuple(getattr(array, "shape", ()) for array in arrays if array is not None),
+            dtype=str(output.dtype),
+            saved=saved.nbytes if saved is not None else 0,
+            milliseconds=(perf_counter() - start) * 1e3,
+        )
+    )
+
+
+def _by_name(name: str) -> Primitive:
+    return Primitive(REGISTRY.get(name))

@@ -1,0 +1,300 @@
+"""Calling a fused operation: a definition with kernels, and the way back through both.
+
+A `Fused` call runs one kernel and is one node, which is pulled back by the kernel's vjp. Under `create_graph` that vjp is recorded in
+its turn, as a node of `_FusedVjp`, whose own pull-back differentiates the definition. So first-order gradients are the same bits with and
+without `create_graph`, and higher orders come from the definition. Where no kernel serves, or `kernel="definition"` is asked for, the
+definition runs on Tensors and the tape records its primitives; `explain` says which and why.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from . import namespace, trace
+from .autograd import grad
+from .dispatch import Saved, keep, origin_of, write_trace
+from .registry import REGISTRY, Kernel, OpSpec, Registry
+from .rules import Aval
+from .tape import Edge, Node, enable_grad, is_grad_enabled
+from .tensor import Tensor
+
+__all__ = ["DEFINITION", "Explanation", "Fused", "explain", "operation"]
+
+DEFINITION = "definition"
+"""`kernel=DEFINITION` runs the definition instead of a kernel."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one call ran: the kernel, its imported target, and its plan."""
+
+    kernel: Kernel
+    target: Any
+    plan: Any
+
+    def label(self, method: str, dtype: Any) -> str:
+        return f"{self.kernel.target}.{method} {np.dtype(dtype).name}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel a call runs, and why each other one does not. `kernel` is None where the definition runs."""
+
+    operation: str
+    kernel: Kernel | None
+    reasons: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.operation, *(f"  {name:<52} {reason}" for name, reason in self.reasons)])
+
+
+class Fused:
+    """A fused operation: `op(*inputs, kernel=None, **attributes)` on Tensors and arrays. Made by `@operation`."""
+
+    def __init__(self, spec: OpSpec):
+        functools.update_wrapper(self, spec.definition)
+        self.spec = spec
+        self.name = spec.name
+        self._vjp = _FusedVjp(spec)
+
+    def __call__(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Tensor:
+        """The output alone."""
+        return self.call(inputs, attributes, kernel)[0]
+
+    def call(
+        self, inputs: tuple[Any, ...], attributes: Mapping[str, Any], kernel: str | None = None
+    ) -> tuple[Tensor, tuple[np.ndarray, ...]]:
+        """The output, and the auxiliary arrays (such as mean and variance), which are not differentiable.
+
+        kernel: the name of the kernel to run, or "definition"; default: by size.
+        """
+        spec = self.spec
+        tracing = trace.current()
+        start = perf_counter() if tracing is not None else 0.0
+        arrays = self._arrays(inputs)
+        plan = _plan(spec, arrays, attributes)
+        chosen = _choose(spec, plan, arrays[0], kernel)
+        if chosen is None:
+            output, aux = spec.definition(namespace.tensors, *inputs, **attributes)
+            return output, tuple(value.data if isinstance(value, Tensor) else value for value in aux)
+        run = _Run(chosen, chosen.resolve(), plan)
+        output, aux = run.target.forward(plan, *arrays)
+        result = Tensor.wrap(output)
+        saved = None
+        if is_grad_enabled():
+            parents = tuple([value._edge if type(value) is Tensor else None for value in inputs])
+            if any(parents[position] for position in spec.gradients):
+                kept, versions = keep(spec, inputs, arrays)
+                saved = Saved(kept, attributes, versions, aux=aux, run=run)
+                result._edge = (Node(self, parents, saved), 0)
+        if tracing is not None:
+            write_trace(tracing, "forward", self.name, run.label("forward", output.dtype), arrays, output, saved, start)
+        return result, aux
+
+    def _arrays(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
+        """The arrays of the inputs; those that have a gradient share the dtype of the first."""
+        spec = self.spec
+        if len(inputs) != len(spec.inputs):
+            raise TypeError(f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}")
+        arrays = []
+        for position, (name, value) in enumerate(zip(spec.inputs, inputs, strict=True)):
+            array = value._array if type(value) is Tensor else None if value is None else np.asarray(value)
+            if array is None and position == 0:
+                raise TypeError(f"{spec.name}: {name} is None, wanted a Tensor or an array")
+            if array is not None and position in spec.gradients:
+                wanted = arrays[0].dtype if arrays else None
+                if array.dtype.name not in spec.dtypes or (wanted is not None and array.dtype != wanted):
+                    raise TypeError(
+                        f"{spec.name}: {name} has dtype {array.dtype}, wanted "
+                        f"{wanted if wanted is not None else ' or '.join(spec.dtypes)}; convert it with .astype()"
+                    )
+            arrays.append(array)
+        return tuple(arrays)
+
+    def pull(
+        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+    ) -> Sequence[Any]:
+        """Run the kernel's vjp; record it where the pass is recorded."""
+        spec, saved = self.spec, node.saved
+        tracing = trace.current()
+        start = perf_counter() if tracing is not None else 0.0
+        saved.check_versions(spec)
+        cotangent = cotangents[0]
+        array = cotangent._array if type(cotangent) is Tensor else np.asarray(cotangent)
+        run = saved.run
+        arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
+        results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
+        results += [None] * (len(needs) - len(results))
+        for position, needed in enumerate(needs):
+            if needed:
+                if results[position] is None:
+                    label = run.label("vjp", array.dtype)
+                    raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
+                results[position] = results[position].reshape(saved.inputs[position].shape)  # a view: kernels see weight as [M]
+        if tracing is not None:
+            write_trace(tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start)
+        if not create_graph:
+            return results
+        parents = (*node.parents, cotangent._edge if type(cotangent) is Tensor else None)
+        kept = Saved((*saved.inputs, array), saved.attributes, saved.versions, run=tuple(needs))
+        recorded = Node(self._vjp, parents, kept, outputs=len(results))
+        return [
+            None if result is None else Tensor.wrap(result, (recorded, position))
+            for position, result in enumerate(results)
+        ]
+
+    def explain(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
+        """Which kernel this call would run, and why each other one would not."""
+        arrays = self._arrays(inputs)
+        plan = _plan(self.spec, arrays, attributes)
+        chosen = _choose(self.spec, plan, arrays[0], kernel)
+        return Explanation(self.name, chosen, _reasons(self.spec, plan, arrays[0], kernel, chosen))
+
+    def __reduce__(self) -> Any:
+        return _by_name, (self.name,)
+
+    def __repr__(self) -> str:
+        return f"<operation {self.name}>"
+
+
+class _FusedVjp:
+    """The pull-back of a fused operation as an operation of its own: (inputs, cotangent) -> gradients."""
+
+    def __init__(self, spec: OpSpec):
+        self.spec = spec
+        self.name = f"vjp of {spec.name}"
+
+    def pull(
+        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+    ) -> Sequence[Any]:
+        """Differentiate the definition twice: once for the gradients that were recorded, once along `cotangents`."""
+        spec, saved = self.spec, node.saved
+        saved.check_versions(spec)
+        with enable_grad():
+            copies = self._copies(saved, node.parents, create_graph)
+            *primals, cotangent = copies
+            output, _ = spec.definition(namespace.tensors, *primals, **saved.attributes)
+            first = [p for p, wanted in zip(primals, saved.run, strict=True) if wanted]
+            gradients = grad(output, first, cotangent, create_graph=True, allow_unused=True)
+            given = [c for c, wanted in zip(cotangents, saved.run, strict=True) if wanted]
+            pairs = [(g, c) for g, c in zip(gradients, given, strict=True) if g is not None and c is not None and g.requires_grad]
+            wanted_inputs = [copy for copy, needed in zip(copies, needs, strict=True) if needed]
+            results = grad(
+                [g for g, _ in pairs], wanted_inputs, [c for _, c in pairs], True, create_graph, allow_unused=True
+            )
+        found = iter(results)
+        return [_as_cotangent(next(found), create_graph) if needed else None for needed in needs]
+
+    def _copies(self, saved: Saved, parents: Sequence[Edge | None], create_graph: bool) -> list[Any]:
+        """The inputs and the cotangent, each at a place of its own on the tape: a tensor that was passed twice counts once for each use,
+        and what one input was computed from does not leak into the derivative by another."""
+        copies: list[Any] = []
+        for position, (value, edge) in enumerate(zip(saved.inputs, parents, strict=True)):
+            if type(value) is Aval:  # the derivative does not depend on its values
+                value = np.zeros(value.shape, value.dtype)
+            differentiable = position == len(parents) - 1 or position in self.spec.gradients
+            if not isinstance(value, np.ndarray) or not differentiable:
+                copies.append(value)
+            elif create_graph and edge is not None:
+                connected = Tensor.wrap(value, edge)
+                copies.append(connected.reshape(connected.shape))
+            else:
+                leaf = Tensor.wrap(value)
+                leaf.requires_grad = True
+                copies.append(leaf)
+        return copies
+
+
+def _as_cotangent(value: Tensor | None, create_graph: bool) -> Any:
+    return value if value is None or create_graph else value._array
+
+
+def explain(operation: str | Fused, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
+    """Which kernel a call of `operation` (or its name) with these inputs and attributes would run, and why each other one would not."""
+    if isinstance(operation, str):
+        spec = REGISTRY.get(operation)
+        if not spec.fused:
+            return Explanation(spec.name, None, ((spec.origin, "runs: a primitive, NumPy on the CPU"),))
+        operation = Fused(spec)
+    return operation.explain(*inputs, kernel=kernel, **attributes)
+
+
+def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    """What a kernel is told about the call."""
+    if spec.plan is None:
+        return attributes
+    return spec.plan(tuple([None if array is None else array.shape for array in arrays]), attributes)
+
+
+def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kernel | None:
+    """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None for the definition."""
+    chosen = None
+    if requested != DEFINITION:
+        for kernel in spec.kernels:
+            fits = array.size >= kernel.preferred_from if requested is None else requested == kernel.name
+            if fits and kernel.refusal(plan, array.dtype, "cpu") is None:
+                chosen = kernel
+        if chosen is None and requested is not None:
+            why = _reasons(spec, plan, array, requested, None)
+            raise ValueError(
+                f"{spec.name}: kernel={requested!r} cannot run this call ({'; '.join(f'{n}: {r}' for n, r in why[:-1])}); "
+                f"leave kernel= out, or pass {DEFINITION!r}"
+            )
+    return chosen
+
+
+def _reasons(
+    spec: OpSpec, plan: Any, array: Any, requested: str | None, chosen: Kernel | None
+) -> tuple[tuple[str, str], ...]:
+    """For each kernel and the definition, why it runs or does not."""
+    reasons = []
+    for kernel in spec.kernels:
+        reason = kernel.refusal(plan, array.dtype, "cpu")
+        if reason is None and kernel is chosen:
+            reason = "runs"
+        elif reason is None and requested is not None:
+            reason = f"is named {kernel.name!r}, kernel={requested!r} was asked for"
+        elif reason is None:
+            few = array.size < kernel.preferred_from
+            reason = f"preferred from {kernel.preferred_from:,} elements, these are {array.size:,}" if few else "gives way to a later kernel"
+        reasons.append((kernel.target, reason))
+    if chosen is not None:
+        last = "serves higher orders, and is the reference"
+    else:
+        last = "runs: asked for" if requested == DEFINITION else "runs: no kernel serves this call"
+    return (*reasons, (DEFINITION, last))
+
+
+def _by_name(name: str) -> Fused:
+    return Fused(REGISTRY.get(name))
+
+
+def operation(
+    name: str, *, registry: Registry = REGISTRY, **declaration: Any
+) -> Callable[[Callable[..., Any]], Fused]:
+    """Declare a definition as a fused operation: `@operation("norm::layer_norm", kernels=..., plan=..., samples=...)`.
+
+    The definition's first parameter is the namespace `xp`; the other positional ones are the inputs (None where an optional one is absent),
+    keywords are attributes; it returns `(output, aux)`. The declaration's fields are those of `OpSpec`.
+    """
+
+    def declare(definition: Callable[..., Any]) -> Fused:
+        parameters = list(inspect.signature(definition).parameters.values())[1:]
+        spec = OpSpec(
+            name=name,
+            definition=definition,
+            inputs=tuple(p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY),
+            documentation=inspect.getdoc(definition) or "",
+            origin=origin_of(definition),
+            **declaration,
+        )
+        return Fused(registry.register(spec))
+
+    return declare

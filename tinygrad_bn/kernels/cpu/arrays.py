@@ -1,0 +1,58 @@
+"""What the host does to arrays before and after a kernel: layout, absent weight and bias, shapes of the gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Statistics = tuple[Array, Array, Array]
+Gradients = tuple[Array | None, Array | None, Array | None]
+
+
+def contiguous(array: Array, shape: Sequence[int]) -> Array:
+    """The array in the shape of a view, contiguous and aligned as drivers need it. Copies only where it has to."""
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        array = array.copy(order="C")
+    return array.reshape(shape)
+
+
+def affine(array: Array | None, absent: float, dtype: np.dtype, size: int) -> Array:
+    """Weight or bias as a flat array, filled with the number that changes nothing where it is absent."""
+    if array is None:
+        return np.full(size, absent, dtype)
+    return contiguous(array, (size,))
+
+
+def new_statistics(count: int, x: Array) -> Statistics:
+    """Room for mean, variance and rstd; NaN where x is empty, as the mean of no values is."""
+    mean, variance, rstd = np.full((3, count), np.nan) if x.size == 0 else np.empty((3, count))
+    return mean, variance, rstd
+
+
+def running_statistics(running_mean: Array, running_var: Array, eps: float) -> Statistics:
+    """The statistics of inference, as copies in float64."""
+    mean = np.array(running_mean, np.float64).reshape(-1)
+    variance = np.array(running_var, np.float64).reshape(-1)
+    with np.errstate(all="ignore"):
+        return mean, variance, 1 / np.sqrt(variance + eps)
+
+
+def gradients(
+    needs: Sequence[bool], dx: Array, dweight: Array, dbias: Array, weight: Array | None, bias: Array | None
+) -> Gradients:
+    """The gradients that are needed, from dx and the sums [Z, channels] of dweight and dbias in float64.
+
+    dweight and dbias get the shape of weight, or of bias where weight is absent.
+    """
+    like = bias if weight is None else weight
+    shape = dweight.shape[1:] if like is None else like.shape
+    return (
+        dx if needs[0] else None,
+        dweight.sum(axis=0).astype(dx.dtype).reshape(shape) if needs[1] else None,
+        dbias.sum(axis=0).astype(dx.dtype).reshape(shape) if needs[2] else None,
+    )

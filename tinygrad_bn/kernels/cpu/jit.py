@@ -1,0 +1,120 @@
+"""How the CPU kernels are compiled: one source for each driver, a sequential and a parallel twin, one dtype at a time.
+
+A *body* does the work of one task; a *driver* is a thin loop over tasks that calls it. The tasks depend on the shape
+of the problem alone, and their partial results are combined in their order, so that the twins give the same bits
+whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import types
+
+# Vectorizes sums and contracts to fused multiply-adds, but assumes nothing about NaN and infinity, which propagate.
+OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+
+INT = types.int64
+DOUBLE = types.float64
+FLAG = types.boolean
+
+
+def read(dtype: types.Type, ndim: int) -> types.Array:
+    """The type of an input array. Read-only serves writable arrays as well: one compiled variant, not two."""
+    return types.Array(dtype, ndim, "C", readonly=True)
+
+
+def write(dtype: types.Type, ndim: int) -> types.Array:
+    """The type of an array that a kernel fills."""
+    return types.Array(dtype, ndim, "C")
+
+
+def body(function: Callable[..., Any]) -> Any:
+    """Compile a function for the use of drivers. It is kept in their caches and has none of its own."""
+    return numba.njit(**OPTIONS)(function)
+
+
+class Driver:
+    """A driver, compiled for a dtype when first asked for: ``driver[x.dtype](x, …)``.
+
+    The signature is explicit, hence the arrays must be contiguous and aligned (see ``arrays.contiguous``): numba checks the
+    layout but silently accepts an unaligned array.
+    """
+
+    def __init__(self, source: Callable[..., None], signature: Callable[[types.Type], tuple], parallel: bool):
+        self._source = source
+        self._signature = signature
+        self._parallel = parallel
+        self._compiled: dict[np.dtype, Any] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, dtype: np.dtype) -> Any:
+        try:
+            return self._compiled[dtype]
+        except KeyError:
+            return self._compile(dtype)
+
+    def _compile(self, dtype: np.dtype) -> Any:
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(
+                f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 and float64"
+            )
+        with self._lock:
+            if dtype not in self._compiled:
+                # The GIL is kept: it protects the workqueue threading layer, which aborts when two Python threads
+                # enter it, and a small kernel beside a busy Python thread is much slower without it.
+                dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy())
+                try:
+                    dispatcher.enable_caching()
+                except RuntimeError:
+                    pass  # numba found no folder that it may write to: compile in every process
+                dispatcher.compile(self._signature(numba.from_dtype(dtype)))
+                dispatcher.disable_compile()
+                self._compiled[dtype] = dispatcher
+        return self._compiled[dtype]
+
+    def _distinct_copy(self) -> FunctionType:
+        """The source under a name of its own, because numba's disk cache goes by name and file.
+
+        Its key knows neither ``parallel`` nor the files that bodies come from: without the twin in the name one twin
+        would be loaded for the other, without the fingerprint old code would outlive a change of a body.
+        """
+        source = self._source
+        assert isinstance(source, FunctionType)
+        name = f"{source.__name__}_{'parallel' if self._parallel else 'sequential'}_{_fingerprint()}"
+        copy = FunctionType(source.__code__, source.__globals__, name, source.__defaults__, source.__closure__)
+        copy.__qualname__ = name
+        copy.__module__ = source.__module__
+        return copy
+
+
+class Twins(NamedTuple):
+    """Two drivers made of one source."""
+
+    sequential: Driver
+    parallel: Driver
+
+
+def twins(signature: Callable[[types.Type], tuple]) -> Callable[[Callable[..., None]], Twins]:
+    """Make the twins of a driver, whose argument types are ``signature(dtype)``. In it, loop over ``numba.prange``."""
+
+    def decorate(source: Callable[..., None]) -> Twins:
+        return Twins(Driver(source, signature, False), Driver(source, signature, True))
+
+    return decorate
+
+
+@cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

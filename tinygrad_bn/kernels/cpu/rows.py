@@ -1,0 +1,185 @@
+"""The family *rows*: LayerNorm and RMSNorm, which normalize each row of [R, B].
+
+Forward, for one row with mean μ and variance σ² (RMSNorm: μ = 0 and the mean square)::
+
+    rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
+
+Backward, with g the cotangent times the weight (RMSNorm: without the first mean)::
+
+    dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_rows cotangent · x̂     dbias = Σ_rows cotangent
+
+x̂ is made anew from x, mean and rstd: it is never stored. In the dtype of x, which may be float32, the mean is
+applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import prange
+
+from ..views import Rows
+from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
+from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .sums import add_moments, add_up, sum_squares
+
+# Rows are handed out in tasks of about so many values.
+FORWARD_TASK = 16384
+# A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
+MOST_BACKWARD_ROWS = 64
+BACKWARD_TASKS = 16
+
+
+@body
+def normalize_rows(x, weight, bias, eps, centred, y, mean, variance, rstd):
+    length = x.shape[1]
+    for r in range(x.shape[0]):
+        row = x[r]
+        out = y[r]
+        if centred:
+            count, row_mean, squares = add_moments(row, 0, 0.0, 0.0)
+        else:
+            row_mean, squares = 0.0, sum_squares(row)
+        row_variance = squares / length
+        row_rstd = 1.0 / np.sqrt(row_variance + eps)
+        mean[r] = row_mean
+        variance[r] = row_variance
+        rstd[r] = row_rstd
+        centre = x.dtype.type(row_mean)
+        scale = x.dtype.type(row_rstd)
+        shift = x.dtype.type((centre - row_mean) * row_rstd)
+        for j in range(length):
+            out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+
+
+@twins(
+    lambda T: (
+        *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
+        *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+    )
+)
+def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
+    for task in prange((x.shape[0] + step - 1) // step):
+        a = task * step
+        b = min(a + step, x.shape[0])
+        normalize_rows(x[a:b], weight, bias, eps, centred, y[a:b], mean[a:b], variance[a:b], rstd[a:b])
+
+
+@body
+def differentiate_rows(need_x, need_affine, cotangent, x, weight, mean, rstd, centred, dx, sums):
+    dweight, dbias = sums
+    length = x.shape[1]
+    zero = x.dtype.type(0)
+    for r in range(x.shape[0]):
+        g = cotangent[r]
+        row = x[r]
+        centre = x.dtype.type(mean[r])
+        scale = x.dtype.type(rstd[r])
+        shift = x.dtype.type((centre - mean[r]) * rstd[r])
+        total = zero
+        moment = zero
+        if need_affine:
+            for j in range(length):
+                normalized = (row[j] - centre) * scale + shift
+                dweight[j] += g[j] * normalized
+                dbias[j] += g[j]
+                total += g[j] * weight[j]
+                moment += g[j] * weight[j] * normalized
+        else:
+            for j in range(length):
+                normalized = (row[j] - centre) * scale + shift
+                total += g[j] * weight[j]
+                moment += g[j] * weight[j] * normalized
+        if need_x:
+            out = dx[r]
+            along = -x.dtype.type(moment / length)
+            offset = -x.dtype.type(total / length) if centred else zero
+            for j in range(length):
+                normalized = (row[j] - centre) * scale + shift
+                out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+
+
+@twins(
+    lambda T: (
+        *(FLAG, FLAG, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1), FLAG),
+        *(write(T, 2), write(T, 2), write(T, 2), write(DOUBLE, 1), write(DOUBLE, 1)),
+    )
+)
+def backward(
+    need_x, need_affine, step, cotangent, x, weight, mean, rstd, centred, dx, dweights, dbiases, dweight, dbias
+):
+    for task in prange((x.shape[0] + step - 1) // step):
+        a = task * step
+        b = min(a + step, x.shape[0])
+        g, rows, out = cotangent[a:b], x[a:b], dx[a:b]
+        sums = (dweights[task], dbiases[task])
+        differentiate_rows(need_x, need_affine, g, rows, weight, mean[a:b], rstd[a:b], centred, out, sums)
+    if need_affine:
+        add_up(dweights, dweight)
+        add_up(dbiases, dbias)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsKernel:
+    """The kernel of the view Rows, made of one twin of each driver."""
+
+    forward_driver: Driver
+    backward_driver: Driver
+
+    def forward(
+        self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
+    ) -> tuple[Array, Statistics]:
+        y = np.empty(x.shape, x.dtype)
+        statistics = new_statistics(plan.rows, x)
+        if x.size:
+            step = max(1, FORWARD_TASK // plan.length)
+            self.forward_driver[x.dtype](
+                step,
+                contiguous(x, plan.shape),
+                affine(weight, 1, x.dtype, plan.length),
+                affine(bias, 0, x.dtype, plan.length),
+                plan.eps,
+                plan.centred,
+                y.reshape(plan.shape),
+                *statistics,
+            )
+        return y, statistics
+
+    def vjp(
+        self,
+        plan: Rows,
+        needs: Sequence[bool],
+        cotangent: Array,
+        arrays: Sequence[Array | None],
+        aux: Statistics,
+    ) -> Gradients:
+        x, weight, bias = arrays
+        need_x, need_affine = needs[0], needs[1] or needs[2]
+        dx = np.empty(x.shape if need_x else 0, x.dtype)
+        dweight, dbias = np.zeros((2, 1, plan.length))
+        if x.size and any(needs):
+            step = min(MOST_BACKWARD_ROWS, max(1, plan.rows // BACKWARD_TASKS))
+            partials = (-(-plan.rows // step), plan.length if need_affine else 0)
+            self.backward_driver[x.dtype](
+                need_x,
+                need_affine,
+                step,
+                contiguous(cotangent, plan.shape),
+                contiguous(x, plan.shape),
+                affine(weight, 1, x.dtype, plan.length),
+                aux[0],
+                aux[2],
+                plan.centred,
+                dx.reshape(plan.shape if need_x else (0, plan.length)),
+                np.zeros(partials, x.dtype),
+                np.zeros(partials, x.dtype),
+                dweight[0],
+                dbias[0],
+            )
+        return gradients(needs, dx, dweight, dbias, weight, bias)
+
+
+sequential = RowsKernel(forward.sequential, backward.sequential)
+parallel = RowsKernel(forward.parallel, backward.parallel)

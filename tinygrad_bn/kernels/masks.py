@@ -1,0 +1,76 @@
+"""The plans of the dropout kernels: which decisions, drawn how, and shared by which elements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .philox import Quantised, as_word
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Drop by the decisions of a mask of `mask_shape`, broadcast over `shape`, and multiply the survivors by `scale`.
+
+    Args:
+        shape: the shape of the input.
+        mask_shape: the same, but 1 along the axes whose elements share a decision.
+        seed, stream, call: the 64-, 32- and 32-bit integers that pick the mask.
+        quantised: the probability of dropping, from `philox.quantise`.
+        scale: the factor of the survivors: `quantised.survivor_scale`, or 1.
+
+    Raises:
+        TypeError, ValueError: `mask_shape` does not broadcast to `shape` axis by axis, or an integer is out of range.
+    """
+
+    shape: tuple[int, ...]
+    mask_shape: tuple[int, ...]
+    seed: int
+    stream: int
+    call: int
+    quantised: Quantised
+    scale: float
+
+    def __post_init__(self) -> None:
+        as_word("Mask", "seed", self.seed, 64)
+        as_word("Mask", "stream", self.stream, 32)
+        as_word("Mask", "call", self.call, 32)
+        # The kernels index the decisions by these shapes, unchecked.
+        if len(self.mask_shape) != len(self.shape) or any(
+            m not in (1, n) for m, n in zip(self.mask_shape, self.shape, strict=True)
+        ):
+            raise ValueError(
+                f"Mask: mask_shape must have 1 or the length of shape {self.shape} along each axis, got {self.mask_shape}"
+            )
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions the mask holds."""
+        return math.prod(self.mask_shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiply by `factor`, a float: dropout at inference where training did not scale the survivors."""
+
+    factor: float
+
+
+def runs(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """The shape with neighbouring axes merged as far as the mask allows: (length, step between decisions) each.
+
+    The step is 0 for a run that shares its decisions; kinds alternate, and the last run is the fastest. For example
+    (N, C, H, W) under a mask of (N, C, 1, 1) is ((N·C, 1), (H·W, 0)).
+    """
+    merged: list[tuple[int, int]] = []
+    step = 1
+    for length, own in zip(reversed(shape), reversed(mask_shape), strict=True):
+        if length == 1:
+            continue
+        axis_step = step if own == length else 0
+        if merged and (merged[-1][1] == 0) == (axis_step == 0):
+            merged[-1] = (merged[-1][0] * length, merged[-1][1])
+        else:
+            merged.append((length, axis_step))
+        step *= own
+    return tuple(reversed(merged)) or ((1, 1),)

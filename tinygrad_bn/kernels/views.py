@@ -1,0 +1,134 @@
+"""The canonical views: BatchNorm, LayerNorm, InstanceNorm and GroupNorm as three reduction problems.
+
+A view is the plan that a kernel is given. It says how to read a contiguous array, without copying it, as an array
+of two, three or five axes, and which of those are reduced:
+
+====== =================== ============================= ================================ =====================
+view   x is read as        reduced                       statistics                       affine index
+====== =================== ============================= ================================ =====================
+Rows   [R, B]              B                             [R]                              b
+Split  [Z, A, S, K, L]     A, K, L                       [Z * S]                          s * K + k
+Cols   [Z, A, M]           A and B neighbours along M    [Z * (M // B)], index m // B     m
+====== =================== ============================= ================================ =====================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """x as ``[rows, length]``: each row is normalized; ``centred=False`` is RMSNorm."""
+
+    rows: int
+    length: int
+    eps: float
+    centred: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.rows, self.length)
+
+    @property
+    def statistics(self) -> int:
+        return self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """x as ``[Z, A, S, K, L]``, one statistic for each (z, s): channels first."""
+
+    Z: int
+    A: int
+    S: int
+    K: int
+    L: int
+    eps: float
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        return (self.Z, self.A, self.S, self.K, self.L)
+
+    @property
+    def statistics(self) -> int:
+        return self.Z * self.S
+
+    @property
+    def channels(self) -> int:
+        return self.S * self.K
+
+
+@dataclass(frozen=True, slots=True)
+class Cols:
+    """x as ``[Z, A, M]``, one statistic for each z and each B neighbours along M: channels last."""
+
+    Z: int
+    A: int
+    M: int
+    B: int
+    eps: float
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.Z, self.A, self.M)
+
+    @property
+    def statistics(self) -> int:
+        return self.Z * (self.M // self.B)
+
+    @property
+    def channels(self) -> int:
+        return self.M
+
+
+def layer_norm_view(shape: Sequence[int], normalized_ndim: int, eps: float, centred: bool = True) -> Rows:
+    """The view of LayerNorm, or RMSNorm where not ``centred``, over the last ``normalized_ndim`` axes."""
+    if not 1 <= normalized_ndim <= len(shape):
+        raise ValueError(
+            f"layer_norm_view: normalized_ndim is {normalized_ndim}, but must lie between 1 and the number of "
+            f"axes of x, {len(shape)} for shape {tuple(shape)}"
+        )
+    first = len(shape) - normalized_ndim
+    return Rows(prod(shape[:first]), prod(shape[first:]), eps, centred)
+
+
+def batch_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> Split | Cols:
+    """The view of BatchNorm: one statistic for each channel, over the batch and all spatial axes."""
+    batch, channels, spatial = _batch_channels_spatial("batch_norm_view", shape, channel_axis)
+    if channel_axis == -1 or spatial == 1:
+        return Cols(1, batch * spatial, channels, 1, eps)
+    return Split(1, batch, channels, 1, spatial, eps)
+
+
+def instance_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> Split | Cols:
+    """The view of InstanceNorm: one statistic for each sample and channel, over all spatial axes."""
+    batch, channels, spatial = _batch_channels_spatial("instance_norm_view", shape, channel_axis)
+    if channel_axis == -1 or spatial == 1:
+        return Cols(batch, spatial, channels, 1, eps)
+    return Split(batch, 1, channels, 1, spatial, eps)
+
+
+def group_norm_view(shape: Sequence[int], num_groups: int, channel_axis: int, eps: float) -> Split | Cols:
+    """The view of GroupNorm: one statistic for each sample and group of C / ``num_groups`` neighbouring channels."""
+    batch, channels, spatial = _batch_channels_spatial("group_norm_view", shape, channel_axis)
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(
+            f"group_norm_view: num_groups is {num_groups}, but must be positive and divide the number of "
+            f"channels, {channels} for shape {tuple(shape)} with channel_axis {channel_axis}"
+        )
+    members = channels // num_groups
+    if channel_axis == -1 or spatial == 1:
+        return Cols(batch, spatial, channels, max(members, 1), eps)
+    return Split(batch, 1, num_groups, members, spatial, eps)
+
+
+def _batch_channels_spatial(caller: str, shape: Sequence[int], channel_axis: int) -> tuple[int, int, int]:
+    if channel_axis not in (1, -1):
+        raise ValueError(f"{caller}: channel_axis is {channel_axis}, but must be 1 (channels first) or -1 (channels last)")
+    if len(shape) < 2:
+        raise ValueError(f"{caller}: x has shape {tuple(shape)}, but must have a batch and a channel axis at least")
+    spatial = shape[2:] if channel_axis == 1 else shape[1:-1]
+    return shape[0], shape[channel_axis], prod(spatial)

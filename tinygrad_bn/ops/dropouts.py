@@ -1,0 +1,157 @@
+"""Dropout. The mask is a function of (seed, stream, call number) and of the element's index, in the format of `kernels/philox.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..fused import operation
+from ..kernels import philox
+from ..kernels.masks import Mask, Scale
+from ..random import Generator, default_generator
+from ..registry import Kernel, Sample
+from ..tensor import Tensor
+from .checks import shape_of
+
+__all__ = ["dropout"]
+
+MODULE = "tinygrad_bn.kernels.cpu.dropout"
+MODES = ("upscale_in_train", "downscale_in_infer")
+PARALLEL_FROM = 1 << 16
+
+
+def _samples(rng: np.random.Generator) -> Iterator[Sample]:
+    for shape, mask_shape in (((7,), (7,)), ((3, 5), (3, 5)), ((3, 4, 5), (3, 4, 1)), ((2, 3, 4), (2, 1, 4)), ((), ())):
+        for p, scale in ((0.5, 2.0), (0.25, 1.0), (0.0, 1.0), (1.0, 1.0)):
+            attributes = {"p": p, "mask_shape": mask_shape, "seed": 7, "stream": 0, "call": 3, "scale": scale}
+            yield Sample(f"{shape} mask {mask_shape} p {p}", (rng.normal(size=shape),), attributes)
+
+
+def _hard(rng: np.random.Generator) -> Iterator[Sample]:
+    attributes = {"mask_shape": (40,), "seed": 2**64 - 1, "stream": 2**32 - 1, "call": 2**32 - 1, "scale": 1.0}
+    for p in (1e-3, 0.5, 1 - 1e-3):
+        yield Sample(f"p {p}", (rng.normal(size=40) * 1e4,), {**attributes, "p": p})
+
+
+def _errors(rng: np.random.Generator) -> Iterator[Sample]:
+    x = rng.normal(size=(3, 4))
+    yield Sample("p above 1", (x,), {"p": 1.5}, ValueError, "p")
+    yield Sample("p NaN", (x,), {"p": float("nan")}, ValueError, "p")
+    yield Sample("p that rounds to 0", (x,), {"p": 1e-12}, ValueError, "p")
+    yield Sample("mode", (x,), {"mode": "sideways"}, ValueError, "mode is 'sideways'")
+    yield Sample("axis", (x,), {"axis": 2}, ValueError, "axis is 2")
+    yield Sample("a list", ([1.0, 2.0],), {}, TypeError, "input is list")
+    yield Sample("generator", (x,), {"generator": 3}, TypeError, "generator is int")
+
+
+@operation(
+    "dropout::dropout",
+    kernels=(
+        Kernel("sequential", f"{MODULE}:sequential", plan=Mask),
+        Kernel("parallel", f"{MODULE}:parallel", plan=Mask, preferred_from=PARALLEL_FROM),
+    ),
+    plan=lambda shapes, a: Mask(
+        shapes[0], a["mask_shape"], a["seed"], a["stream"], a["call"], philox.quantise(a["p"]), a["scale"]
+    ),
+    samples=_samples,
+    hard_samples=_hard,
+    error_samples=_errors,
+    terms="mask",
+    rng=True,
+    bench_shapes=((32, 64, 56, 56), (1000, 1000), (10,)),
+    public="tinygrad_bn.functional:dropout",
+)
+def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
+    """y = x · scale where the mask of (seed, stream, call) keeps, 0 elsewhere."""
+    mask = philox.keep_mask(seed, stream, call, p, mask_shape)
+    return xp.where(mask, input * scale, 0.0), ()
+
+
+@operation(
+    "dropout::scale",
+    kernels=(
+        Kernel("sequential", f"{MODULE}:sequential_scale", plan=Scale),
+        Kernel("parallel", f"{MODULE}:parallel_scale", plan=Scale, preferred_from=PARALLEL_FROM),
+    ),
+    plan=lambda shapes, attributes: Scale(attributes["factor"]),
+    samples=lambda rng: [Sample(f"{shape}", (rng.normal(size=shape),), {"factor": 0.75}) for shape in ((7,), (3, 4, 5), ())],
+    terms="mask",
+    bench_shapes=((32, 64, 56, 56),),
+)
+def _scale(xp, input, *, factor):
+    """y = x · factor: dropout at inference where training did not scale the survivors."""
+    return input * factor, ()
+
+
+def dropout(
+    input: Any,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    mode: str = "upscale_in_train",
+    axis: int | Sequence[int] | None = None,
+    generator: Generator | None = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """Dropout: zero each element with probability p.
+
+    | mode | training | inference |
+    |---|---|---|
+    | "upscale_in_train" | y = mask · x / (1 − p) | y = x |
+    | "downscale_in_infer" | y = mask · x | y = (1 − p) · x |
+
+    p counts for each element by itself: 12 elements at p = 0.5 need not give six zeros. It is rounded to a multiple of 2⁻¹⁶ (2⁻³² where that
+    would change p or 1 − p by more than 0.1 %), and the same rounded p scales. A dropped element is 0 even where x is NaN or infinite.
+
+    Args:
+        input: any shape, float32 or float64.
+        p: the probability of dropping, 0 to 1, both exact.
+        training: draw a mask; each such call takes one call number of the generator.
+        axis: the axes along which the mask varies; the elements along the others share a decision. Default: all.
+            For input [N, C, H, W], axis=(0, 1) drops whole feature maps.
+        generator: where the mask comes from; default: the one that `manual_seed` sets.
+        kernel: "sequential", "parallel" or "definition"; default: by size.
+
+    Raises:
+        ValueError: p, mode or axis is out of range. TypeError: another dtype or type.
+
+    Source: Srivastava et al., Dropout, 2014, section 4.
+    """
+    shape = shape_of("dropout", input)
+    if mode not in MODES:
+        raise ValueError(f"dropout: mode is {mode!r}, wanted {' or '.join(map(repr, MODES))}")
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(f"dropout: generator is {type(generator).__name__}, wanted a tinygrad_bn.Generator or None")
+    quantised = philox.quantise(p)
+    mask_shape = _mask_shape(shape, axis)
+    upscale = mode == "upscale_in_train"
+    if not training:
+        return _identity(input) if upscale else _scale(input, kernel=kernel, factor=1.0 - quantised.p)
+    key = (generator or default_generator()).next_call()
+    attributes: Mapping[str, Any] = {
+        "p": p,
+        "mask_shape": mask_shape,
+        "seed": key.seed,
+        "stream": key.stream,
+        "call": key.call,
+        "scale": quantised.survivor_scale if upscale else 1.0,
+    }
+    return _dropout(input, kernel=kernel, **attributes)
+
+
+def _identity(input: Any) -> Tensor:
+    return input if isinstance(input, Tensor) else Tensor(input)
+
+
+def _mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The shape of the mask: 1 along the axes that share a decision."""
+    if axis is None:
+        return shape
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in axes:
+        if not -len(shape) <= a < len(shape):
+            raise ValueError(f"dropout: axis is {a}, wanted {-len(shape)} to {len(shape) - 1} for an input of shape {shape}")
+    varying = {a % len(shape) for a in axes}
+    return tuple(n if a in varying else 1 for a, n in enumerate(shape))

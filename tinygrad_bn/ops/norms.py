@@ -1,0 +1,443 @@
+"""The normalizations. Each is a definition of a few lines, its kernels, and the public function beside it.
+
+All of them are y = (x − E[x]) / √(Var[x] + ε) · weight + bias, with the biased variance; they differ in the axes over which the mean
+and the variance are taken. RMSNorm leaves out the mean. At inference, BatchNorm and InstanceNorm take both from running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..fused import operation
+from ..kernels import views
+from ..registry import Kernel
+from ..tensor import Tensor
+from . import norm_samples as samples
+from .checks import check_affine, check_channel_axis, check_eps, check_rank, shape_of
+from .running import Running
+
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+
+PARALLEL_FROM = 1 << 16
+"""Elements below which starting threads costs more than it saves."""
+
+
+def _kernels(view: type, suffix: str = "") -> tuple[Kernel, ...]:
+    """The sequential and the parallel twin that serve a view."""
+    module = f"tinygrad_bn.kernels.cpu.{view.__name__.lower()}"
+    return (
+        Kernel("sequential", f"{module}:sequential{suffix}", plan=view),
+        Kernel("parallel", f"{module}:parallel{suffix}", plan=view, preferred_from=PARALLEL_FROM),
+    )
+
+
+ROWS = _kernels(views.Rows)
+CHANNELS = _kernels(views.Split) + _kernels(views.Cols)
+CHANNELS_INFERENCE = _kernels(views.Split, "_inference") + _kernels(views.Cols, "_inference")
+
+
+# What the definitions share
+
+
+def _standardize(xp: Any, x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any, Any]:
+    """(x − mean) / √(variance + eps) over `axes`; and the mean and the biased variance, with length 1 along `axes`."""
+    mean = xp.mean(x, axes, True)
+    centred = x - mean
+    variance = xp.mean(centred * centred, axes, True)
+    return centred / xp.sqrt(variance + eps), mean, variance
+
+
+def _affine(xp: Any, x: Any, weight: Any, bias: Any, shape: Sequence[int]) -> Any:
+    """x · weight + bias, either of which may be absent, both seen in `shape`."""
+    if weight is not None:
+        x = x * xp.reshape(weight, shape)
+    return x if bias is None else x + xp.reshape(bias, shape)
+
+
+def _along_channels(x: Any, channel_axis: int) -> tuple[int, ...]:
+    """The shape in which a value per channel broadcasts against x."""
+    return tuple(n if axis == channel_axis % x.ndim else 1 for axis, n in enumerate(x.shape))
+
+
+def _all_but(x: Any, *kept: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(x.ndim) if axis not in [k % x.ndim for k in kept])
+
+
+# LayerNorm and RMSNorm: the last axes of each sample
+
+
+def _trailing(shapes: Any, attributes: Any, centred: bool) -> views.Rows:
+    return views.layer_norm_view(shapes[0], len(attributes["normalized_shape"]), attributes["eps"], centred)
+
+
+@operation(
+    "norm::layer_norm",
+    kernels=ROWS,
+    plan=lambda shapes, attributes: _trailing(shapes, attributes, centred=True),
+    keeps=(0, 1),
+    samples=samples.trailing,
+    hard_samples=samples.trailing_hard,
+    error_samples=samples.trailing_errors,
+    terms="moment_norm",
+    properties={"shift_invariant": True, "scale_invariant": True},
+    bench_shapes=((4096, 768), (512, 4096), (3001, 1003), (64, 128, 96), (8, 200704)),
+    public="tinygrad_bn.functional:layer_norm",
+)
+def _layer_norm(xp, input, weight, bias, *, normalized_shape, eps):
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias over the last axes, those of `normalized_shape`."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    y, mean, variance = _standardize(xp, input, axes, eps)
+    return _affine(xp, y, weight, bias, normalized_shape), (mean, variance)
+
+
+def layer_norm(
+    input: Any,
+    normalized_shape: int | Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *,
+    kernel: str | None = None,
+) -> Tensor:
+    """Layer normalization: each sample over its last axes.
+
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias, mean and biased variance over the axes of `normalized_shape`.
+
+    Args:
+        input: [..., *normalized_shape], float32 or float64.
+        normalized_shape: the shape of the last axes; an integer for one axis.
+        weight, bias: [*normalized_shape], input's dtype; each may be None.
+        eps: ≥ 0, added to the variance.
+        kernel: "sequential", "parallel" or "definition"; default: by size.
+
+    Raises:
+        ValueError: the shapes do not fit, or eps is negative. TypeError: another dtype.
+
+    Source: Ba, Kiros, Hinton, Layer Normalization, 2016, eq. 4.
+    """
+    shape = check_affine("layer_norm", shape_of("layer_norm", input), normalized_shape, weight, bias)
+    attributes = {"normalized_shape": shape, "eps": check_eps("layer_norm", eps)}
+    return _layer_norm(input, weight, bias, kernel=kernel, **attributes)
+
+
+@operation(
+    "norm::rms_norm",
+    kernels=ROWS,
+    plan=lambda shapes, attributes: _trailing(shapes, attributes, centred=False),
+    keeps=(0, 1),
+    samples=samples.trailing,
+    hard_samples=samples.trailing_hard,
+    error_samples=samples.trailing_errors,
+    terms="rms_norm",
+    properties={"scale_invariant": True},
+    bench_shapes=((4096, 1024),),
+    public="tinygrad_bn.functional:rms_norm",
+)
+def _rms_norm(xp, input, weight, bias, *, normalized_shape, eps):
+    """y = x / √(E[x²] + ε) · weight + bias over the last axes, those of `normalized_shape`."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    mean_square = xp.mean(input * input, axes, True)
+    y = input / xp.sqrt(mean_square + eps)
+    return _affine(xp, y, weight, bias, normalized_shape), (mean_square * 0, mean_square)
+
+
+def rms_norm(
+    input: Any,
+    normalized_shape: int | Sequence[int],
+    weight: Any = None,
+    eps: float | None = None,
+    *,
+    bias: Any = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """Root mean square normalization: each sample divided by its root mean square over the last axes.
+
+    y = x / √(E[x²] + eps) · weight + bias.
+
+    Args:
+        input: [..., *normalized_shape], float32 or float64.
+        normalized_shape: the shape of the last axes; an integer for one axis.
+        weight, bias: [*normalized_shape], input's dtype; each may be None. torch has no bias here.
+        eps: ≥ 0, added to the mean square; None: the machine epsilon of input's dtype, as in torch.
+        kernel: "sequential", "parallel" or "definition"; default: by size.
+
+    Raises:
+        ValueError: the shapes do not fit, or eps is negative. TypeError: another dtype.
+
+    Source: Zhang, Sennrich, Root Mean Square Layer Normalization, 2019, eq. 4.
+    """
+    shape = check_affine("rms_norm", shape_of("rms_norm", input), normalized_shape, weight, bias)
+    if eps is None:
+        eps = float(np.finfo(getattr(input, "dtype", np.float64)).eps)
+    attributes = {"normalized_shape": shape, "eps": check_eps("rms_norm", eps)}
+    return _rms_norm(input, weight, bias, kernel=kernel, **attributes)
+
+
+# BatchNorm, InstanceNorm and GroupNorm: channels
+
+
+@operation(
+    "norm::batch_norm",
+    kernels=CHANNELS,
+    plan=lambda shapes, a: views.batch_norm_view(shapes[0], a["channel_axis"], a["eps"]),
+    keeps=(0, 1),
+    samples=samples.batch,
+    hard_samples=samples.batch_hard,
+    error_samples=samples.batch_errors,
+    terms="moment_norm",
+    state=("running_mean", "running_var"),
+    properties={"shift_invariant": True, "scale_invariant": True},
+    bench_shapes=((32, 64, 56, 56), (32, 512, 7, 7), (16, 96, 29, 31), (4096, 768)),
+    public="tinygrad_bn.functional:batch_norm",
+)
+def _batch_norm(xp, input, weight, bias, *, channel_axis, eps):
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each channel over all other axes."""
+    y, mean, variance = _standardize(xp, input, _all_but(input, channel_axis), eps)
+    return _affine(xp, y, weight, bias, _along_channels(input, channel_axis)), (mean, variance)
+
+
+@operation(
+    "norm::batch_norm_inference",
+    kernels=CHANNELS_INFERENCE,
+    plan=lambda shapes, a: views.batch_norm_view(shapes[0], a["channel_axis"], a["eps"]),
+    keeps=(0, 1, 3, 4),
+    differentiable=(0, 1, 2),
+    samples=samples.inference,
+    hard_samples=samples.inference_hard,
+    error_samples=samples.inference_errors,
+    terms="inference_norm",
+    bench_shapes=((32, 64, 56, 56),),
+    public="tinygrad_bn.functional:batch_norm",
+)
+def _batch_norm_inference(xp, input, weight, bias, running_mean, running_var, *, channel_axis, eps):
+    """y = (x − running_mean) / √(running_var + ε) · weight + bias, per channel."""
+    shape = _along_channels(input, channel_axis)
+    mean, variance = xp.reshape(running_mean, shape), xp.reshape(running_var, shape)
+    y = (input - mean) / xp.sqrt(variance + eps)
+    return _affine(xp, y, weight, bias, shape), (mean, variance)
+
+
+def batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float | str | None = "default",
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    convention: str = "torch",
+    num_batches_tracked: Any = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """Batch normalization: each channel over the batch and all other axes.
+
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias. In training, mean and biased variance are those of the batch, and the running
+    statistics, where given, are updated in place after the operation succeeded; at inference they are the running statistics.
+
+    Args:
+        input: rank 2 to 5, the batch first, channels along `channel_axis`; float32 or float64.
+        running_mean, running_var: [C], arrays or Tensors; both or neither; needed at inference.
+        weight, bias: [C], input's dtype; each may be None.
+        momentum, convention, num_batches_tracked: how the running statistics are updated:
+            "torch": new = (1 − momentum) · old + momentum · batch, momentum 0.1 by default, unbiased variance;
+            "paddle": new = momentum · old + (1 − momentum) · batch, momentum 0.9 by default, biased variance;
+            momentum=None: the cumulative average, with num_batches_tracked the number of batches before this one.
+        eps: ≥ 0, added to the variance.
+        channel_axis: 1, or −1 for channels last.
+        kernel: "sequential", "parallel" or "definition"; default: by size.
+
+    Raises:
+        ValueError: shapes, rank, momentum or eps do not fit; one value per channel in training. TypeError: another dtype.
+
+    Source: Ioffe, Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
+    """
+    name = "batch_norm"
+    shape = check_rank(name, shape_of(name, input), 2, 5)
+    channels = shape[check_channel_axis(name, channel_axis)]
+    check_affine(name, shape, channels, weight, bias, trailing=False)
+    attributes = {"channel_axis": channel_axis, "eps": check_eps(name, eps)}
+    running = Running(
+        name,
+        running_mean,
+        running_var,
+        channels,
+        momentum=momentum,
+        convention=convention,
+        num_batches_tracked=num_batches_tracked,
+    )
+    if not training:
+        if not running.present:
+            raise ValueError(f"{name}: running_mean and running_var are None, but inference needs them; or pass training=True")
+        return _batch_norm_inference(input, weight, bias, running_mean, running_var, kernel=kernel, **attributes)
+    count = int(np.prod(shape, dtype=np.int64)) // max(channels, 1)
+    if count == 1:
+        raise ValueError(
+            f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient nothing; "
+            "use a larger batch, or training=False"
+        )
+    running.check_writable()
+    output, aux = _batch_norm.call((input, weight, bias), attributes, kernel)
+    if running.present:
+        running.update(aux[0].reshape(channels), aux[1].reshape(channels), count)
+    return output
+
+
+@operation(
+    "norm::instance_norm",
+    kernels=CHANNELS,
+    plan=lambda shapes, a: views.instance_norm_view(shapes[0], a["channel_axis"], a["eps"]),
+    keeps=(0, 1),
+    samples=samples.instance,
+    hard_samples=samples.instance_hard,
+    error_samples=samples.instance_errors,
+    terms="moment_norm",
+    state=("running_mean", "running_var"),
+    properties={"shift_invariant": True, "scale_invariant": True},
+    bench_shapes=((16, 64, 64, 64), (8, 48, 37, 41)),
+    public="tinygrad_bn.functional:instance_norm",
+)
+def _instance_norm(xp, input, weight, bias, *, channel_axis, eps):
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each sample and channel over the spatial axes."""
+    y, mean, variance = _standardize(xp, input, _all_but(input, 0, channel_axis), eps)
+    return _affine(xp, y, weight, bias, _along_channels(input, channel_axis)), (mean, variance)
+
+
+def instance_norm(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float | str | None = "default",
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    convention: str = "torch",
+    num_batches_tracked: Any = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """Instance normalization: each channel of each sample over the spatial axes.
+
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias. With `use_input_stats`, mean and biased variance are those of the input, and running
+    statistics, where given, are updated with their average over the batch; without, they are the running statistics, as in `batch_norm`.
+
+    Args:
+        input: rank 3 to 5, the batch first, channels along `channel_axis`; float32 or float64.
+        running_mean, running_var: [C], arrays or Tensors; both or neither; needed without use_input_stats.
+        weight, bias: [C], input's dtype; each may be None.
+        momentum, convention, num_batches_tracked: as in `batch_norm`.
+        eps: ≥ 0, added to the variance.
+        channel_axis: 1, or −1 for channels last.
+        kernel: "sequential", "parallel" or "definition"; default: by size.
+
+    Raises:
+        ValueError: shapes, rank, momentum or eps do not fit; one spatial element with use_input_stats. TypeError: another dtype.
+
+    Source: Ulyanov, Vedaldi, Lempitsky, Instance Normalization, 2016, eq. 2.
+    """
+    name = "instance_norm"
+    shape = check_rank(name, shape_of(name, input), 3, 5)
+    channels = shape[check_channel_axis(name, channel_axis)]
+    check_affine(name, shape, channels, weight, bias, trailing=False)
+    attributes = {"channel_axis": channel_axis, "eps": check_eps(name, eps)}
+    running = Running(
+        name,
+        running_mean,
+        running_var,
+        channels,
+        momentum=momentum,
+        convention=convention,
+        num_batches_tracked=num_batches_tracked,
+    )
+    if not use_input_stats:
+        if not running.present:
+            raise ValueError(f"{name}: running_mean and running_var are None, but use_input_stats=False needs them")
+        return _batch_norm_inference(input, weight, bias, running_mean, running_var, kernel=kernel, **attributes)
+    count = int(np.prod(shape[2:] if channel_axis == 1 else shape[1:-1], dtype=np.int64))
+    if count == 1:
+        raise ValueError(
+            f"{name}: one spatial element, shape {shape}: its variance is 0 and its gradient nothing; "
+            "use a larger input, or running statistics with use_input_stats=False"
+        )
+    running.check_writable()
+    output, aux = _instance_norm.call((input, weight, bias), attributes, kernel)
+    if running.present and shape[0]:
+        mean, variance = (statistic.reshape(shape[0], channels).mean(axis=0) for statistic in aux[:2])
+        running.update(mean, variance, count)
+    return output
+
+
+@operation(
+    "norm::group_norm",
+    kernels=CHANNELS,
+    plan=lambda shapes, a: views.group_norm_view(shapes[0], a["num_groups"], a["channel_axis"], a["eps"]),
+    keeps=(0, 1),
+    samples=samples.group,
+    hard_samples=samples.group_hard,
+    error_samples=samples.group_errors,
+    terms="moment_norm",
+    properties={"shift_invariant": True, "scale_invariant": True},
+    bench_shapes=((16, 128, 28, 28), (8, 96, 45, 45)),
+    public="tinygrad_bn.functional:group_norm",
+)
+def _group_norm(xp, input, weight, bias, *, num_groups, channel_axis, eps):
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each sample over a group of neighbouring channels."""
+    axis = channel_axis % input.ndim
+    channels = input.shape[axis]
+    grouped = (*input.shape[:axis], num_groups, channels // num_groups, *input.shape[axis + 1 :])
+    x = xp.reshape(input, grouped)
+    y, mean, variance = _standardize(xp, x, _all_but(x, 0, axis), eps)
+    y = xp.reshape(y, input.shape)
+    return _affine(xp, y, weight, bias, _along_channels(input, channel_axis)), (mean, variance)
+
+
+def group_norm(
+    input: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *,
+    channel_axis: int = 1,
+    kernel: str | None = None,
+) -> Tensor:
+    """Group normalization: each group of neighbouring channels of each sample, over the group and the spatial axes.
+
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias, mean and biased variance over C / num_groups channels and all spatial axes.
+    One group is LayerNorm over the sample, one channel per group InstanceNorm, each up to the shape of the affine parameters.
+
+    Args:
+        input: rank 2 to 5, the batch first, channels along `channel_axis`; float32 or float64.
+        num_groups: divides the number of channels.
+        weight, bias: [C], input's dtype; each may be None.
+        eps: ≥ 0, added to the variance.
+        channel_axis: 1, or −1 for channels last.
+        kernel: "sequential", "parallel" or "definition"; default: by size.
+
+    Raises:
+        ValueError: shapes, rank or eps do not fit, the groups do not divide the channels, or there is one value per group in all.
+        TypeError: another dtype.
+
+    Source: Wu, He, Group Normalization, 2018, eq. 7.
+    """
+    name = "group_norm"
+    shape = check_rank(name, shape_of(name, input), 2, 5)
+    channels = shape[check_channel_axis(name, channel_axis)]
+    if not isinstance(num_groups, (int, np.integer)) or num_groups < 1 or channels % num_groups:
+        divisors = [g for g in range(1, channels + 1) if channels % g == 0]
+        raise ValueError(f"{name}: num_groups is {num_groups!r}, wanted a divisor of the {channels} channels: {divisors}")
+    check_affine(name, shape, channels, weight, bias, trailing=False)
+    if int(np.prod(shape, dtype=np.int64)) == num_groups:
+        raise ValueError(
+            f"{name}: one sample with one value per group, shape {shape}, {num_groups} groups: the variance is 0 and the gradient "
+            "nothing; use fewer groups"
+        )
+    attributes = {"num_groups": int(num_groups), "channel_axis": channel_axis, "eps": check_eps(name, eps)}
+    return _group_norm(input, weight, bias, kernel=kernel, **attributes)

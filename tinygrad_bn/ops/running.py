@@ -1,0 +1,122 @@
+"""Running statistics of BatchNorm and InstanceNorm: what is written, by which convention, and when.
+
+    new = (1 − w) · old + w · batch
+
+Libraries disagree on what `momentum` means and which variance is stored. `convention` names one of them:
+
+| convention | momentum is the weight of | default momentum | variance stored |
+|---|---|---|---|
+| "torch"  | the batch, w = momentum         | 0.1 | unbiased, m / (m − 1) |
+| "paddle" | the old value, w = 1 − momentum | 0.9 | biased |
+
+`momentum=None` is the cumulative average over all batches, w = 1 / (num_batches_tracked + 1). It needs the number of batches that the
+statistics already hold.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..tensor import Tensor, array_of
+
+__all__ = ["CONVENTIONS", "Running"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a library reads `momentum` and which variance it stores."""
+
+    momentum: float
+    of_batch: bool
+    unbiased: bool
+
+
+CONVENTIONS = {
+    "torch": Convention(momentum=0.1, of_batch=True, unbiased=True),
+    "paddle": Convention(momentum=0.9, of_batch=False, unbiased=False),
+}
+
+
+class Running:
+    """The running statistics of one call: checked when made, written by `update` after the operation succeeded."""
+
+    def __init__(
+        self,
+        operation: str,
+        mean: Any,
+        variance: Any,
+        channels: int,
+        *,
+        momentum: float | str | None = "default",
+        convention: str = "torch",
+        num_batches_tracked: Any = None,
+    ):
+        if (mean is None) != (variance is None):
+            given, missing = ("running_mean", "running_var") if variance is None else ("running_var", "running_mean")
+            raise ValueError(f"{operation}: {given} was given without {missing}; pass both or neither")
+        self.operation = operation
+        self.mean, self.variance = mean, variance
+        for name, value in (("running_mean", mean), ("running_var", variance)):
+            if value is not None:
+                self._check(name, value, channels)
+        self._weight, self._unbiased = self._reading(momentum, convention, num_batches_tracked)
+
+    @property
+    def present(self) -> bool:
+        return self.mean is not None
+
+    def check_writable(self) -> None:
+        """Raise before anything is computed what `update` would raise after."""
+        for name, value in (("running_mean", self.mean), ("running_var", self.variance)):
+            if isinstance(value, np.ndarray) and not value.flags.writeable:
+                raise ValueError(f"{self.operation}: {name} is read-only, but training updates it in place; pass a writable array")
+            if isinstance(value, Tensor) and value.requires_grad:
+                raise ValueError(f"{self.operation}: {name} requires a gradient, but is updated in place; pass {name}.detach()")
+
+    def update(self, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
+        """Write the statistics of a batch: `mean` and biased `variance`, [C], each over `count` values. An empty batch says nothing."""
+        if count == 0:
+            return
+        if self._unbiased:
+            variance = variance * (count / (count - 1)) if count > 1 else variance
+        for target, batch in ((self.mean, mean), (self.variance, variance)):
+            old = array_of(target)
+            new = ((1 - self._weight) * old.astype(np.float64) + self._weight * batch).astype(old.dtype)
+            if isinstance(target, Tensor):
+                target.data = new
+            else:
+                target[...] = new
+
+    def _check(self, name: str, value: Any, channels: int) -> None:
+        array = array_of(value)
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            got = array.dtype if isinstance(array, np.ndarray) else type(value).__name__
+            raise TypeError(f"{self.operation}: {name} is {got}, wanted an array or Tensor of floats")
+        if array.shape != (channels,):
+            raise ValueError(f"{self.operation}: {name} has shape {array.shape}, wanted ({channels},), one value per channel")
+
+    def _reading(self, momentum: Any, convention: str, num_batches_tracked: Any) -> tuple[float, bool]:
+        """The weight of the batch, and whether the variance stored is the unbiased one."""
+        if convention not in CONVENTIONS:
+            raise ValueError(f"{self.operation}: convention is {convention!r}, wanted {' or '.join(map(repr, CONVENTIONS))}")
+        chosen = CONVENTIONS[convention]
+        if momentum is None:
+            if not self.present:
+                return 1.0, chosen.unbiased
+            if num_batches_tracked is None:
+                raise ValueError(
+                    f"{self.operation}: momentum=None is the cumulative average, which needs num_batches_tracked=, the number of "
+                    "batches that running_mean and running_var already hold (0 for the first)"
+                )
+            batches = operator.index(getattr(array_of(num_batches_tracked), "item", lambda: num_batches_tracked)())
+            if batches < 0:
+                raise ValueError(f"{self.operation}: num_batches_tracked is {batches}, wanted 0 or more")
+            return 1.0 / (batches + 1), chosen.unbiased
+        value = chosen.momentum if momentum == "default" else momentum
+        if isinstance(value, str) or not 0 <= value <= 1:
+            raise ValueError(f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None")
+        return (value if chosen.of_batch else 1 - value), chosen.unbiased

@@ -1,0 +1,300 @@
+"""What an operation is (`OpSpec`), and where operations are found (`Registry`).
+
+Declaring an operation writes one record, and everything else reads that record: dispatch, `explain`, the gradient checks, the property
+tests, `ops show`. Kernels are named by dotted strings and imported at their first call, so a declaration costs nothing.
+
+Packages add operations through the entry-point group `tinygrad_bn.ops`: the entry's name is the namespace, its value a function that takes
+the registry. A package that fails to load takes only its own namespace with it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+__all__ = ["API_VERSION", "REGISTRY", "Broken", "Kernel", "OpSpec", "Registry", "RegistryError", "Sample"]
+
+API_VERSION = 1
+ENTRY_POINT_GROUP = "tinygrad_bn.ops"
+
+
+class RegistryError(LookupError):
+    """An operation is unknown, declared twice, or declared incompletely."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of an operation: a name for reports, the input arrays (None for an absent one), and the attributes.
+
+    An error sample says in `raises` and `match` which exception the public function must raise for it.
+    """
+
+    name: str
+    inputs: tuple[Any, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    raises: type[Exception] | None = None
+    match: str = ""
+
+
+Samples = Callable[[np.random.Generator], Iterable[Sample]]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fused implementation: an object with `forward(plan, *arrays) -> (output, aux)` and
+    `vjp(plan, needs, cotangent, arrays, aux) -> gradients`, named by a dotted string `module:object`. Gradients are one per input, None where
+    `needs` is False; inputs at the end that have no gradient may be left out.
+
+    name: what `kernel=` selects it by; kernels of one operation that serve different plans may share a name.
+    plan: the type of plan that it serves; None: any.
+    preferred_from: the size of the first input from which it is chosen over the kernels before it.
+    """
+
+    name: str
+    target: str
+    device: str = "cpu"
+    plan: type | None = None
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    preferred_from: int = 0
+
+    def resolve(self) -> Any:
+        """Import the kernel."""
+        return _resolve(self.target)
+
+    def refusal(self, plan: Any, dtype: Any, device: str) -> str | None:
+        """Why this kernel cannot run such a call, or None where it can."""
+        if device != self.device:
+            return f"runs on {self.device}, the inputs are on {device}"
+        if np.dtype(dtype).name not in self.dtypes:
+            return f"serves {', '.join(self.dtypes)}, not {np.dtype(dtype).name}"
+        if self.plan is not None and type(plan) is not self.plan:
+            return f"serves the {self.plan.__name__.lower()} view, this call is {type(plan).__name__.lower()}"
+        return None
+
+
+@functools.cache
+def _resolve(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One operation.
+
+    name: `namespace::operation`.
+    definition: the array function. Of a primitive: `definition(*arrays, **attributes) -> output`. Of a fused operation:
+        `definition(xp, *inputs, **attributes) -> (output, aux)`, written on the namespace `xp` alone.
+    inputs: names of the inputs, in order; attributes are keywords.
+    vjps: rules of a primitive, one per input, `rule(xp, cotangent, output, *inputs, **attributes)`; None where there is no derivative.
+        A function `position -> rule` where the input is a sequence of arrays. Empty for a fused operation.
+    keeps: positions of the inputs whose values the backward pass reads; the others leave shape and dtype.
+    keeps_output: whether it reads the output's values.
+    view: whether the output may share memory with the first input.
+    kernels: accelerations of a fused operation, in the order of preference for growing size.
+    plan: `plan(shapes, attributes) -> plan`, what a kernel is told about a call; default: the attributes.
+    differentiable: positions of the inputs that have a gradient; default: all.
+    samples, hard_samples, error_samples: functions of a NumPy Generator, giving `Sample`s.
+    terms: name of the family of gradient terms, for the diagnosis of a wrong gradient.
+    shape_rule: `shape_rule(shapes, attributes) -> shape` of the output, where it is not that of the first input.
+    state: names of arguments of the public function that it writes to.
+    rng: whether it takes a seed and a call number.
+    properties: named facts that tests check, e.g. {"shift_invariant": True}.
+    bench_shapes: shapes worth timing.
+    public: dotted string of the function that users call, where that is another than the operation itself; it takes the inputs and
+        the attributes of error samples as keywords.
+    """
+
+    name: str
+    definition: Callable[..., Any]
+    inputs: tuple[str, ...]
+    vjps: Any = ()
+    keeps: tuple[int, ...] = ()
+    keeps_output: bool = False
+    view: bool = False
+    kernels: tuple[Kernel, ...] = ()
+    plan: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    differentiable: tuple[int, ...] | None = None
+    samples: Samples | None = None
+    hard_samples: Samples | None = None
+    error_samples: Samples | None = None
+    terms: str | None = None
+    shape_rule: Callable[[Any, Mapping[str, Any]], tuple[int, ...]] | None = None
+    dtypes: tuple[str, ...] = ("float32", "float64")
+    state: tuple[str, ...] = ()
+    rng: bool = False
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    bench_shapes: tuple[tuple[int, ...], ...] = ()
+    documentation: str = ""
+    public: str = ""
+    api_version: int = API_VERSION
+    origin: str = ""
+
+    @property
+    def fused(self) -> bool:
+        """Whether the operation is a definition with kernels, rather than a primitive with rules."""
+        return not self.vjps
+
+    @property
+    def variadic(self) -> bool:
+        """Whether the operation takes one sequence of arrays, such as the parts of a concatenation."""
+        return callable(self.vjps)
+
+    @property
+    def namespace(self) -> str:
+        return self.name.partition("::")[0]
+
+    @property
+    def short_name(self) -> str:
+        return self.name.partition("::")[2]
+
+    @property
+    def gradients(self) -> tuple[int, ...]:
+        """Positions of the inputs that have a gradient."""
+        if self.differentiable is not None:
+            return self.differentiable
+        return tuple(range(len(self.inputs)))
+
+    def input_name(self, position: int) -> str:
+        """The name of an input; where their number varies, with its position."""
+        return f"{self.inputs[0]}[{position}]" if self.variadic else self.inputs[position]
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Who declares it: the same owner may declare it again (a notebook cell, a reload), another may not."""
+        return self.definition.__module__, self.definition.__qualname__
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin that did not load."""
+
+    namespace: str
+    distribution: str
+    version: str
+    error: str
+
+
+class Registry:
+    """Operations by name, the built-in ones and those of plugins.
+
+    entry_points: what lists the plugins; for tests. strict: let a broken plugin raise.
+    """
+
+    def __init__(self, entry_points: Callable[[], Iterable[Any]] | None = None, *, strict: bool = False):
+        self.strict = strict
+        self._specs: dict[str, OpSpec] = {}
+        self._entry_points = entry_points or (lambda: metadata.entry_points(group=ENTRY_POINT_GROUP))
+        self._pending: dict[str, list[Any]] | None = None
+        self._broken: dict[str, Broken] = {}
+        self._lock = threading.RLock()
+
+    def register(self, spec: OpSpec) -> OpSpec:
+        """Add an operation; declaring the same one again replaces it."""
+        namespace, separator, short = spec.name.partition("::")
+        if not (separator and namespace.isidentifier() and short.isidentifier()):
+            raise RegistryError(f"operation name {spec.name!r}: wanted 'namespace::operation', both Python identifiers")
+        if spec.api_version != API_VERSION:
+            raise RegistryError(
+                f"{spec.name}: declared for registry version {spec.api_version}, this is version {API_VERSION}; "
+                "install matching versions of the plugin and tinygrad_bn"
+            )
+        if spec.gradients and spec.samples is None:
+            raise RegistryError(
+                f"{spec.name} ({spec.origin}): a differentiable operation needs samples=, a function of a NumPy Generator "
+                "that gives Samples; without them its gradient could never be checked"
+            )
+        known = self._specs.get(spec.name)
+        if known is not None and known.owner != spec.owner:
+            raise RegistryError(
+                f"{spec.name} is declared twice: at {known.origin} and at {spec.origin}; "
+                "rename one, or declare it in a namespace of your own, such as 'mine::" + short + "'"
+            )
+        self._specs[spec.name] = spec
+        return spec
+
+    def get(self, name: str) -> OpSpec:
+        """The operation of that name; the namespace may be left out where the rest is unambiguous."""
+        namespace, separator, _ = name.partition("::")
+        self._load(namespace if separator else None)
+        if name in self._specs:
+            return self._specs[name]
+        matches = [spec for spec in self._specs.values() if not separator and spec.short_name == name]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise RegistryError(f"operation {name!r} is ambiguous: {', '.join(m.name for m in matches)}")
+        raise RegistryError(self._unknown(name, namespace if separator else None))
+
+    def __iter__(self) -> Any:
+        self._load(None)
+        return iter(sorted(self._specs.values(), key=lambda spec: spec.name))
+
+    def __len__(self) -> int:
+        self._load(None)
+        return len(self._specs)
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            self.get(name)
+        except RegistryError:
+            return False
+        return True
+
+    @property
+    def broken(self) -> tuple[Broken, ...]:
+        """The plugins that did not load."""
+        self._load(None)
+        return tuple(self._broken.values())
+
+    def _load(self, namespace: str | None) -> None:
+        """Load the plugins of `namespace`, or all; each once."""
+        with self._lock:
+            if self._pending is None:
+                self._pending = {}
+                for entry in self._entry_points():
+                    self._pending.setdefault(entry.name, []).append(entry)
+            for name in [namespace] if namespace else list(self._pending):
+                for entry in self._pending.pop(name, ()):
+                    self._load_plugin(entry)
+
+    def _load_plugin(self, entry: Any) -> None:
+        before = dict(self._specs)
+        try:
+            entry.load()(self)
+        except Exception as error:
+            self._specs = before  # half a plugin is worse than none
+            if self.strict:
+                raise
+            self._broken[entry.name] = Broken(
+                entry.name,
+                getattr(entry.dist, "name", "unknown"),
+                getattr(entry.dist, "version", "unknown"),
+                f"{type(error).__name__}: {error}",
+            )
+
+    def _unknown(self, name: str, namespace: str | None) -> str:
+        failed = self._broken.get(namespace) if namespace else None
+        if failed is not None:
+            return (
+                f"operation {name!r}: the plugin that provides it, {failed.distribution} {failed.version}, did not load "
+                f"({failed.error}); reinstall or remove it"
+            )
+        candidates = list(self._specs) + [spec.short_name for spec in self._specs.values()]
+        close = difflib.get_close_matches(name, candidates, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`python cli.py ops list` shows all"
+        return f"no operation {name!r}; {hint}"
+
+
+REGISTRY = Registry()

@@ -1,0 +1,36 @@
+"""What every rule would otherwise have to do: bring a cotangent back to the shape and dtype of its input."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Aval", "restore"]
+
+
+class Aval(NamedTuple):
+    """What is left of an input whose values the backward pass does not read (an *abstract value*)."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+
+def restore(xp: Any, cotangent: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Sum `cotangent` over the axes along which its input was broadcast, and cast it to the input's dtype."""
+    if cotangent.shape != shape:
+        extra = len(cotangent.shape) - len(shape)
+        axes = tuple(range(extra)) + tuple(
+            axis + extra for axis, length in enumerate(shape) if length == 1 != cotangent.shape[axis + extra]
+        )
+        if axes:
+            cotangent = xp.sum(cotangent, axis=axes, keepdims=True)
+        if extra:
+            cotangent = xp.reshape(cotangent, shape)
+        elif cotangent.shape != shape:  # a rule may give less than the shape, for what is constant along an axis
+            cotangent = xp.broadcast_to(cotangent, shape)
+    return cotangent if cotangent.dtype == dtype else xp.astype(cotangent, dtype)

@@ -1,0 +1,414 @@
+"""`Tensor`: a NumPy array with a place on the tape. No mathematics here: operators call the operations in `ops/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import ref
+
+import numpy as np
+
+from .namespace import tensors as ops
+from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
+
+__all__ = ["DTYPES", "Tensor", "tensor"]
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Tensor:
+    """An n-dimensional array of float32 or float64 that can be differentiated.
+
+    data: anything `numpy.asarray` accepts; it is copied, so that nobody changes it behind the tape's back. Integers and booleans become
+        float64. Other dtypes (float16, complex, object) are a TypeError.
+    dtype: float32 or float64; default: that of `data`.
+    requires_grad: record what is done with this tensor, and give it a `.grad` in `backward`.
+
+    Changing a tensor in place (`t[...] = v`, `t += v`, `t.copy_(v)`, `t.data = v`) counts up a version that it shares with its views;
+    a backward pass that needs an array which was changed since it was saved raises an error. `.data` is a read-only view for that reason.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_edge", "_version", "grad")
+
+    __array_ufunc__ = None  # so that ndarray + Tensor reaches Tensor.__radd__
+    __hash__ = object.__hash__  # == compares elements; a tensor is a dictionary key by identity
+
+    def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False):
+        array = np.array(data.data if isinstance(data, Tensor) else data, order="K")
+        if dtype is not None:
+            array = array.astype(dtype, copy=False)
+        elif array.dtype.kind in "iub":
+            array = array.astype(np.float64)
+        self._array = _checked(array)
+        self._edge: Edge | None = None
+        self._version = [0]
+        self.grad: Tensor | None = None
+        if requires_grad:
+            self.requires_grad = True
+
+    @classmethod
+    def wrap(cls, array: Any, edge: Edge | None = None, version: list[int] | None = None) -> Tensor:
+        """A tensor *over* `array`, without a copy: what operations return, and a way to share memory with NumPy.
+
+        Writing to a shared array other than through a tensor is not seen by the version counter.
+        """
+        self = cls.__new__(cls)
+        self._array = _checked(array if type(array) is np.ndarray else np.asarray(array))
+        self._edge = edge
+        self._version = [0] if version is None else version
+        self.grad = None
+        return self
+
+    # What it is
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values, as a read-only view. Assigning to it copies new values in, in place."""
+        view = self._array.view()
+        view.flags.writeable = False
+        return view
+
+    @data.setter
+    def data(self, values: Any) -> None:
+        with no_grad():
+            self.copy_(values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim
+
+    @property
+    def size(self) -> int:
+        return self._array.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return self._edge is None or self._edge[0].op is LEAF
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._edge is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if bool(value) == self.requires_grad:
+            return
+        if not self.is_leaf:
+            raise RuntimeError("requires_grad: only a leaf can stop requiring a gradient; use detach()")
+        self._edge = (Node(LEAF, saved=ref(self)), 0) if value else None
+
+    def item(self) -> float:
+        """The value of a tensor with one element, as a Python float."""
+        return self._array.item()
+
+    def numpy(self) -> np.ndarray:
+        """The values as an array of their own; `data` is a view without the copy."""
+        return self._array.copy()
+
+    def detach(self) -> Tensor:
+        """The same values (shared memory, shared version) without a place on the tape."""
+        return Tensor.wrap(self._array, version=self._version)
+
+    # Differentiation
+
+    def backward(
+        self, grad: Any = None, *, retain_graph: bool | None = None, create_graph: bool = False
+    ) -> None:
+        """Add the gradient of this tensor to the `.grad` of every leaf it depends on.
+
+        grad: the cotangent, of this tensor's shape; may be left out where there is one element.
+        retain_graph: keep the saved values for another backward pass; default: `create_graph`.
+        create_graph: record the backward pass itself, so that gradients can be differentiated again.
+        """
+        seeds = [(edge_of(self, "backward"), cotangent_for(self, grad, "backward", create_graph))]
+        retain = create_graph if retain_graph is None else retain_graph
+        found = sweep(seeds, retain_graph=retain, create_graph=create_graph)
+        taken = {id(seeds[0][1])}
+        for (node, _), gradient in found.items():
+            leaf = node.saved()
+            if leaf is None:
+                continue  # nobody holds that tensor any more
+            if create_graph:
+                total = gradient
+            else:
+                # A rule may pass one array to several parents, or a view: a gradient that someone can write to is its own.
+                if id(gradient) in taken or gradient.base is not None:
+                    gradient = gradient.copy()
+                taken.add(id(gradient))
+                total = Tensor.wrap(gradient)
+            leaf.grad = total if leaf.grad is None else leaf.grad + total
+
+    def register_hook(self, hook: Callable[[Tensor], Any]) -> Callable[[], None]:
+        """Call `hook(gradient)` whenever the gradient of this tensor has been computed; a result other than None replaces it.
+
+        Returns a function that removes the hook.
+        """
+        node, index = edge_of(self, "register_hook")
+
+        def call(cotangent: Any) -> Any:
+            recorded = isinstance(cotangent, Tensor)
+            result = hook(cotangent if recorded else Tensor.wrap(cotangent))
+            if result is None or recorded:
+                return result
+            return result._array if isinstance(result, Tensor) else np.asarray(result, self.dtype)
+
+        entry = (index, call)
+        node.hooks = [*(node.hooks or ()), entry]
+
+        def remove() -> None:
+            node.hooks = [kept for kept in node.hooks or () if kept is not entry]
+
+        return remove
+
+    # Changing in place
+
+    def copy_(self, values: Any) -> Tensor:
+        """Write `values` (broadcast, cast to this dtype) into this tensor's memory."""
+        self[...] = values
+        return self
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        if is_grad_enabled() and (
+            self.requires_grad or (isinstance(values, Tensor) and values.requires_grad)
+        ):
+            raise RuntimeError(
+                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the tape could not follow it; "
+                "use an operation such as where(), or change it inside `with no_grad():`"
+            )
+        self._array[key] = values._array if isinstance(values, Tensor) else values
+        self._version[0] += 1
+
+    def __iadd__(self, other: Any) -> Tensor:
+        return self.copy_(self + other)
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self.copy_(self - other)
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self.copy_(self * other)
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self.copy_(self / other)
+
+    # Operators
+
+    def __add__(self, other: Any) -> Tensor:
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return ops.divide(other, self)
+
+    def __pow__(self, exponent: Any) -> Tensor:
+        return ops.power(self, exponent)
+
+    def __rpow__(self, base: Any) -> Tensor:
+        return ops.power(base, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return ops.negative(self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return ops.getitem(self, key)
+
+    # Comparisons give NumPy arrays of booleans: they have no gradient
+
+    def __eq__(self, other: object) -> Any:
+        return self._array == array_of(other)
+
+    def __ne__(self, other: object) -> Any:
+        return self._array != array_of(other)
+
+    def __lt__(self, other: Any) -> Any:
+        return self._array < array_of(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self._array <= array_of(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self._array > array_of(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._array >= array_of(other)
+
+    # The operations that read best as methods
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.sum(self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.mean(self, axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.amax(self, axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return ops.amin(self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        """Permute the axes; without arguments, reverse them (as NumPy does, and unlike torch)."""
+        return ops.transpose(self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
+
+    @property
+    def T(self) -> Tensor:  # noqa: N802 -- NumPy's name
+        return ops.transpose(self)
+
+    def expand(self, *shape: Any) -> Tensor:
+        """Repeat along axes of length 1, without copying, to `shape`."""
+        return ops.broadcast_to(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def astype(self, dtype: Any) -> Tensor:
+        return ops.astype(self, dtype)
+
+    def exp(self) -> Tensor:
+        return ops.exp(self)
+
+    def log(self) -> Tensor:
+        return ops.log(self)
+
+    def sqrt(self) -> Tensor:
+        return ops.sqrt(self)
+
+    def tanh(self) -> Tensor:
+        return ops.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return ops.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        return ops.relu(self)
+
+    def abs(self) -> Tensor:
+        return ops.abs(self)
+
+    # Python's and NumPy's protocols
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __float__(self) -> float:
+        return float(self._array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError("__dlpack__: this tensor is on the tape, which others cannot follow; export detach() instead")
+        return self._array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._array.__dlpack_device__()
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (self._array, self.requires_grad, self.grad)
+
+    def __repr__(self) -> str:
+        values = np.array2string(self._array, separator=", ", prefix="Tensor(")
+        made = "" if self.is_leaf else f", from={self._edge[0].op.name}"  # type: ignore[index]
+        grad = ", requires_grad=True" if self.is_leaf and self.requires_grad else ""
+        return f"Tensor({values}, dtype={self.dtype}{grad}{made})"
+
+
+def tensor(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
+    """`Tensor(data, dtype, requires_grad=...)`, under the name that torch gives it."""
+    return Tensor(data, dtype, requires_grad=requires_grad)
+
+
+def array_of(value: Any) -> Any:
+    """The array of a tensor; anything else as it is."""
+    return value._array if isinstance(value, Tensor) else value
+
+
+def edge_of(value: Any, operation: str) -> Edge:
+    """The tensor's place on the tape, or an error that says why it has none."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{operation}: expected a Tensor, got {type(value).__name__}")
+    if value._edge is None:
+        raise RuntimeError(
+            f"{operation}: this tensor of shape {value.shape} is not on the tape; give an input of its computation "
+            "requires_grad=True, and compute it outside no_grad()"
+        )
+    return value._edge
+
+
+def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool) -> Any:
+    """The cotangent that starts a sweep at `output`: a Tensor under `create_graph`, an array otherwise."""
+    if given is None:
+        if output.size != 1:
+            raise ValueError(
+                f"{operation}: the output has shape {output.shape}; only one element has a gradient without a cotangent: "
+                f"pass one of that shape, or reduce the output first, e.g. with .sum()"
+            )
+        given = np.ones(output.shape, output.dtype)
+    shape = np.shape(array_of(given))
+    if shape != output.shape:
+        raise ValueError(f"{operation}: the cotangent has shape {shape}, the output has {output.shape}")
+    if create_graph:
+        given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
+        return given if given.dtype == output.dtype else given.astype(output.dtype)
+    return np.asarray(array_of(given), output.dtype)
+
+
+def _checked(array: np.ndarray) -> np.ndarray:
+    if array.dtype not in DTYPES:
+        raise TypeError(f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with dtype='float32'")
+    return array
+
+
+def _rebuild(array: np.ndarray, requires_grad: bool, grad: Tensor | None) -> Tensor:
+    """A copy or an unpickled tensor is a leaf: the values travel, the graph stays behind."""
+    result = Tensor(array, requires_grad=requires_grad)
+    result.grad = grad
+    return result
