@@ -9,8 +9,7 @@ import numpy as np
 from gradcheck import budget
 from gradcheck.gradient import GOAL
 from gradcheck.judge import Check, Verdict
-from gradcheck.numeric import magnitude
-from gradcheck.subject import Subject, Violation, as_float64
+from gradcheck.subject import Arrays, Subject, Violation, as_float64
 
 
 def check_low_precision(subject: Subject, exact: Subject, rng: np.random.Generator) -> list[Check]:
@@ -28,25 +27,23 @@ def check_low_precision(subject: Subject, exact: Subject, rng: np.random.Generat
     output64 = output64.copy()
     gradients64 = tuple(gradient.copy() for gradient in exact.run_backward(saved64, cotangent64))
 
-    moved_output = 0.0
+    inherent, rounding = 0.0, 0.0
     moved = [0.0] * len(gradients)
     for new, (new_gradients,) in budget.jiggled_runs(exact, exact.inputs, [cotangent64], rng, subject.dtype):
-        moved_output = max(moved_output, _largest(new - output64))
-        moved = [max(a, _largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients64, strict=True)]
-    for _, (new_gradients,) in budget.jiggled_runs(subject, subject.inputs, [cotangent], rng):
-        moved = [max(a, _largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients, strict=True)]
+        inherent = max(inherent, budget.largest(new - output64))
+        moved = [max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients64, strict=True)]
+    for new, (new_gradients,) in budget.jiggled_runs(subject, subject.inputs, [cotangent], rng):
+        rounding = max(rounding, budget.largest(new - output))
+        moved = [max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients, strict=True)]
 
     count = max(output.size, *(gradient.size for gradient in gradients))
-    checks = [_compare(output, output64, moved_output, 0.0, subject.dtype, count, "float32 output", None)]
-    for k, index in enumerate(subject.differentiable):
-        # A gradient that is small by cancellation is judged by the size of what cancelled.
-        terms = _largest(cotangent64) * _largest(output64) / magnitude(subject.wanted()[k])
-        checks.append(
-            _compare(
-                gradients[k], gradients64[k], moved[k], terms, subject.dtype, count, "float32 gradient",
-                subject.names[index],
-            )
-        )  # fmt: skip
+    floor = budget.rounding_floor(subject.dtype, count)
+    checks = [_compare("float32 output", output, output64, moved=inherent, rounding=rounding, floor=floor)]
+    for name, x, got, wanted, change in zip(
+        subject.wanted_names(), subject.wanted(), gradients, gradients64, moved, strict=True
+    ):
+        terms = budget.terms(cotangent64, output64, x)
+        checks.append(_compare("float32 gradient", got, wanted, moved=change, floor=floor, terms=terms, input=name))
     return checks
 
 
@@ -57,19 +54,21 @@ def check_reference(
     output, _ = subject.run_forward(subject.inputs)
     output = output.copy()
     try:
-        wanted = _run_reference(reference, subject.inputs, output)
+        wanted = _run_reference(reference, as_float64(subject.inputs), output)
+        # The definition's own rounding, in the precision of the pair, is what any sound way to compute it may suffer.
         moved = 0.0
-        for _ in range(budget.REPEATS):
+        for _ in range(budget.repeats(subject)):
             jiggled = subject.moved(lambda array: budget.jiggled(array, rng))
-            moved = max(moved, _largest(_run_reference(reference, jiggled, output) - wanted))
+            moved = max(moved, budget.largest(_run_reference(reference, jiggled, output) - wanted))
     except Violation as broken:
         return [Check("reference", broken.verdict, broken.reason)]
-    return [_compare(output, wanted, moved, 0.0, subject.dtype, output.size, "reference", None)]
+    floor = budget.rounding_floor(subject.dtype, output.size)
+    return [_compare("reference", output, wanted, moved=moved, floor=floor)]
 
 
-def _run_reference(reference: Callable[..., object], inputs: tuple[np.ndarray | None, ...], output: np.ndarray) -> np.ndarray:
+def _run_reference(reference: Callable[..., object], inputs: Arrays, output: np.ndarray) -> np.ndarray:
     try:
-        value = np.array(reference(*as_float64(inputs)), dtype=np.float64)
+        value = np.array(reference(*inputs), dtype=np.float64)
     except Exception as error:
         raise Violation(Verdict.ERROR, f"reference raised {type(error).__name__}: {error}") from error
     if value.shape != output.shape:
@@ -78,24 +77,37 @@ def _run_reference(reference: Callable[..., object], inputs: tuple[np.ndarray | 
 
 
 def _compare(
-    got: np.ndarray, wanted: np.ndarray, moved: float, terms: float, dtype: np.dtype, count: int, name: str, input: str | None
+    name: str,
+    got: np.ndarray,
+    wanted: np.ndarray,
+    *,
+    moved: float,
+    floor: float,
+    rounding: float = 0.0,
+    terms: float = 0.0,
+    input: str | None = None,
 ) -> Check:
-    scale = max(_largest(wanted), terms)
-    bar = budget.SAFETY * moved
-    tolerance = budget.rounding_floor(dtype, count) * scale
+    """Judge the worst element: `moved` is what the inputs' last digits explain, `rounding` what they do to `got`.
+
+    `terms` is the size of what cancelled in `wanted`, where that is larger than `wanted` itself.
+    """
     difference = np.abs(got.astype(np.float64) - wanted)
-    error = float(np.max(difference))
     where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
-    unit = float(np.finfo(dtype).eps) / 2
-    units = error / (unit * scale) if scale > 0 else np.inf
-    allowed = (bar + tolerance) / (unit * scale) if scale > 0 else 0.0
-    measured = f"off by {units:.3g} u·max at {where}"
-    if not error <= bar + tolerance:
-        verdict, reason = Verdict.FAIL, f"{measured}, where the conditioning of the inputs explains {allowed:.3g}"
-    elif error > GOAL[np.dtype(dtype)] * scale:
+    error = float(difference[where])
+    scale = max(budget.largest(wanted), terms, np.finfo(float).tiny)
+    unit = float(np.finfo(got.dtype).eps) / 2 * scale
+    tolerance = floor * scale
+    bar = budget.SAFETY * moved
+    measured = f"off by {error / unit:.3g} u·max at {where}"
+    verdict, reason = Verdict.PASS, ""
+    if not error <= max(bar, budget.SAFETY * rounding) + tolerance:
+        explained = (bar + tolerance) / unit
+        verdict, reason = Verdict.FAIL, f"{measured}, where the inputs' last digits explain {explained:.3g}"
+    elif error > GOAL[np.dtype(np.float32)] * scale:
         verdict, reason = Verdict.INCONCLUSIVE, f"resolution: {measured}; the inputs are too ill-conditioned to tell"
-    else:
-        verdict, reason = Verdict.PASS, ""
+    elif not error <= bar + tolerance:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"noise: {measured}; the result is rougher than its inputs' last digits explain, a reference= would tell"
     return Check(
         name=name,
         verdict=verdict,
@@ -107,9 +119,5 @@ def _compare(
         bar=bar,
         tolerance=tolerance,
         scale=scale,
-        resolution=(bar + tolerance) / scale if scale > 0 else np.inf,
+        resolution=(bar + tolerance) / scale,
     )
-
-
-def _largest(array: np.ndarray) -> float:
-    return float(np.max(np.abs(array)))

@@ -6,10 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from gradcheck.numeric import magnitude
 from gradcheck.subject import Arrays, Subject
 
-ULPS = 4
+# Both parities: if every move were even, sums and halves of neighbours would round the same way each time.
+ULPS = (-4, -3, 3, 4)
 REPEATS = 3
+SAMPLES = 48  # few elements are moved more often, until that many results have been seen
 SAFETY = 16.0  # between the largest change seen in a few tries and what rounding may do
 ROUNDING = 8.0  # units of u·√n·scale that any sum of n terms is allowed
 
@@ -20,19 +23,24 @@ def rounding_floor(dtype: np.dtype, count: int) -> float:
 
 
 def jiggled(array: np.ndarray, rng: np.random.Generator, precision: np.dtype | None = None) -> np.ndarray:
-    """Every element moved up or down by 4 of its ulp in `precision` (its own by default), the memory layout kept."""
+    """Every element moved up or down by 3 or 4 of its ulp in `precision` (its own by default), the memory layout kept."""
     ulp = np.spacing(np.abs(array).astype(precision or array.dtype)).astype(array.dtype)
     ulp[array == 0] = 0  # the neighbours of zero are subnormal: they would only slow the arithmetic down
-    return np.asarray(array + rng.choice((-ULPS, ULPS), size=array.shape).astype(array.dtype) * ulp)
+    return np.asarray(array + rng.choice(ULPS, size=array.shape).astype(array.dtype) * ulp)
 
 
 def jiggled_cotangent(
     cotangent: np.ndarray, rng: np.random.Generator, precision: np.dtype | None = None
 ) -> np.ndarray:
-    """Every element moved up or down by 4 ulp of the largest one."""
-    largest = np.max(np.abs(cotangent)).astype(precision or cotangent.dtype)
-    step = cotangent.dtype.type(ULPS * np.spacing(largest))
-    return np.asarray(cotangent + rng.choice((-step, step), size=cotangent.shape).astype(cotangent.dtype))
+    """Every element moved up or down by 3 or 4 ulp of the largest one."""
+    highest = np.max(np.abs(cotangent)).astype(precision or cotangent.dtype)
+    step = cotangent.dtype.type(np.spacing(highest))
+    return np.asarray(cotangent + rng.choice(ULPS, size=cotangent.shape).astype(cotangent.dtype) * step)
+
+
+def repeats(subject: Subject) -> int:
+    """How often to move the inputs."""
+    return max(REPEATS, SAMPLES // max(array.size for array in subject.wanted()))
 
 
 def jiggled_runs(
@@ -43,7 +51,7 @@ def jiggled_runs(
     precision: np.dtype | None = None,
 ) -> Iterator[tuple[np.ndarray, list[tuple[np.ndarray, ...]]]]:
     """Run the pair on jiggled inputs and cotangents a few times; yield (output, gradients by cotangent)."""
-    for _ in range(REPEATS):
+    for _ in range(repeats(subject)):
         moved = tuple(
             jiggled(array, rng, precision) if array is not None and index in subject.differentiable else array
             for index, array in enumerate(inputs)
@@ -52,17 +60,31 @@ def jiggled_runs(
         yield output, [subject.run_backward(saved, jiggled_cotangent(c, rng, precision)) for c in cotangents]
 
 
+def terms(cotangent: np.ndarray, output: np.ndarray, x: np.ndarray) -> float:
+    """The size of an element of the gradient of x before anything cancels: |ȳ|·|y| over the spread of x."""
+    return largest(cotangent) * largest(output) / magnitude(x)
+
+
 def slack(
-    subject: Subject, inputs: Arrays, cotangent: np.ndarray, gradients: Sequence[np.ndarray], rng: np.random.Generator
+    subject: Subject,
+    inputs: Arrays,
+    output: np.ndarray,
+    cotangent: np.ndarray,
+    gradients: Sequence[np.ndarray],
+    rng: np.random.Generator,
 ) -> list[float]:
     """For each gradient, how far an element may differ between two correct ways to compute it."""
-    floor = 8 * rounding_floor(subject.dtype, max(cotangent.size, *(g.size for g in gradients), 1))
-    allowed = [floor * _largest(gradient) for gradient in gradients]
+    floor = rounding_floor(subject.dtype, max(array.size for array in (cotangent, *gradients)))
+    allowed = [
+        floor * max(largest(gradient), terms(cotangent, output, x))
+        for gradient, x in zip(gradients, subject.wanted(), strict=True)
+    ]
     for _, (moved,) in jiggled_runs(subject, inputs, [cotangent], rng):
         for k, (new, old) in enumerate(zip(moved, gradients, strict=True)):
-            allowed[k] = max(allowed[k], SAFETY * _largest(new - old))
+            allowed[k] = max(allowed[k], SAFETY * largest(new - old))
     return allowed
 
 
-def _largest(array: np.ndarray) -> float:
+def largest(array: np.ndarray) -> float:
+    """The largest absolute value, 0 for none."""
     return float(np.max(np.abs(array))) if array.size else 0.0

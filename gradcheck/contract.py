@@ -36,9 +36,6 @@ class Case:
     def inputs(self) -> Arrays:
         return self.subject.inputs
 
-    def names(self) -> list[str]:
-        return [self.subject.names[index] for index in self.subject.differentiable]
-
     def backward_of(self, inputs: Arrays, cotangent: np.ndarray) -> tuple[np.ndarray, ...]:
         """Gradients from a context of their own."""
         _, saved = forward_kept(self.subject, inputs)
@@ -46,7 +43,7 @@ class Case:
 
     def compare(self, gradients: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], what: str) -> None:
         """Require equal bits."""
-        for name, got, want in zip(self.names(), gradients, wanted, strict=True):
+        for name, got, want in zip(self.subject.wanted_names(), gradients, wanted, strict=True):
             if got.tobytes() != want.tobytes():
                 apart = _relative(got, want)
                 raise Violation(
@@ -57,7 +54,7 @@ class Case:
         self, gradients: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], allowed: list[float], what: str
     ) -> None:
         """Require equality up to the rounding that was measured."""
-        for name, got, want, slack in zip(self.names(), gradients, wanted, allowed, strict=True):
+        for name, got, want, slack in zip(self.subject.wanted_names(), gradients, wanted, allowed, strict=True):
             error = float(np.max(np.abs(got - want)))
             if not error <= slack:
                 reason = f"{what}: the gradient of {name} is off by {error:.1e}, where rounding explains {slack:.1e}"
@@ -139,7 +136,7 @@ def _arrays_in(saved: Any, *, walk_objects: bool, depth: int = 4) -> Iterator[np
 
 
 def _first_run(subject: Subject, rng: np.random.Generator) -> Case:
-    _require_something(subject.wanted(), [subject.names[index] for index in subject.differentiable])
+    _require_something(subject.wanted(), subject.wanted_names())
     for index, array in enumerate(subject.inputs):
         if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
             name = subject.names[index]
@@ -161,7 +158,7 @@ def _first_run(subject: Subject, rng: np.random.Generator) -> Case:
             reason = f"the gradient of {name} is {gradient[where]} at {where}, while forward is finite"
             raise Violation(Verdict.FAIL, reason, input=name)
     # A pair that hands out its own buffers must not change what later runs are compared with.
-    allowed = budget.slack(subject, subject.inputs, cotangent, gradients, rng)
+    allowed = budget.slack(subject, subject.inputs, output, cotangent, gradients, rng)
     return Case(subject, rng, cotangent, output, saved, gradients, allowed)
 
 
@@ -183,12 +180,13 @@ def _aliasing(case: Case) -> None:
     inputs = [(f"input {name}", array) for name, array in zip(subject.names, subject.inputs, strict=True)]
     kept = [("a saved array", array) for array in _arrays_in(saved, walk_objects=not subject.framework)]
     foreign = inputs + kept + ([] if subject.framework else [("the cotangent", cotangent)])
-    for name, gradient in zip(case.names(), gradients, strict=True):
+    for name, gradient in zip(case.subject.wanted_names(), gradients, strict=True):
         for what, array in foreign:
             if array is not None and _share(gradient, array):
                 raise Violation(Verdict.ERROR, f"the gradient of {name} shares memory with {what}; return a copy", input=name)
-    for k, (name, gradient) in enumerate(zip(case.names(), gradients, strict=True)):
-        for other, second in zip(case.names()[:k], gradients[:k], strict=True):
+    names = subject.wanted_names()
+    for k, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
+        for other, second in zip(names[:k], gradients[:k], strict=True):
             if _share(gradient, second) and (not subject.framework or _accumulating_changes(gradient, second)):
                 reason = f"the gradients of {other} and {name} share memory: adding to one changes the other"
                 raise Violation(Verdict.ERROR, reason, input=name)
@@ -228,7 +226,7 @@ def _repeated_backward(case: Case) -> None:
     for _ in range(REPEATS_FRESH):
         again = case.backward_of(case.inputs, case.cotangent)
         case.compare(again, first, "backward gives another result after the same forward")
-    for name, kept, old in zip(case.names(), case.gradients, first, strict=True):
+    for name, kept, old in zip(case.subject.wanted_names(), case.gradients, first, strict=True):
         if kept.tobytes() != old.tobytes():
             reason = f"the gradient of {name} changed after it was returned, when backward ran again; return a new array"
             raise Violation(Verdict.ERROR, reason, input=name)
@@ -287,7 +285,7 @@ def _layouts(case: Case) -> None:
     for label, expanded in _expansions(case.cotangent):
         dense = expanded.copy()
         wanted = case.backward_of(inputs, dense)
-        allowed = budget.slack(subject, inputs, dense, wanted, case.rng)
+        allowed = budget.slack(subject, inputs, case.output, dense, wanted, case.rng)
         got = case.backward_of(inputs, expanded)
         case.compare_rounded(got, wanted, allowed, f"a cotangent {label} (stride 0) is misread")
     spread = subject.moved(lambda array: np.broadcast_to(array[:1], array.shape) if array.ndim else array)
@@ -295,7 +293,7 @@ def _layouts(case: Case) -> None:
     if _accepts(subject, dense_inputs):
         wanted = case.backward_of(dense_inputs, case.cotangent)
         if all(np.isfinite(gradient).all() for gradient in wanted):
-            allowed = budget.slack(subject, dense_inputs, case.cotangent, wanted, case.rng)
+            allowed = budget.slack(subject, dense_inputs, case.output, case.cotangent, wanted, case.rng)
             got = case.backward_of(spread, case.cotangent)
             case.compare_rounded(got, wanted, allowed, "inputs expanded along axis 0 (stride 0) are misread")
 
@@ -326,7 +324,7 @@ def _expansions(cotangent: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
 def _linear(case: Case) -> None:
     subject = case.subject
     zero = backward_kept(subject, case.inputs, case.saved, np.zeros_like(case.cotangent))
-    for name, gradient in zip(case.names(), zero, strict=True):
+    for name, gradient in zip(case.subject.wanted_names(), zero, strict=True):
         if np.any(gradient != 0):
             reason = f"not linear in the cotangent: the gradient of {name} is not zero for a zero cotangent"
             raise Violation(Verdict.FAIL, reason, input=name, fatal=False)

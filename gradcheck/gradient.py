@@ -13,8 +13,10 @@ from gradcheck.subject import Subject
 
 DIRECTIONS = 2
 GOAL = {np.dtype(np.float64): 1e-7, np.dtype(np.float32): 2e-3}
-SMALLER = (-8, -16)  # ladders for strong curvature and nearby kinks
+SMALLER = (-8, -16, -24, -32)  # ladders for strong curvature and nearby kinks
 LARGER = 3  # a ladder for noise
+RESOLVED = 1e-2  # a numeric derivative known no better, of the size of its terms, accuses nobody
+ROUGH = 1e-4  # "noise" that large, of the size of the output, is structure finer than the noise probes
 OFFSET = 0.75  # a ladder that shares no point with the others
 
 
@@ -100,7 +102,7 @@ class _Ask:
         estimate = self._line.ladder()
         bars = self._bars()
         for shift in SMALLER:
-            if self._settled(estimate, bars):
+            if self._settled(estimate, bars) or not self._may_settle(estimate, shift):
                 break
             estimate = estimate.overruled_by(self._line.ladder(shift))
             bars = self._bars()
@@ -113,6 +115,7 @@ class _Ask:
             apart = np.abs(offset.value - estimate.value)
             # Two independent ladders that contradict each other prove nothing against the gradient.
             bar = np.where(apart <= 2 * (offset.bar + bar), bar, np.fmax(bar, apart))
+            bar = np.where(self._unresolved(estimate), np.fmax(bar, np.abs(self._analytic - estimate.value)), bar)
             kink = self._kink()
         return Evidence(
             self._analytic, estimate.value, bar + kink, estimate.noise, kink, bars.tolerance, bars.scale, bars.yardstick
@@ -132,11 +135,22 @@ class _Ask:
     def _disagrees(self, estimate: Estimate, bars: _Bars) -> np.ndarray:
         return ~(np.abs(self._analytic - estimate.value) <= 2 * estimate.bar + bars.tolerance)
 
+    def _may_settle(self, estimate: Estimate, shift: int) -> bool:
+        """Whether smaller steps can help: not against noise, except once to see a kink or curvature that hides in it."""
+        spread = np.any(estimate.bar - estimate.noise > estimate.noise)
+        return self._line.admits(shift) and bool(shift == SMALLER[0] or spread)
+
     def _settled(self, estimate: Estimate, bars: _Bars) -> bool:
         tight = estimate.bar + bars.tolerance <= self._goal * bars.scale
         floor = np.abs(estimate.value) <= 2 * estimate.bar + bars.tolerance
         tight |= floor & (estimate.bar + bars.tolerance <= self._goal * bars.yardstick)
         return bool(np.all(tight & ~self._disagrees(estimate, bars)))
+
+    def _unresolved(self, estimate: Estimate) -> np.ndarray:
+        """Where the ladders did not settle, and not for rounding: there is structure finer than every step."""
+        size = np.abs(self._cotangents)
+        spread = (estimate.bar - estimate.noise > estimate.noise) & (estimate.bar > RESOLVED * (size @ self._line.slope))
+        return spread | (self._line.noise > ROUGH * (size @ self._output))
 
     def _kink(self) -> np.ndarray:
         """How far a jump of the slope at the input itself can move a derivative, whichever side is taken."""

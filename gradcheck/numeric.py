@@ -9,6 +9,7 @@ output vector is differenced, so one ladder serves any number of cotangents.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import numpy as np
 
 STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
-# (step, order of the difference): the first sees the noise of the working precision, the second that of an operation
-# that rounds to a lower one on its way, which stands still at the first.
-NOISE_PROBES = {np.dtype(np.float64): ((2.0**-30, 3), (2.0**-18, 4)), np.dtype(np.float32): ((2.0**-12, 3), (2.0**-9, 4))}
+# Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider ones that of
+# an operation that rounds to a lower one on its way and stands still at the finest.
+NOISE_STEPS = {np.dtype(np.float64): (2.0**-30, 2.0**-24, 2.0**-18), np.dtype(np.float32): (2.0**-12, 2.0**-9)}
+NOISE_ORDER = 4
+CURVATURE = 64.0  # rounding looks alike at neighbouring steps; a difference that grows more than this is curvature
 NOISE_POINTS = np.arange(-3, 5)
 
 
@@ -27,7 +30,7 @@ def magnitude(x: np.ndarray) -> float:
     """The power of two nearest below the spread of x, or below its size where it is constant, or 1 where it is zero."""
     size = float(np.std(x, dtype=np.float64)) if x.size else 0.0
     largest = float(np.max(np.abs(x))) if x.size else 0.0
-    if size <= 1e-6 * largest:  # constant up to rounding
+    if size <= 2.0**-44 * largest:  # constant up to the rounding of the mean
         size = largest
     return 2.0 ** math.floor(math.log2(size)) if size > 0 else 1.0
 
@@ -79,6 +82,9 @@ class Line:
         self._base = base.reshape(-1).astype(np.float64)
         self._cotangents = cotangents
         self._length = math.sqrt(float(np.sum(np.square(u, dtype=np.float64))))
+        # Steps of a few ulp visit the same few points again and again: where x is far from zero they must be wider.
+        widest = float(np.max(np.abs(x)))
+        self._least = 64 * float(np.spacing(x.dtype.type(widest))) / magnitude(x)
         self.noise = self._measure_noise()
         self.slope = np.zeros_like(self._base)  # |J·u|, by output element
         self.jump = np.zeros_like(self._base)  # of the slope at t = 0 as far as the finest step can tell
@@ -87,19 +93,23 @@ class Line:
         return self._value(np.asarray(self._x + self._x.dtype.type(t) * self._u)).reshape(-1).astype(np.float64)
 
     def _measure_noise(self) -> np.ndarray:
-        # A step of a few ulp would repeat the same few points: where x is far from zero the probes must be wider.
-        widest = float(np.max(np.abs(self._x)))
-        least = 64 * float(np.spacing(self._x.dtype.type(widest))) / magnitude(self._x)
+        factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
+        seen = []
+        for step in NOISE_STEPS[self._x.dtype]:
+            step = max(step, 2.0 ** math.ceil(math.log2(self._least)))
+            values = [self._cotangents @ (self._at(k * step) - self._base) for k in NOISE_POINTS]
+            differences = np.diff(np.array(values), n=NOISE_ORDER, axis=0)
+            seen.append(np.sqrt(factor * np.mean(differences**2, axis=0)))
         # The output was rounded at least once, even if steps this small happen not to show it.
         unit = float(np.finfo(self._x.dtype).eps) / 2
-        noise = 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2)
-        for step, order in NOISE_PROBES[self._x.dtype]:
-            step = max(step, 2.0 ** math.ceil(math.log2(least)))
-            values = [self._cotangents @ (self._at(k * step) - self._base) if k else 0 * noise for k in NOISE_POINTS]
-            differences = np.diff(np.array(values), n=order, axis=0)
-            factor = math.factorial(order) ** 2 / math.factorial(2 * order)
-            noise = np.fmax(noise, np.sqrt(factor * np.mean(differences**2, axis=0)))
+        noise = np.fmax(seen[0], 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2))
+        for narrow, wide in itertools.pairwise(seen):
+            noise = np.where(wide <= CURVATURE * narrow, np.fmax(noise, wide), noise)
         return noise
+
+    def admits(self, shift: int) -> bool:
+        """Whether the smallest step of that ladder still moves x by many ulp."""
+        return float(STEPS[-1]) * 2.0**shift >= self._least
 
     def ladder(self, shift: int = 0, factor: float = 1.0) -> Estimate:
         """The derivative from the steps 2⁻² … 2⁻¹⁰, all multiplied by factor·2^shift."""
@@ -113,6 +123,8 @@ class Line:
             slopes[k] = self._cotangents @ difference / (2 * h)
             rounding[k] = self._rounding(h)
             previous_bend, bend = bend, np.abs(plus + minus - 2 * self._base) / h
+        if shift < 0 and not difference.any() and self.slope.any():  # rounded away inside the forward pass
+            return Estimate(slopes[-1], np.full(len(self._cotangents), np.inf), self.noise, shift)
         if shift <= 0:
             self.slope = np.abs(difference) / (2 * steps[-1])
             self.jump = np.maximum(2 * bend - previous_bend, 0)
@@ -130,13 +142,15 @@ class Line:
 
     @staticmethod
     def _extrapolate(slopes: np.ndarray, noise: np.ndarray, shift: int) -> Estimate:
-        weights, parents, used = _romberg()
+        weights, parents, used, finest_entries = _romberg()
         broken = ~np.isfinite(slopes).all(axis=1)
         values = np.where(broken[:, None], 0, slopes)
         table = weights @ values
         spread = np.maximum(np.abs(table - parents[0] @ values), np.abs(table - parents[1] @ values))
         amplified = 4 * np.sqrt(weights**2 @ np.where(broken[:, None], 0, noise) ** 2)
-        bars = spread + amplified
+        # At the finest steps and highest columns only rounding is left, so more spread there means more noise.
+        seen = np.divide(spread, amplified, out=np.zeros_like(spread), where=amplified > 0)[finest_entries]
+        bars = spread + amplified * np.fmax(1, 2 * np.sqrt(np.mean(seen**2, axis=0)))
         bars[(used & broken).any(axis=1)] = np.inf
         best, each = np.argmin(bars, axis=0), np.arange(slopes.shape[1])
         value, bar = table[best, each], bars[best, each]
@@ -148,8 +162,8 @@ class Line:
 
 
 @functools.cache
-def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Weights of every extrapolation on the ladder's slopes, of its two parents, and which slopes it uses."""
+def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """Weights of every extrapolation on the slopes, of its two parents; the slopes it uses; the finest extrapolations."""
     table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
     for j in range(1, COLUMNS):
         for i in range(j, len(STEPS)):
@@ -158,4 +172,5 @@ def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
     entries = [(i, j) for i, j in table if j]
     weights = np.array([table[entry] for entry in entries])
     parents = np.array([table[i, j - 1] for i, j in entries]), np.array([table[i - 1, j - 1] for i, j in entries])
-    return weights, parents, weights != 0
+    finest = np.array([i >= len(STEPS) - 2 and j >= COLUMNS // 2 for i, j in entries])
+    return weights, parents, weights != 0, finest

@@ -55,6 +55,10 @@ class Subject:
         """The inputs that get a gradient."""
         return [self._input(index) for index in self.differentiable]
 
+    def wanted_names(self) -> list[str]:
+        """Their names."""
+        return [self.names[index] for index in self.differentiable]
+
     def moved(self, move: Callable[[np.ndarray], np.ndarray]) -> Arrays:
         """The inputs, with `move` applied to those that get a gradient."""
         return tuple(

@@ -25,8 +25,8 @@ class Key:
 class Generator:
     """A counter of calls: each `next_call` gives a key that no other call of this seed and stream gets.
 
-    It holds no random state: the call number goes into the Philox counter, so a mask can be made again from its key, and
-    a run from `state`. Streams of one seed are independent of each other: one for each layer, worker or thread.
+    It holds no random state: the call number goes into the Philox counter, so a mask can be made again from
+    its key, and a run from `state`. Streams of one seed are independent: one for each layer or worker.
 
     Args:
         seed: integer in [0, 2**64).

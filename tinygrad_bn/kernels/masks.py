@@ -10,7 +10,7 @@ from .philox import Quantised, as_word
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Drop by the decisions of a mask of `mask_shape`, broadcast over `shape`, and multiply the survivors by `scale`.
+    """Drop by a mask of `mask_shape`, broadcast over `shape`, and multiply the survivors by `scale`.
 
     Args:
         shape: the shape of the input.
@@ -20,7 +20,8 @@ class Mask:
         scale: the factor of the survivors: `quantised.survivor_scale`, or 1.
 
     Raises:
-        TypeError, ValueError: `mask_shape` does not broadcast to `shape` axis by axis, or an integer is out of range.
+        ValueError: `mask_shape` does not broadcast to `shape` axis by axis.
+        TypeError, ValueError: seed, stream or call is not an integer in its range.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +41,8 @@ class Mask:
             m not in (1, n) for m, n in zip(self.mask_shape, self.shape, strict=True)
         ):
             raise ValueError(
-                f"Mask: mask_shape must have 1 or the length of shape {self.shape} along each axis, got {self.mask_shape}"
+                f"Mask: mask_shape must have, along each axis, length 1 or that of shape {self.shape}, "
+                f"got {self.mask_shape}"
             )
 
     @property
@@ -57,10 +59,10 @@ class Scale:
 
 
 def runs(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """The shape with neighbouring axes merged as far as the mask allows: (length, step between decisions) each.
+    """The shape, neighbouring axes merged as far as the mask allows: (length, step between decisions) each.
 
-    The step is 0 for a run that shares its decisions; kinds alternate, and the last run is the fastest. For example
-    (N, C, H, W) under a mask of (N, C, 1, 1) is ((N·C, 1), (H·W, 0)).
+    The step is 0 where a run shares a decision; the two kinds alternate, and the last run is the fastest. For
+    example (N, C, H, W) under a mask of (N, C, 1, 1) is ((N·C, 1), (H·W, 0)).
     """
     merged: list[tuple[int, int]] = []
     step = 1

@@ -1,23 +1,24 @@
 """The counter-based generator behind every dropout mask, and the format of a mask.
 
-Philox4x32-10 turns a 128-bit counter and a 64-bit key into four random 32-bit words, with no state in between: any part
-of a mask can be made alone, in any order, by any thread or device.
+Philox4x32-10 turns a 128-bit counter and a 64-bit key into four random 32-bit words, with no state between
+calls: any part of a mask can be made alone, in any order, by any thread or device.
 
-**The format.** A mask is a row-major array of keep-or-drop decisions, numbered e = 0, 1, 2, … in its own shape (which has
-length 1 along axes that share a decision), whatever the layout of the data and whoever computes it.
+**The format.** A mask is a row-major array of keep-or-drop decisions, numbered e = 0, 1, 2, … in its own
+shape (of length 1 along the axes that share a decision), whatever the layout of the data and whoever
+computes it.
 
 - Key: the seed, low word first.
 - Counter: (block low word, block high word, call number, stream).
-- 16-bit lanes: decision e is lane e % 8 of block e // 8. Lane k is the low half (k even) or the high half (k odd) of word
-  k // 2: the order in which a little-endian machine sees the four words as eight uint16.
-- 32-bit lanes, for a p that 16 bits would change by more than 0.1 % of p or of 1 − p: decision e is lane e % 4 of block
-  e // 4, and lane k is word k.
+- 16-bit lanes: decision e is lane e % 8 of block e // 8. Lane k is the low half (k even) or the high half
+  (k odd) of word k // 2: the order in which a little-endian machine sees the four words as eight uint16.
+- 32-bit lanes, for a p that 16 bits would change by more than 0.1 % of p or of 1 − p: decision e is lane
+  e % 4 of block e // 4, and lane k is word k.
 - Drop where lane < threshold, an integer: round(p · 2^16) or round(p · 2^32), halves to even.
-- Packed, decision e is bit e % 8 of byte e // 8, and 1 keeps. The last byte is whole: its spare bits hold the decisions
-  that would follow.
+- Packed, decision e is bit e % 8 of byte e // 8, and 1 keeps. The last byte is whole: its spare bits hold the
+  decisions that would follow.
 
-`philox4x32`, `keep_byte` and `keep_nibble` are plain arithmetic on uint64: the same source runs on NumPy arrays and is
-compiled, unchanged, by numba for CPU and CUDA.
+`philox4x32`, `keep_byte` and `keep_nibble` are plain arithmetic on uint64: the same source runs on NumPy
+arrays and is compiled, unchanged, by numba for CPU and CUDA.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
@@ -42,21 +43,26 @@ SIXTEEN, THIRTY_TWO = np.uint64(16), np.uint64(32)
 
 
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """Ten rounds of Philox4x32: four random 32-bit words for the counter (c0, c1, c2, c3) under the key (k0, k1).
+    """Ten rounds of Philox4x32: the four random words of the counter (c0, c1, c2, c3) under the key (k0, k1).
 
     Arguments and results are uint64 scalars or arrays holding 32-bit values.
     """
     for _ in range(10):
         left = MULTIPLIER_0 * c0
         right = MULTIPLIER_1 * c2
-        c0, c1, c2, c3 = (right >> THIRTY_TWO) ^ c1 ^ k0, right & WORD, (left >> THIRTY_TWO) ^ c3 ^ k1, left & WORD
+        c0, c1, c2, c3 = (
+            (right >> THIRTY_TWO) ^ c1 ^ k0,
+            right & WORD,
+            (left >> THIRTY_TWO) ^ c3 ^ k1,
+            left & WORD,
+        )
         k0 = (k0 + WEYL_0) & WORD
         k1 = (k1 + WEYL_1) & WORD
     return c0, c1, c2, c3
 
 
-# Adding 2^16 − threshold to a 16-bit lane carries into bit 16 exactly where lane >= threshold: a comparison without a
-# branch or a boolean, alike in NumPy, numba and CUDA. `kept` below is that 2^16 − threshold (2^32 − threshold).
+# Adding kept = 2^16 − threshold to a 16-bit lane carries into bit 16 exactly where lane >= threshold
+# (likewise with 32 bits): a comparison without a branch or a boolean, alike in NumPy, numba and CUDA.
 
 
 def keep_byte(w0: Any, w1: Any, w2: Any, w3: Any, kept: Any) -> Any:
@@ -85,9 +91,9 @@ def keep_nibble(w0: Any, w1: Any, w2: Any, w3: Any, kept: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """A drop probability as the generator decides it: drop where a lane of `lane_bits` bits is below `threshold`.
+    """A drop probability as it is decided: drop where a lane of `lane_bits` bits is below `threshold`.
 
-    `p` is the probability this really gives, threshold / 2^lane_bits: scale survivors by this one, not by the p asked for.
+    `p` is what this really gives, threshold / 2^lane_bits: scale survivors by it, not by the p asked for.
     """
 
     lane_bits: int
@@ -101,9 +107,9 @@ class Quantised:
 
 
 def quantise(p: Real | float) -> Quantised:
-    """The drop probability p in whole lanes: round(p · 2^16) / 2^16, or with 2^32 where 16 bits are too coarse.
+    """The drop probability p in 16 bits, round(p · 2^16) / 2^16, or in 32 bits where 16 are too coarse.
 
-    16 bits are too coarse where they would change p, or 1 − p, by more than 0.1 % of itself. p = 0 and p = 1 are exact.
+    They are too coarse where they would change p, or 1 − p, by more than 0.1 % of itself. 0 and 1 are exact.
 
     Raises:
         TypeError: p is not a real number.
@@ -113,7 +119,9 @@ def quantise(p: Real | float) -> Quantised:
         raise TypeError(f"dropout: p must be a real number in [0, 1], got {p!r} of type {type(p).__name__}")
     wanted = float(p)
     if not 0.0 <= wanted <= 1.0:
-        raise ValueError(f"dropout: p must be in [0, 1], got {wanted!r}; p is the probability of dropping, not of keeping")
+        raise ValueError(
+            f"dropout: p must be in [0, 1], got {wanted!r}; p is the probability of dropping, not of keeping"
+        )
     threshold = round(math.ldexp(wanted, 16))
     if abs(math.ldexp(threshold, -16) - wanted) <= 0.001 * min(wanted, 1.0 - wanted):
         return Quantised(16, threshold, math.ldexp(threshold, -16))
@@ -127,7 +135,7 @@ def quantise(p: Real | float) -> Quantised:
 
 
 def as_word(owner: str, name: str, value: SupportsIndex, bits: int) -> int:
-    """`value` as a plain int, after checking that it is an integer in [0, 2^bits); `owner` and `name` are for the error."""
+    """The value as a plain int, if it is an integer in [0, 2^bits); else an error about owner's argument."""
     wanted = f"must be an integer in [0, 2**{bits})"
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{owner}: {name} {wanted}, got {value!r}")
@@ -184,6 +192,8 @@ def unpack(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]
     return np.unpackbits(bits, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
 
 
-def keep_mask(seed: int, stream: int, call: int, p: float | Quantised, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def keep_mask(
+    seed: int, stream: int, call: int, p: float | Quantised, shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
     """The decisions of a mask of `shape` as a boolean array, True where kept; arguments as in `keep_bits`."""
     return unpack(keep_bits(seed, stream, call, p, math.prod(shape)), shape)

@@ -13,9 +13,19 @@ import pytest
 
 from tinygrad_bn.kernels.cpu import dropout
 from tinygrad_bn.kernels.masks import Mask, Scale
-from tinygrad_bn.kernels.philox import keep_bits, keep_byte, keep_mask, keep_nibble, low_and_high, philox4x32, quantise
+from tinygrad_bn.kernels.philox import (
+    keep_bits,
+    keep_byte,
+    keep_mask,
+    keep_nibble,
+    low_and_high,
+    philox4x32,
+    quantise,
+)
 
-TWINS = pytest.mark.parametrize("target", [dropout.sequential, dropout.parallel], ids=["sequential", "parallel"])
+TWINS = pytest.mark.parametrize(
+    "target", [dropout.sequential, dropout.parallel], ids=["sequential", "parallel"]
+)
 SCALES = pytest.mark.parametrize(
     "target", [dropout.sequential_scale, dropout.parallel_scale], ids=["sequential", "parallel"]
 )
@@ -103,7 +113,9 @@ def test_random_shapes_and_shared_axes():
     rng = np.random.default_rng(8)
     for call in range(300):
         shape = tuple(int(n) for n in rng.integers(1, 7, size=rng.integers(0, 7)))
-        mask_shape = tuple(n if own else 1 for n, own in zip(shape, rng.random(len(shape)) < 0.5, strict=True))
+        mask_shape = tuple(
+            n if own else 1 for n, own in zip(shape, rng.random(len(shape)) < 0.5, strict=True)
+        )
         plan = plan_for(shape, mask_shape, p=rng.choice([0.5, 0.25, 1e-4, WIDE]), call=call)
         check(dropout.sequential, plan, normal(shape, np.float32, call), normal(shape, np.float32, call + 1))
 
@@ -187,7 +199,9 @@ def test_a_gradient_nobody_needs_is_not_made(target):
 @TWINS
 def test_the_plan_must_fit_the_array(target):
     plan, x = plan_for((4, 6)), np.ones((6, 4))
-    with pytest.raises(ValueError, match=r"dropout: x has shape \(6, 4\), but the mask was made for \(4, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"dropout: x has shape \(6, 4\), but the mask was made for \(4, 6\)"
+    ):
         target.forward(plan, x)
     with pytest.raises(ValueError, match=r"dropout: cotangent has shape \(24,\)"):
         target.vjp(plan, (True,), np.ones(24), (x,), (np.zeros(3, np.uint8),))
@@ -230,11 +244,24 @@ def test_block_numbers_go_beyond_one_word(first):
     assert np.array_equal(wide, nibbles[0::2] + 16 * nibbles[1::2])
 
 
+def test_no_byte_outside_the_mask_is_read():
+    checked = numba.njit(boundscheck=True)(dropout.eight_bits_at.py_func)
+    bits = np.array([0b10110010, 0b01011101], np.uint8)
+    every = np.unpackbits(bits, bitorder="little")
+    for at in range(9):
+        assert checked(bits, np.uint64(at)) == np.packbits(every[at : at + 8], bitorder="little")[0]
+
+
 @SCALES
 @DTYPES
 def test_inference_scale(target, dtype):
     plan = Scale(1 / 3)
-    for x in [*layouts(dtype).values(), normal(SEVERAL_TASKS, dtype), normal((), dtype), normal((0, 3), dtype)]:
+    for x in [
+        *layouts(dtype).values(),
+        normal(SEVERAL_TASKS, dtype),
+        normal((), dtype),
+        normal((0, 3), dtype),
+    ]:
         before = x.tobytes()
         y, aux = target.forward(plan, x)
         (dx,) = target.vjp(plan, (True,), x, (x,), aux)
@@ -268,9 +295,12 @@ for threads, target in [(1, dropout.sequential), *((n, dropout.parallel) for n i
 
 
 def test_the_same_bits_for_every_number_of_threads():
-    environment = os.environ | {"NUMBA_NUM_THREADS": "8", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | {
+        "NUMBA_NUM_THREADS": "8",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
     command = [sys.executable, "-W", "error", "-c", THREADS, os.path.dirname(__file__)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.split()) == 5 and len(set(result.stdout.split())) == 1
 
@@ -285,5 +315,7 @@ def test_the_hot_loops_are_vectorized():
     for real, multiply in [(numba.float32, "mulps"), (numba.float64, "mulpd")]:
         data, index = array(real, 1, "C", readonly=True), array(numba.int64, 1, "C", readonly=True)
         bits, out = array(numba.uint8, 1, "C", readonly=True), array(real, 1, "C")
-        expander = numba.njit((data, bits, out, real, index, index, numba.int64, numba.int64))(dropout.expand_part.py_func)
+        expander = numba.njit((data, bits, out, real, index, index, numba.int64, numba.int64))(
+            dropout.expand_part.py_func
+        )
         assert multiply in "".join(expander.inspect_asm().values())

@@ -30,7 +30,9 @@ def test_runs(shape, mask_shape, expected):
     assert runs(shape, mask_shape) == expected
 
 
-@pytest.mark.parametrize(("shape", "mask_shape"), [((2, 3), (2, 2)), ((2, 3), (3,)), ((2, 3), (1, 2, 3)), ((2, 0), (2, 3))])
+@pytest.mark.parametrize(
+    ("shape", "mask_shape"), [((2, 3), (2, 2)), ((2, 3), (3,)), ((2, 3), (1, 2, 3)), ((2, 0), (2, 3))]
+)
 def test_a_mask_must_broadcast_axis_by_axis(shape, mask_shape):
     with pytest.raises(ValueError, match="Mask: mask_shape"):
         Mask(shape, mask_shape, 0, 0, 0, HALF, 2.0)

@@ -19,8 +19,16 @@ from tinygrad_bn.kernels.philox import (
 )
 
 KNOWN_ANSWERS = {  # (counter, key): words; published with Random123
-    "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    "ones": ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    "zeros": (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    "ones": (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
     "pi": ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 }
 
@@ -30,7 +38,7 @@ def words(text):
 
 
 def oracle_words(seed, stream, call, first_block, blocks):
-    """The words of consecutive blocks, from an implementation that is not ours; it counts before each output."""
+    """The words of consecutive blocks, from an implementation not ours, which counts before each output."""
     randomgen = pytest.importorskip("randomgen", reason="randomgen is the independent Philox4x32")
     counter = (first_block + (call << 64) + (stream << 96) - 1) % 2**128
     raw = randomgen.Philox(counter=counter, key=seed, number=4, width=32).random_raw(4 * blocks)
@@ -47,12 +55,16 @@ def test_known_answers(name):
 
 
 @pytest.mark.parametrize("first_block", [0, 2**32 - 100, 2**64 - 1000])
-@pytest.mark.parametrize(("seed", "stream", "call"), [(0, 0, 0), (2**64 - 1, 2**32 - 1, 2**32 - 1), (3 << 40, 5, 9)])
+@pytest.mark.parametrize(
+    ("seed", "stream", "call"), [(0, 0, 0), (2**64 - 1, 2**32 - 1, 2**32 - 1), (3 << 40, 5, 9)]
+)
 def test_words_equal_an_independent_implementation(seed, stream, call, first_block):
     blocks = 1000
     k0, k1 = low_and_high(seed)
     block = np.uint64(first_block) + np.arange(blocks, dtype=np.uint64)
-    ours = philox4x32(block & np.uint64(2**32 - 1), block >> np.uint64(32), np.uint64(call), np.uint64(stream), k0, k1)
+    ours = philox4x32(
+        block & np.uint64(2**32 - 1), block >> np.uint64(32), np.uint64(call), np.uint64(stream), k0, k1
+    )
     assert np.array_equal(np.stack(ours, axis=1), oracle_words(seed, stream, call, first_block, blocks))
 
 

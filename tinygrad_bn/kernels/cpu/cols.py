@@ -12,7 +12,6 @@ with g the cotangent times the weight; in inference μ and σ² are constants, s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from numba import prange, types
 from ..views import Cols
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics, running_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
-from .sums import add_up, merge_moments
+from .sums import add_up, is_finite, merge_moments
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -57,7 +56,7 @@ def tile_moments(task, x, means, squares):
     total_squares = np.zeros(d - c, x.dtype)
     for j in range(centre.size):
         pivot = x[z, a, c + j]
-        centre[j] = pivot if math.isfinite(pivot) else zero
+        centre[j] = pivot if is_finite(pivot) else zero
     for r in range(a, b):
         row = x[z, r, c:d]
         for j in range(row.size):
@@ -74,7 +73,7 @@ def tile_moments(task, x, means, squares):
     for j in range(centre.size):
         mean = np.float64(centre[j])
         square = np.float64(total_squares[j])
-        if math.isfinite(mean):
+        if is_finite(mean):
             shift = np.float64(total[j]) / (b - a)
             mean += shift
             square -= min(np.float64(total[j]) * shift, square)
@@ -90,7 +89,7 @@ def pool_tiles(A, means, squares):
     mean = np.zeros(M)
     total = np.zeros(M)
     for j in range(M):
-        pivot[j] = means[0, j] if math.isfinite(means[0, j]) else 0.0
+        pivot[j] = means[0, j] if is_finite(means[0, j]) else 0.0
     for t in range(means.shape[0]):
         count = min(TILE_ROWS, A - t * TILE_ROWS)
         tile_mean = means[t]

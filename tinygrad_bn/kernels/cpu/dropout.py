@@ -1,12 +1,14 @@
 """Dropout on the CPU: draw the decisions as packed bits, then expand them over the input.
 
-The backward pass expands the same bits over the cotangent. Every way of sharing decisions (spatial, variational, per
-row, …) is one kernel over the runs of `masks.runs`, and a constant scale is a mask of one shared decision.
+The backward pass expands the same bits over the cotangent. Every way of sharing decisions (spatial,
+variational, per row, …) is one kernel over the runs of `masks.runs`, and a constant scale is a mask of one
+shared decision.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -17,7 +19,7 @@ from numba.extending import intrinsic
 from .. import philox
 from ..masks import Mask, Scale, runs
 from ..philox import FOUR, ONE, SEVEN, THIRTY_TWO, THREE, TWO, WORD
-from .arrays import contiguous
+from .arrays import Array, contiguous
 from .jit import FLAG, INT, Driver, read, twins, write
 
 TASK = 1 << 16  # decisions that one task draws, and elements that one task expands them over
@@ -69,7 +71,7 @@ def draw(bits, c2, c3, k0, k1, kept, wide):
 def scale_or_zero_8(_context, keep, x, y, at, scale):
     """y[at:at + 8] = x[at:at + 8] * scale where the bit of the byte `keep` is set, +0 elsewhere.
 
-    The byte is the condition of a vector select as it stands; a loop that takes bit after bit is seven times slower.
+    The byte as it stands is the condition of a vector select; taking bit after bit is seven times slower.
     """
 
     def codegen(context, builder, _signature, arguments):
@@ -121,7 +123,7 @@ def expand_own(x, bits, first, y, start, stop, scale):
 @inlined
 def expand_shared(x, keep, y, start, stop, scale):
     """A run in which all elements share one decision."""
-    if keep:
+    if keep:  # a dropped run need not be read
         for j in range(np.uint64(start), np.uint64(stop)):
             y[j] = x[j] * scale
     else:
@@ -131,7 +133,7 @@ def expand_shared(x, keep, y, start, stop, scale):
 
 @numba.njit
 def expand_part(x, bits, y, scale, lengths, steps, start, stop):
-    """Elements start … stop − 1: walk the fastest runs, counting the places of the slower ones like an odometer."""
+    """Elements start … stop − 1: walk the last run again and again, counting the others like an odometer."""
     outer = lengths.size - 1
     length, own = lengths[outer], steps[outer] != 0
     place = np.empty(outer, np.int64)
@@ -158,7 +160,9 @@ def expand_part(x, bits, y, scale, lengths, steps, start, stop):
             axis -= 1
 
 
-@twins(lambda dtype: (read(dtype, 1), read(types.uint8, 1), write(dtype, 1), dtype, read(INT, 1), read(INT, 1)))
+@twins(
+    lambda dtype: (read(dtype, 1), read(types.uint8, 1), write(dtype, 1), dtype, read(INT, 1), read(INT, 1))
+)
 def expand(x, bits, y, scale, lengths, steps):
     """y = x * scale where kept, +0 where dropped."""
     for task in numba.prange((x.size + TASK - 1) // TASK):
@@ -166,7 +170,9 @@ def expand(x, bits, y, scale, lengths, steps):
         expand_part(x, bits, y, scale, lengths, steps, start, min(start + TASK, x.size))
 
 
-def multiply(driver: Driver, x: np.ndarray, bits: np.ndarray, scale: float, shape, mask_shape) -> np.ndarray:
+def multiply(
+    driver: Driver, x: Array, bits: Array, scale: float, shape: tuple[int, ...], mask_shape: tuple[int, ...]
+) -> Array:
     """x times the expanded mask times the scale, in a new array."""
     y = np.empty(x.shape, x.dtype)
     compiled = driver[x.dtype]
@@ -176,53 +182,53 @@ def multiply(driver: Driver, x: np.ndarray, bits: np.ndarray, scale: float, shap
     return y
 
 
-class DropoutTarget(NamedTuple):
-    """Drop and scale by a `Mask`: forward(x) → (y, (bits,)), with the packed decisions; vjp → (dx,)."""
-
-    draw: Driver
-    expand: Driver
-
-    def forward(self, plan: Mask, x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray]]:
-        """y = x · scale where the mask keeps, +0 where it drops, NaN and infinity included."""
-        check_shape("x", x, plan)
-        k0, k1 = philox.low_and_high(plan.seed)
-        bits = np.empty((plan.decisions + 7) // 8, np.uint8)
-        # The twins of `draw` know no dtype; asking for always the same one compiles them once.
-        self.draw[np.dtype(np.float64)](
-            bits, plan.call, plan.stream, k0, k1, philox.kept_lanes(plan.quantised), plan.quantised.lane_bits == 32
-        )
-        return multiply(self.expand, x, bits, plan.scale, plan.shape, plan.mask_shape), (bits,)
-
-    def vjp(self, plan: Mask, needs, cotangent: np.ndarray, arrays, aux) -> tuple[np.ndarray | None]:
-        """dx = cotangent · scale where the mask kept, +0 where it dropped."""
-        check_shape("cotangent", cotangent, plan)
-        if not needs[0]:
-            return (None,)
-        (bits,) = aux
-        return (multiply(self.expand, cotangent, bits, plan.scale, plan.shape, plan.mask_shape),)
-
-
-class ScaleTarget(NamedTuple):
-    """Multiply by the factor of a `Scale`: forward(x) → (y, ()); vjp → (dx,)."""
-
-    expand: Driver
-
-    def forward(self, plan: Scale, x: np.ndarray) -> tuple[np.ndarray, tuple[()]]:
-        """y = x · factor."""
-        return multiply(self.expand, x, KEPT, plan.factor, (x.size,), (1,)), ()
-
-    def vjp(self, plan: Scale, needs, cotangent: np.ndarray, arrays, aux) -> tuple[np.ndarray | None]:
-        """dx = cotangent · factor."""
-        return (multiply(self.expand, cotangent, KEPT, plan.factor, (cotangent.size,), (1,)) if needs[0] else None,)
-
-
-def check_shape(name: str, array: np.ndarray, plan: Mask) -> None:
-    """The kernels index the decisions by the shape in the plan, unchecked."""
+def check_shape(name: str, array: Array, plan: Mask) -> None:
+    """The drivers index the decisions by the shape in the plan, unchecked."""
     if array.shape != plan.shape:
         raise ValueError(f"dropout: {name} has shape {array.shape}, but the mask was made for {plan.shape}")
 
 
-sequential = DropoutTarget(draw.sequential, expand.sequential)
-parallel = DropoutTarget(draw.parallel, expand.parallel)
-sequential_scale = ScaleTarget(expand.sequential)
-parallel_scale = ScaleTarget(expand.parallel)
+@dataclass(frozen=True, slots=True)
+class DropoutKernel:
+    """The kernel of the plan Mask, made of one twin of each driver; it keeps the packed decisions."""
+
+    draw_driver: Driver
+    expand_driver: Driver
+
+    def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
+        check_shape("x", x, plan)
+        bits = np.empty((plan.decisions + 7) // 8, np.uint8)
+        key, kept = philox.low_and_high(plan.seed), philox.kept_lanes(plan.quantised)
+        # The twins of `draw` are alike for every dtype; asking for always the same compiles them once.
+        draw_bits = self.draw_driver[np.dtype(np.float64)]
+        draw_bits(bits, plan.call, plan.stream, *key, kept, plan.quantised.lane_bits == 32)
+        return multiply(self.expand_driver, x, bits, plan.scale, plan.shape, plan.mask_shape), (bits,)
+
+    def vjp(
+        self, plan: Mask, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[Array]
+    ) -> tuple[Array | None]:
+        check_shape("cotangent", cotangent, plan)
+        if not needs[0]:
+            return (None,)
+        return (multiply(self.expand_driver, cotangent, aux[0], plan.scale, plan.shape, plan.mask_shape),)
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleKernel:
+    """The kernel of the plan Scale, made of one twin of `expand`."""
+
+    expand_driver: Driver
+
+    def forward(self, plan: Scale, x: Array) -> tuple[Array, tuple[()]]:
+        return multiply(self.expand_driver, x, KEPT, plan.factor, (x.size,), (1,)), ()
+
+    def vjp(
+        self, plan: Scale, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[()]
+    ) -> tuple[Array | None]:
+        return (self.forward(plan, cotangent)[0] if needs[0] else None,)
+
+
+sequential = DropoutKernel(draw.sequential, expand.sequential)
+parallel = DropoutKernel(draw.parallel, expand.parallel)
+sequential_scale = ScaleKernel(expand.sequential)
+parallel_scale = ScaleKernel(expand.parallel)

@@ -6,14 +6,18 @@ Every loop runs over a slice and from 0, because LLVM does not vectorize it othe
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from .jit import body
 
 # A chunk stays in the first-level cache for its second pass, and is short enough for a sum in float32.
 CHUNK = 1024
+
+
+@body
+def is_finite(value):
+    """As ``math.isfinite``, which numba makes of value - value; reassociation may not let that stand."""
+    return abs(value) < np.inf
 
 
 @body
@@ -28,7 +32,7 @@ def add_moments(values, count, mean, squares):
         chunk = values[start : start + CHUNK]
         n = chunk.size
         zero = values.dtype.type(0)
-        pivot = chunk[0] if math.isfinite(chunk[0]) else zero
+        pivot = chunk[0] if is_finite(chunk[0]) else zero
         total = zero
         for j in range(n):
             total += chunk[j] - pivot
@@ -41,7 +45,7 @@ def add_moments(values, count, mean, squares):
             total_squares += deviation * deviation
         chunk_mean = np.float64(centre)
         chunk_squares = np.float64(total_squares)
-        if math.isfinite(centre):
+        if is_finite(centre):
             shift = np.float64(total) / n
             chunk_mean += shift
             chunk_squares -= min(np.float64(total) * shift, chunk_squares)
@@ -56,7 +60,7 @@ def merge_moments(count, mean, squares, n, n_mean, n_squares):
     fraction = n / together
     delta = n_mean - mean
     squares += n_squares + delta * delta * (count * fraction)
-    if math.isfinite(delta):
+    if is_finite(delta):
         mean += delta * fraction
     else:
         mean += n_mean  # an infinite mean stays infinite, where the difference would make it NaN

@@ -1,0 +1,162 @@
+"""Two ways to compute the same thing: a pair against one that is trusted, and the facts that every normalization obeys.
+
+What may differ is measured, not chosen: both sides are run again with their arguments moved by a few units in the last place, and 16 times the
+largest change is granted, plus 8·u·√n of the largest value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gradcheck import budget
+from gradcheck.axes import Arrays, Configuration
+from gradcheck.judge import Check, Verdict
+
+__all__ = ["Evaluate", "check_facts", "check_trusted", "check_twins"]
+
+Values = dict[str, np.ndarray]
+"""The output of a call and the gradients of its inputs, by name; "output" first."""
+
+Evaluate = Callable[[Configuration, Arrays, np.ndarray], Values]
+"""Run an operation on arrays and pull a cotangent back through it."""
+
+
+def check_trusted(
+    configuration: Configuration,
+    arrays: Arrays,
+    cotangent: np.ndarray,
+    got: Evaluate,
+    trusted: Evaluate,
+    name: str,
+    rng: np.random.Generator,
+) -> list[Check]:
+    """Output and gradients of one evaluation against those of a trusted one, which runs in float64 on the same numbers."""
+    exact = dataclasses.replace(configuration, dtype="float64")
+    granted = _granted(exact, arrays, cotangent, trusted, np.dtype(configuration.dtype), rng)
+    wanted = trusted(exact, _as(arrays, np.float64), cotangent.astype(np.float64))
+    return _compare(got(configuration, arrays, cotangent), wanted, granted, name)
+
+
+def check_twins(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, one: Evaluate, other: Evaluate) -> Check:
+    """Two kernels that must give the same bits."""
+    first, second = one(configuration, arrays, cotangent), other(configuration, arrays, cotangent)
+    differing = [name for name in first if first[name].tobytes() != second[name].tobytes()]
+    if not differing:
+        return Check("twins", Verdict.PASS)
+    return Check("twins", Verdict.FAIL, f"the sequential and the parallel kernel differ in the bits of {', '.join(differing)}")
+
+
+def check_facts(
+    configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, evaluate: Evaluate, rng: np.random.Generator
+) -> list[Check]:
+    """What must hold of a normalization whatever its formula: sums, invariances, and its equality with relatives."""
+    if configuration.operation == "dropout" or configuration.mode == "inference":
+        return []
+    dtype = np.dtype(configuration.dtype)
+    granted = _granted(configuration, arrays, cotangent, evaluate, dtype, rng)
+    values = evaluate(configuration, arrays, cotangent)
+    checks = []
+    if configuration.subtracts_mean and configuration.layout != "broadcast":
+        checks.append(_zero_sum(configuration, values["input"], granted["input"]))
+    for name, other, moved in _relatives(configuration, arrays):
+        theirs = _granted(other, moved, cotangent, evaluate, dtype, rng)
+        both = {key: granted[key] + theirs[key] for key in ("output",)}
+        checks += _compare({"output": values["output"]}, evaluate(other, moved, cotangent), both, name)
+    for name, halves in _equals(configuration, arrays, cotangent):
+        wanted = [evaluate(other, part, piece) for other, part, piece in halves]
+        joined = {key: np.concatenate([each[key] for each in wanted]) for key in ("output", "input")}
+        checks += _compare({key: values[key] for key in joined}, joined, {key: 2 * granted[key] for key in joined}, name)
+    return checks
+
+
+def _zero_sum(configuration: Configuration, gradient: np.ndarray, granted: float) -> Check:
+    sums = gradient.reshape(configuration.split_shape).sum(axis=configuration.reduced, dtype=np.float64)
+    error, bar = budget.largest(sums), granted * configuration.count
+    verdict = Verdict.PASS if error <= bar else Verdict.FAIL
+    reason = "" if verdict is Verdict.PASS else f"the gradient of input sums to {error:.3g} over the normalized axes, wanted 0 ± {bar:.1g}"
+    return Check("zero sum", verdict, reason, "input", error=error, bar=bar, tolerance=0.0)
+
+
+def _relatives(configuration: Configuration, arrays: Arrays) -> Iterator[tuple[str, Configuration, Arrays]]:
+    """Calls with the same output: a scaled input with ε scaled along, f(4x; 16ε) = f(x; ε); and a shifted one where the mean is subtracted."""
+    scaled = dataclasses.replace(configuration, eps=16 * configuration.eps)
+    yield "scale invariance", scaled, dataclasses.replace(arrays, input=4 * arrays.input)
+    if configuration.subtracts_mean:
+        shift = arrays.input.dtype.type(np.round(np.std(arrays.input)) or 1)
+        yield "shift invariance", configuration, dataclasses.replace(arrays, input=arrays.input + shift)
+
+
+def _equals(
+    c: Configuration, arrays: Arrays, cotangent: np.ndarray
+) -> Iterator[tuple[str, list[tuple[Configuration, Arrays, np.ndarray]]]]:
+    """Other operations with the same output and input gradient: one call on everything, or one for each sample, to be concatenated."""
+    if c.layout == "broadcast":
+        return
+    alone = {"groups": None, "channel_axis": None}
+    if c.groups == 1 and c.affine == "none":
+        norm = dataclasses.replace(c, operation="layer_norm", tail=c.rank - 1, **alone)
+        yield "one group is layer_norm", [(norm, arrays, cotangent)]
+    if c.groups is not None and c.groups == c.channels and c.rank > 2 and c.count > 1:
+        norm = dataclasses.replace(c, operation="instance_norm", groups=None)
+        yield "a group for each channel is instance_norm", [(norm, arrays, cotangent)]
+    if c.operation == "instance_norm":
+        parts = []
+        for n in range(c.shape[0]):
+            norm = dataclasses.replace(c, operation="batch_norm", shape=(1, *c.shape[1:]))
+            parts.append((norm, dataclasses.replace(arrays, input=arrays.input[n : n + 1]), cotangent[n : n + 1]))
+        yield "batch_norm of each sample alone", parts
+
+
+def _granted(
+    configuration: Configuration,
+    arrays: Arrays,
+    cotangent: np.ndarray,
+    evaluate: Evaluate,
+    precision: np.dtype,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """How far each value may be off by rounding in `precision`, measured by moving the arguments by 4 ulp."""
+    own = np.dtype(configuration.dtype)
+    arrays, cotangent = _as(arrays, own), cotangent.astype(own)
+    values = evaluate(configuration, arrays, cotangent)
+    floor = budget.rounding_floor(precision, max(configuration.count if configuration.operation != "dropout" else 1, cotangent.size))
+    terms = budget.terms(cotangent, values["output"], arrays.input)
+    granted = {
+        name: floor * max(budget.largest(value), terms if name == "input" else 0.0) for name, value in values.items()
+    }
+    for _ in range(budget.REPEATS):
+        moved = dataclasses.replace(
+            arrays,
+            **{name: budget.jiggled(getattr(arrays, name), rng, precision) for name in values if name != "output"},
+        )
+        changed = evaluate(configuration, moved, budget.jiggled_cotangent(cotangent, rng, precision))
+        for name, value in changed.items():
+            granted[name] = max(granted[name], budget.SAFETY * budget.largest(value - values[name]))
+    return granted
+
+
+def _compare(got: Values, wanted: Values, granted: dict[str, float], name: str) -> list[Check]:
+    checks = []
+    for key, value in got.items():
+        difference = np.abs(value.astype(np.float64) - wanted[key])
+        error, bar = budget.largest(difference), granted[key]
+        where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
+        verdict, reason = Verdict.PASS, ""
+        if not error <= bar:
+            what = "the output" if key == "output" else f"the gradient of {key}"
+            verdict = Verdict.FAIL
+            reason = f"{name}: {what} is {value[where]:.8g} at {where}, wanted {wanted[key][where]:.8g} ± {bar:.1g}"
+        checks.append(
+            Check(
+                name, verdict, reason, None if key == "output" else key,
+                analytic=float(value[where]), numeric=float(wanted[key][where]), error=error, bar=bar, tolerance=0.0,
+            )
+        )  # fmt: skip
+    return checks
+
+
+def _as(arrays: Arrays, dtype: np.dtype | type) -> Arrays:
+    return Arrays(*(None if a is None else a.astype(dtype) for a in dataclasses.astuple(arrays)))

@@ -1,0 +1,568 @@
+"""The norm kernels against their formulas in plain NumPy, run in float64."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from tinygrad_bn.kernels.cpu import cols, jit, rows, split, sums
+from tinygrad_bn.kernels.views import Cols, Rows, Split
+
+EPS = 1e-5
+VIEWS = [
+    Rows(5, 7, EPS),
+    Rows(5, 7, EPS, centred=False),
+    Rows(1, 1, EPS),
+    Rows(3, 1, EPS, centred=False),
+    Rows(70, 130, EPS),
+    Rows(67, 1, EPS),
+    Rows(33, 1027, EPS),
+    Rows(2, 3001, EPS),
+    Rows(40, 2049, EPS, centred=False),
+    Rows(2100, 12, EPS),
+    Split(1, 4, 3, 1, 5, EPS),
+    Split(2, 1, 3, 2, 5, EPS),
+    Split(2, 3, 2, 4, 6, EPS),
+    Split(3, 1, 4, 1, 7, EPS),
+    Split(1, 1, 1, 1, 1, EPS),
+    Split(1, 9, 5, 1, 1, EPS),
+    Split(2, 1, 1, 6, 9, EPS),
+    Split(4, 2, 3, 5, 1, EPS),
+    Split(1, 1, 3, 1, 3001, EPS),
+    Split(1, 5, 2, 1, 1025, EPS),
+    Split(1, 3, 2, 2, 131, EPS),
+    Cols(1, 6, 5, 1, EPS),
+    Cols(2, 4, 6, 2, EPS),
+    Cols(2, 4, 6, 6, EPS),
+    Cols(3, 1, 8, 4, EPS),
+    Cols(1, 1, 1, 1, EPS),
+    Cols(1, 1, 4, 1, EPS),
+    Cols(1, 129, 3, 1, EPS),
+    Cols(2, 257, 6, 3, EPS),
+    Cols(1, 300, 1030, 1, EPS),
+    Cols(1, 130, 2050, 2, EPS),
+    Cols(1, 3001, 2, 1, EPS),
+]
+RUNNING_VIEWS = [view for view in VIEWS if not isinstance(view, Rows) and view.Z == 1 and getattr(view, "K", 1) == 1]
+RUNNING_VIEWS = [view for view in RUNNING_VIEWS if getattr(view, "B", 1) == 1]
+ONE_OF_EACH = [Rows(6, 9, EPS), Rows(6, 9, EPS, centred=False), Split(2, 3, 2, 2, 9, EPS), Cols(2, 9, 6, 3, EPS)]
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+TWINS = pytest.mark.parametrize("twin", ["sequential", "parallel"])
+MODULES = {Rows: rows, Split: split, Cols: cols}
+ALL = (True, True, True)
+
+
+def kernel(view, twin="sequential"):
+    return getattr(MODULES[type(view)], twin)
+
+
+def channels(view):
+    return view.length if isinstance(view, Rows) else view.channels
+
+
+@dataclass
+class Expected:
+    y: Any
+    mean: Any
+    variance: Any
+    rstd: Any
+    dx: Any
+    dweight: Any
+    dbias: Any
+    largest_dx: float  # of the terms of dx, before they cancel
+
+
+def expected(view, x, weight, bias, cotangent, running=None):
+    """The formulas, in float64, on the axes of the view."""
+    if isinstance(view, Rows):
+        shape, axes, affine, sums = view.shape, (1,), (1, -1), (0,)
+    elif isinstance(view, Split):
+        shape, axes, affine, sums = view.shape, (1, 3, 4), (1, 1, view.S, view.K, 1), (0, 1, 4)
+    else:
+        groups = view.M // view.B
+        shape, axes, affine, sums = (view.Z, view.A, groups, view.B), (1, 3), (1, 1, groups, view.B), (0, 1)
+    x = np.asarray(x, np.float64).reshape(shape)
+    cotangent = np.asarray(cotangent, np.float64).reshape(shape)
+    weight = np.ones(affine) if weight is None else np.asarray(weight, np.float64).reshape(affine)
+    bias = np.zeros(affine) if bias is None else np.asarray(bias, np.float64).reshape(affine)
+
+    def average(values):
+        return values.mean(axis=axes, keepdims=True)
+
+    centred = running is None and not (isinstance(view, Rows) and not view.centred)
+    with np.errstate(all="ignore"):
+        if running is None:
+            mean = average(x) if centred else np.zeros_like(average(x))
+            variance = average((x - mean) ** 2)
+        else:
+            mean, variance = (np.asarray(value, np.float64).reshape(affine) for value in running)
+        rstd = 1 / np.sqrt(variance + view.eps)
+        normalized = (x - mean) * rstd
+        g = cotangent * weight
+        direct, variance_path, mean_path = rstd * g, 0.0, 0.0
+        if running is None:
+            variance_path = rstd * normalized * average(g * normalized)
+        if centred:
+            mean_path = rstd * average(g)
+        return Expected(
+            y=normalized * weight + bias,
+            mean=mean.ravel(),
+            variance=variance.ravel(),
+            rstd=rstd.ravel(),
+            dx=direct - mean_path - variance_path,
+            dweight=(cotangent * normalized).sum(axis=sums).ravel(),
+            dbias=cotangent.sum(axis=sums).ravel(),
+            largest_dx=np.abs(direct).max(initial=0),
+        )
+
+
+def draw(view, dtype, seed=0, scale=1.0, offset=0.0):
+    """x, weight, bias and cotangent; x in the shape of the view."""
+    rng = np.random.default_rng(seed)
+    size = channels(view)
+    x = (rng.standard_normal(view.shape) * scale + offset).astype(dtype)
+    return x, *(rng.standard_normal(shape).astype(dtype) for shape in (size, size, view.shape))
+
+
+def assert_close(got, want, dtype, largest=0.0):
+    """Equal within some roundings of the largest value."""
+    want = np.asarray(want).reshape(got.shape)
+    largest = max(largest, np.abs(want).max(initial=0))
+    np.testing.assert_allclose(got, want, rtol=0, atol=32 * np.finfo(dtype).eps * largest)
+
+
+def assert_matches(view, target, arrays, cotangent, dtype, running=None):
+    x, weight, bias = arrays[:3]
+    want = expected(view, x, weight, bias, cotangent, running)
+    y, aux = target.forward(view, *arrays)
+    dx, dweight, dbias = target.vjp(view, ALL, cotangent, (x, weight, None, *arrays[3:]), aux)
+    assert y.shape == dx.shape == x.shape
+    assert y.dtype == dx.dtype == dweight.dtype == dbias.dtype == dtype
+    assert all(statistic.dtype == np.float64 and statistic.shape == want.mean.shape for statistic in aux)
+    for got, wanted in zip(aux, (want.mean, want.variance, want.rstd), strict=True):
+        assert_close(got, wanted, dtype, np.abs(x).max())
+    assert_close(dx, want.dx, dtype, want.largest_dx)
+    for got, wanted in [(y, want.y), (dweight, want.dweight), (dbias, want.dbias)]:
+        assert_close(got, wanted, dtype)
+
+
+def bits(arrays):
+    return [None if array is None else (array.dtype, array.shape, array.tobytes()) for array in arrays]
+
+
+@DTYPES
+@TWINS
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_training_matches_the_formulas(view, twin, dtype):
+    x, weight, bias, cotangent = draw(view, dtype)
+    assert_matches(view, kernel(view, twin), (x, weight, bias), cotangent, dtype)
+
+
+@DTYPES
+@TWINS
+@pytest.mark.parametrize("view", RUNNING_VIEWS, ids=str)
+def test_inference_matches_the_formulas(view, twin, dtype):
+    x, weight, bias, cotangent = draw(view, dtype)
+    rng = np.random.default_rng(1)
+    running = rng.standard_normal(channels(view)).astype(dtype), rng.uniform(0.5, 2, channels(view)).astype(dtype)
+    target = kernel(view, f"{twin}_inference")
+    assert_matches(view, target, (x, weight, bias, *running), cotangent, dtype, running=running)
+
+
+@DTYPES
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_absent_weight_and_bias_are_one_and_zero(view, dtype):
+    x, weight, bias, cotangent = draw(view, dtype)
+    one, zero = np.ones_like(weight), np.zeros_like(bias)
+    target = kernel(view)
+    for given, full in [((None, None), (one, zero)), ((weight, None), (weight, zero)), ((None, bias), (one, bias))]:
+        y, aux = target.forward(view, x, *given)
+        full_y, full_aux = target.forward(view, x, *full)
+        assert bits([y, *aux]) == bits([full_y, *full_aux])
+        got = target.vjp(view, (True, False, False), cotangent, (x, *given), aux)
+        want = target.vjp(view, (True, False, False), cotangent, (x, *full), aux)
+        assert bits(got) == bits(want)
+
+
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+@pytest.mark.parametrize("twin", ["sequential", "parallel"])
+def test_only_the_gradients_that_are_needed(view, twin):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    target = kernel(view, twin)
+    aux = target.forward(view, x, weight, bias)[1]
+    every = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)
+    for needs in np.ndindex(2, 2, 2):
+        got = target.vjp(view, tuple(map(bool, needs)), cotangent, (x, weight, None), aux)
+        for gradient, needed, want in zip(got, needs, every, strict=True):
+            if needed:
+                assert_close(gradient, want, np.float32)
+            else:
+                assert gradient is None
+
+
+@pytest.mark.parametrize("view", [Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)], ids=str)
+def test_inference_gives_only_the_gradients_that_are_needed(view):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    running = np.zeros(4, np.float32), np.ones(4, np.float32)
+    target = kernel(view, "sequential_inference")
+    aux = target.forward(view, x, weight, bias, *running)[1]
+    arrays = (x, weight, bias, *running)
+    every = target.vjp(view, (*ALL, False, False), cotangent, arrays, aux)
+    for needs in np.ndindex(2, 2, 2):
+        got = target.vjp(view, (*map(bool, needs), False, False), cotangent, arrays, aux)
+        assert bits(got) == bits([want if needed else None for want, needed in zip(every, needs, strict=True)])
+
+
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_gradients_of_weight_and_bias_have_the_shape_of_weight(view):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    shape = (3, -1) if isinstance(view, Rows) else (2, -1)
+    weight, bias = weight.reshape(shape), bias.reshape(shape)
+    target = kernel(view)
+    aux = target.forward(view, x, weight, bias)[1]
+    for arrays in [(x, weight, None), (x, None, bias)]:
+        _, dweight, dbias = target.vjp(view, ALL, cotangent, arrays, aux)
+        assert dweight.shape == dbias.shape == weight.shape
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "view",
+    [Rows(3, 4096, EPS), Rows(50, 130, EPS), Split(1, 8, 3, 1, 900, EPS), Split(2, 1, 3, 2, 400, EPS)]
+    + [Cols(1, 4096, 3, 1, EPS), Cols(2, 300, 6, 2, EPS)],
+    ids=str,
+)
+def test_statistics_and_output_of_values_far_from_zero(view, dtype):
+    x, weight, bias, cotangent = draw(view, dtype, offset=1e4)
+    want = expected(view, x, weight, bias, cotangent)
+    y, (mean, variance, rstd) = kernel(view).forward(view, x, weight, bias)
+    u = np.finfo(dtype).eps
+    # In units of the standard deviation: a float32 mean would be off by 5e-4, E[x²] - E[x]² by more than 1.
+    np.testing.assert_allclose(mean, want.mean, rtol=0, atol=max(u, 1e-10))
+    np.testing.assert_allclose(variance, want.variance, rtol=max(8 * u, 1e-11))
+    np.testing.assert_allclose(rstd, want.rstd, rtol=max(8 * u, 1e-11))
+    assert_close(y, want.y, dtype, 0 if dtype == np.float32 else 1e4)
+
+
+@DTYPES
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4 / 3])
+def test_a_constant_has_no_variance(view, dtype, value):
+    x, weight, bias, cotangent = draw(view, dtype)
+    x[...] = value
+    y, (mean, variance, _) = kernel(view).forward(view, x, weight, bias)
+    if getattr(view, "centred", True):
+        assert np.all(mean == x.flat[0]) and np.all(variance == 0)
+        assert_close(y - expected(view, x * 0, weight, bias, cotangent).y.reshape(y.shape), 0 * y, dtype)
+
+
+@TWINS
+@DTYPES
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_nan_and_infinity_stay_in_their_statistic(view, bad, first, dtype, twin):
+    x, weight, bias, cotangent = draw(view, dtype)
+    x.flat[0 if first else x.size // 2 + 1] = bad
+    want = expected(view, x, weight, bias, cotangent)
+    target = kernel(view, twin)
+    y, aux = target.forward(view, x, weight, bias)
+    dx, dweight, dbias = target.vjp(view, ALL, cotangent, (x, weight, None), aux)
+    np.testing.assert_array_equal(np.isfinite(aux[0]), np.isfinite(want.mean))
+    assert np.array_equal(aux[0][~np.isfinite(aux[0])], want.mean[~np.isfinite(want.mean)], equal_nan=True)
+    for got, wanted in [
+        (aux[1], want.variance),
+        (aux[2], want.rstd),
+        (y, want.y),
+        (dx, want.dx),
+        (dweight, want.dweight),
+        (dbias, want.dbias),
+    ]:
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted.reshape(got.shape)))
+    finite = np.isfinite(want.y.reshape(y.shape))
+    assert 0 < finite.sum() < finite.size
+    np.testing.assert_allclose(y[finite], want.y.reshape(y.shape)[finite], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("view", [Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)], ids=str)
+def test_inference_keeps_nan_and_infinity_to_their_element(view):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    x.flat[[0, 7]] = np.nan, np.inf
+    running = np.zeros(4), np.ones(4)
+    target = kernel(view, "sequential_inference")
+    y, aux = target.forward(view, x, weight, bias, *running)
+    dx = target.vjp(view, ALL, cotangent, (x, weight, bias, *running), aux)[0]
+    assert np.isnan(y.flat[0]) and np.isinf(y.flat[7]) and np.isfinite(y).sum() == y.size - 2
+    assert np.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_eps_zero(view):
+    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": 0.0})
+    x, weight, bias, cotangent = draw(view, np.float64)
+    assert_matches(view, kernel(view), (x, weight, bias), cotangent, np.float64)
+    y, (_, _, rstd) = kernel(view).forward(view, np.zeros_like(x), weight, bias)
+    assert np.isinf(rstd).all() and np.isnan(y).all()
+
+
+def unaligned(array):
+    memory = np.zeros(array.nbytes + 1, np.uint8)
+    result = memory[1:].view(array.dtype).reshape(array.shape)
+    result[...] = array
+    assert not result.flags.aligned
+    return result
+
+
+def read_only(array):
+    result = array.copy()
+    result.flags.writeable = False
+    return result
+
+
+LAYOUTS = {
+    "transposed": lambda array: np.asfortranarray(array),
+    "reversed": lambda array: array[..., ::-1].copy()[..., ::-1],
+    "strided": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+    "unaligned": unaligned,
+    "read-only": read_only,
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layout_changes_no_bit(view, layout, dtype):
+    arrays = draw(view, dtype)
+    target = kernel(view)
+
+    def run(x, weight, bias, cotangent):
+        y, aux = target.forward(view, x, weight, bias)
+        return bits([y, *aux, *target.vjp(view, ALL, cotangent, (x, weight, bias), aux)])
+
+    assert run(*map(LAYOUTS[layout], arrays)) == run(*arrays)
+
+
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_broadcast_input_and_cotangent(view):
+    x, weight, bias, cotangent = draw(view, np.float64)
+    x = np.broadcast_to(x[:1, ...], x.shape)
+    cotangent = np.broadcast_to(cotangent[..., :1], cotangent.shape)
+    assert_matches(view, kernel(view), (x, weight, bias), cotangent, np.float64)
+    one = np.broadcast_to(np.float64(1), x.shape)
+    assert_matches(view, kernel(view), (x, weight, bias), one, np.float64)
+
+
+@TWINS
+@pytest.mark.parametrize("view", ONE_OF_EACH + [Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_arguments_are_neither_modified_nor_returned(view, training, twin):
+    x, weight, bias, cotangent = draw(view, np.float64)
+    arrays = [x, weight, bias]
+    if not training:
+        if view not in (Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)):
+            return
+        arrays += [np.zeros(4), np.ones(4)]
+    target = kernel(view, twin if training else f"{twin}_inference")
+    before = bits([*arrays, cotangent])
+    y, aux = target.forward(view, *arrays)
+    stored = bits(aux)
+    results = [y, *aux, *target.vjp(view, ALL, cotangent, tuple(arrays), aux)]
+    assert bits([*arrays, cotangent]) == before
+    assert bits(aux) == stored
+    for i, result in enumerate(results):
+        assert not any(np.shares_memory(result, other) for other in [*arrays, cotangent, *results[:i]])
+
+
+@TWINS
+@pytest.mark.parametrize(
+    "view",
+    [Rows(0, 4, EPS), Rows(3, 0, EPS), Rows(3, 0, EPS, centred=False), Rows(0, 0, EPS)]
+    + [Split(1, 0, 3, 1, 5, EPS), Split(0, 1, 3, 2, 5, EPS), Split(2, 1, 3, 2, 0, EPS), Split(2, 1, 0, 2, 4, EPS)]
+    + [Cols(1, 0, 4, 1, EPS), Cols(0, 3, 4, 2, EPS), Cols(2, 3, 0, 1, EPS)],
+    ids=str,
+)
+def test_empty_inputs(view, twin):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    target = kernel(view, twin)
+    y, aux = target.forward(view, x, weight, bias)
+    dx, dweight, dbias = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)
+    assert y.shape == dx.shape == x.shape
+    assert all(statistic.shape == (view.statistics,) and np.isnan(statistic).all() for statistic in aux)
+    assert np.array_equal(dweight, np.zeros_like(weight)) and np.array_equal(dbias, np.zeros_like(bias))
+    assert dweight.dtype == dbias.dtype == np.float32
+
+
+@pytest.mark.parametrize("view", [Split(1, 0, 3, 1, 5, EPS), Cols(1, 0, 3, 1, EPS)], ids=str)
+def test_empty_inputs_of_inference(view):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    target = kernel(view, "sequential_inference")
+    y, aux = target.forward(view, x, weight, bias, np.ones(3, np.float32), np.full(3, 4 - EPS))
+    dx, dweight, _ = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)
+    assert y.shape == dx.shape == x.shape and not dweight.any()
+    np.testing.assert_allclose(aux, [[1] * 3, [4] * 3, [0.5] * 3], rtol=1e-5)
+
+
+def test_other_dtypes_are_refused():
+    x = np.zeros((2, 3), np.float16)
+    with pytest.raises(TypeError, match="forward: dtype is float16, but the CPU kernels are made for float32"):
+        rows.sequential.forward(Rows(2, 3, EPS), x, None, None)
+
+
+SEVERAL_TASKS = [
+    Rows(150, 1200, EPS),
+    Rows(1030, 65, EPS, centred=False),
+    Split(1, 3, 7, 1, 1100, EPS),
+    Split(3, 1, 5, 3, 400, EPS),
+    Cols(1, 700, 37, 1, EPS),
+    Cols(3, 300, 1032, 4, EPS),
+]
+
+
+def every_result(view, dtype, twin):
+    """All outputs of a kernel in training and, where it has one, in inference."""
+    x, weight, bias, cotangent = draw(view, dtype)
+    target = kernel(view, twin)
+    y, aux = target.forward(view, x, weight, bias)
+    results = [y, *aux, *target.vjp(view, ALL, cotangent, (x, weight, bias), aux)]
+    if not isinstance(view, Rows):
+        target = kernel(view, f"{twin}_inference")
+        y, aux = target.forward(view, x, weight, bias, aux[0], aux[1])
+        results += [y, *aux, *target.vjp(view, ALL, cotangent, (x, weight, bias), aux)]
+    return results
+
+
+@DTYPES
+@pytest.mark.parametrize("view", SEVERAL_TASKS + VIEWS[::3], ids=str)
+def test_twins_give_the_same_bits(view, dtype):
+    assert bits(every_result(view, dtype, "sequential")) == bits(every_result(view, dtype, "parallel"))
+
+
+THREADS_PROGRAM = """
+import hashlib, numba
+from {module} import SEVERAL_TASKS, bits, every_result
+for threads in 1, 2, 3, 8:
+    numba.set_num_threads(threads)
+    digest = hashlib.sha256()
+    for view in SEVERAL_TASKS:
+        for dtype in "float32", "float64":
+            digest.update(repr(bits(every_result(view, dtype, "parallel"))).encode())
+    print(digest.hexdigest())
+"""
+
+
+def run_python(program, **variables):
+    folder = os.path.dirname(os.path.abspath(__file__))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(sys.modules["tinygrad_bn"].__file__)))
+    path = os.pathsep.join([folder, package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env=os.environ | {"PYTHONPATH": path} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    digests = run_python(THREADS_PROGRAM.format(module=__name__.rpartition(".")[2]), NUMBA_NUM_THREADS="8")
+    assert len(digests) == 4 and len(set(digests)) == 1
+
+
+CACHE_PROGRAM = """
+import numba
+import numpy as np
+from tinygrad_bn.kernels.cpu import {family}
+
+def threads_started():
+    try:
+        return bool(numba.threading_layer())
+    except ValueError:
+        return False
+
+for driver in {family}.forward:
+    dispatcher = driver[np.dtype(np.float32)]
+    print(sum(dispatcher.stats.cache_hits.values()), threads_started())
+"""
+
+
+@pytest.mark.parametrize("family", ["rows"])
+def test_twins_do_not_take_each_other_from_the_disk_cache(family, tmp_path):
+    program = CACHE_PROGRAM.format(family=family)
+    # Cached or not, loading the sequential twin starts no threads and loading the parallel one does.
+    assert run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) == ["0 False", "0 True"]
+    assert run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) == ["1 False", "1 True"]
+    assert len(list(tmp_path.rglob("*.nbi"))) == 2
+
+
+NO_CACHE_PROGRAM = """
+import numpy as np
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+from tinygrad_bn.kernels.cpu import rows
+from tinygrad_bn.kernels.views import Rows
+print(rows.sequential.forward(Rows(1, 2, 0.0), np.array([[1.0, 3.0]]), None, None)[0].tolist())
+"""
+
+
+def test_kernels_work_where_no_cache_can_be_written():
+    assert run_python(NO_CACHE_PROGRAM) == ["[[-1.0, 1.0]]"]
+
+
+def test_importing_compiles_nothing():
+    program = """
+from tinygrad_bn.kernels.cpu import cols, rows, split
+print([len(driver._compiled) for module in (rows, split, cols) for driver in (*module.forward, *module.backward)])
+"""
+    assert run_python(program) == [str([0] * 12)]
+
+
+def hot_bodies(T):
+    """Each body with its types and the number of its loops over values."""
+    x1, x2, x3, x4 = (jit.read(T, ndim) for ndim in (1, 2, 3, 4))
+    y1, y2, y3, y4 = (jit.write(T, ndim) for ndim in (1, 2, 3, 4))
+    fixed = jit.read(jit.DOUBLE, 1)
+    s1, s2, s3 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 2, 3))
+    i, d, flag = jit.INT, jit.DOUBLE, jit.FLAG
+    pair = numba.types.UniTuple
+    return {
+        sums.add_moments: ((x1, i, d, d), 2),
+        sums.sum_squares: ((x1,), 1),
+        sums.cotangent_sums: ((x1, x1, T), 1),
+        sums.add_up: ((y2, s1), 1),
+        rows.normalize_rows: ((x2, x1, x1, d, flag, y2, s1, s1, s1), 4),
+        rows.differentiate_rows: ((flag, flag, x2, x2, x1, fixed, fixed, flag, y2, pair(y1, 2)), 3),
+        split.normalize_statistic: ((i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 3),
+        split.differentiate_statistic: ((i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2), 3),
+        cols.tile_moments: ((i, x3, s3, s3), 2),
+        cols.pool_tiles: ((i, s2, s2), 2),
+        cols.normalize_tile: ((i, x3, x1, x1, i, y3, s1, s1), 1),
+        cols.tile_sums: ((i, i, x3, x3, fixed, y3, y3), 1),
+        cols.differentiate_tile: ((i, flag, i, x3, x3, x1, fixed, fixed, s1, s1, y3), 2),
+    }
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
+@DTYPES
+@pytest.mark.parametrize("number", range(len(hot_bodies(numba.float32))))
+def test_hot_loops_are_vectorized(number, dtype):
+    T = numba.from_dtype(np.dtype(dtype))
+    hot, (signature, loops) = list(hot_bodies(T).items())[number]
+    fresh = numba.njit(**jit.OPTIONS)(hot.py_func)  # numba cannot show code that came from its cache
+    fresh.compile(signature)
+    (compiled,) = fresh.signatures
+    assert len(re.findall(r"^vector\.body\w*:", fresh.inspect_llvm(compiled), re.MULTILINE)) >= loops
+    suffix = "pd" if dtype == np.float64 or hot in (sums.add_up, cols.pool_tiles) else "ps"
+    packed = re.findall(rf"\bv?(?:add|mul|fn?m(?:add|sub)\d+){suffix}\b", fresh.inspect_asm(compiled))
+    assert len(packed) >= loops
