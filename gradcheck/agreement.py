@@ -7,7 +7,7 @@ largest change is granted, plus 8·u·√n of the largest value.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -28,16 +28,17 @@ def check_trusted(
     configuration: Configuration,
     arrays: Arrays,
     cotangent: np.ndarray,
-    got: Evaluate,
+    evaluations: Mapping[str, Evaluate],
     trusted: Evaluate,
-    name: str,
     rng: np.random.Generator,
 ) -> list[Check]:
-    """Output and gradients of one evaluation against those of a trusted one, which runs in float64 on the same numbers."""
+    """Output and gradients of each evaluation against those of a trusted one, which runs in float64 on the same numbers."""
     exact = dataclasses.replace(configuration, dtype="float64")
-    granted = _granted(exact, arrays, cotangent, trusted, np.dtype(configuration.dtype), rng)
-    wanted = trusted(exact, _as(arrays, np.float64), cotangent.astype(np.float64))
-    return _compare(got(configuration, arrays, cotangent), wanted, granted, name)
+    wanted, granted = _measured(exact, arrays, cotangent, trusted, np.dtype(configuration.dtype), rng)
+    checks = []
+    for name, evaluate in evaluations.items():
+        checks += _compare(evaluate(configuration, arrays, cotangent), wanted, granted, name)
+    return checks
 
 
 def check_twins(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, one: Evaluate, other: Evaluate) -> Check:
@@ -56,18 +57,16 @@ def check_facts(
     if configuration.operation == "dropout" or configuration.mode == "inference":
         return []
     dtype = np.dtype(configuration.dtype)
-    granted = _granted(configuration, arrays, cotangent, evaluate, dtype, rng)
-    values = evaluate(configuration, arrays, cotangent)
+    values, granted = _measured(configuration, arrays, cotangent, evaluate, dtype, rng)
     checks = []
     if configuration.subtracts_mean and configuration.layout != "broadcast":
         checks.append(_zero_sum(configuration, values["input"], granted["input"]))
     for name, other, moved in _relatives(configuration, arrays):
-        theirs = _granted(other, moved, cotangent, evaluate, dtype, rng)
-        both = {key: granted[key] + theirs[key] for key in ("output",)}
-        checks += _compare({"output": values["output"]}, evaluate(other, moved, cotangent), both, name)
-    for name, halves in _equals(configuration, arrays, cotangent):
-        wanted = [evaluate(other, part, piece) for other, part, piece in halves]
-        joined = {key: np.concatenate([each[key] for each in wanted]) for key in ("output", "input")}
+        theirs, allowed = _measured(other, moved, cotangent, evaluate, dtype, rng)
+        checks += _compare({"output": values["output"]}, theirs, {"output": granted["output"] + allowed["output"]}, name)
+    for name, parts in _equals(configuration, arrays, cotangent):
+        each = [evaluate(*part) for part in parts]
+        joined = {key: np.concatenate([values[key] for values in each]) for key in ("output", "input")}
         checks += _compare({key: values[key] for key in joined}, joined, {key: 2 * granted[key] for key in joined}, name)
     return checks
 
@@ -110,32 +109,42 @@ def _equals(
         yield "batch_norm of each sample alone", parts
 
 
-def _granted(
+def _measured(
     configuration: Configuration,
     arrays: Arrays,
     cotangent: np.ndarray,
     evaluate: Evaluate,
     precision: np.dtype,
     rng: np.random.Generator,
-) -> dict[str, float]:
-    """How far each value may be off by rounding in `precision`, measured by moving the arguments by 4 ulp."""
+) -> tuple[Values, dict[str, float]]:
+    """The values, and how far each may be off by rounding in `precision`, seen by moving the arguments by 4 ulp."""
     own = np.dtype(configuration.dtype)
-    arrays, cotangent = _as(arrays, own), cotangent.astype(own)
+    arrays, cotangent = arrays.astype(own), cotangent.astype(own)
     values = evaluate(configuration, arrays, cotangent)
-    floor = budget.rounding_floor(precision, max(configuration.count if configuration.operation != "dropout" else 1, cotangent.size))
-    terms = budget.terms(cotangent, values["output"], arrays.input)
-    granted = {
-        name: floor * max(budget.largest(value), terms if name == "input" else 0.0) for name, value in values.items()
-    }
+    floor = budget.rounding_floor(precision, cotangent.size)
+    granted = {name: floor * budget.largest(value) for name, value in values.items()}
+    granted["input"] = max(granted["input"], floor * _uncancelled(configuration, arrays, cotangent))
     for _ in range(budget.REPEATS):
-        moved = dataclasses.replace(
-            arrays,
-            **{name: budget.jiggled(getattr(arrays, name), rng, precision) for name in values if name != "output"},
-        )
-        changed = evaluate(configuration, moved, budget.jiggled_cotangent(cotangent, rng, precision))
-        for name, value in changed.items():
+        jiggled = {name: budget.jiggled(getattr(arrays, name), rng, precision) for name in values if name != "output"}
+        moved = budget.jiggled_cotangent(cotangent, rng, precision)
+        for name, value in evaluate(configuration, dataclasses.replace(arrays, **jiggled), moved).items():
             granted[name] = max(granted[name], budget.SAFETY * budget.largest(value - values[name]))
-    return granted
+    return values, granted
+
+
+def _uncancelled(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray) -> float:
+    """The size of the direct term of the input's gradient, |ȳ| · |weight| / σ, from which the other terms are subtracted."""
+    size = budget.largest(cotangent) * (1.0 if arrays.weight is None else budget.largest(arrays.weight))
+    if configuration.operation == "dropout":
+        return size
+    if arrays.running_var is not None:
+        variance = arrays.running_var
+    else:
+        x = np.broadcast_to(arrays.input, configuration.shape).reshape(configuration.split_shape).astype(np.float64)
+        moment = np.var if configuration.subtracts_mean else lambda x, axis: np.mean(x * x, axis=axis)
+        variance = moment(x, axis=configuration.reduced)
+    deviation = float(np.sqrt(np.min(variance) + configuration.eps))
+    return size / deviation if deviation > 0 else size
 
 
 def _compare(got: Values, wanted: Values, granted: dict[str, float], name: str) -> list[Check]:
@@ -156,7 +165,3 @@ def _compare(got: Values, wanted: Values, granted: dict[str, float], name: str) 
             )
         )  # fmt: skip
     return checks
-
-
-def _as(arrays: Arrays, dtype: np.dtype | type) -> Arrays:
-    return Arrays(*(None if a is None else a.astype(dtype) for a in dataclasses.astuple(arrays)))

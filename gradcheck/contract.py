@@ -29,7 +29,8 @@ class Case:
     cotangent: np.ndarray
     output: np.ndarray
     saved: Any
-    gradients: tuple[np.ndarray, ...]
+    gradients: tuple[np.ndarray, ...]  # copies of what backward returned
+    returned: tuple[np.ndarray, ...]  # the arrays themselves: they may be buffers that later calls overwrite
     slack: list[float]
 
     @property
@@ -144,22 +145,26 @@ def _first_run(subject: Subject, rng: np.random.Generator) -> Case:
                 Verdict.INCONCLUSIVE, f"input {name} holds NaN or infinity: there is no derivative there", input=name
             )
     output, saved = forward_kept(subject, subject.inputs)
+    output = output.copy()  # it may be a buffer that later calls overwrite
     _require_something([output], ["forward's output"])
     if not np.isfinite(output).all():
         bad = int(np.count_nonzero(~np.isfinite(output)))
         reason = f"forward's output holds NaN or infinity ({bad} of {output.size} elements): no derivative to compare"
         raise Violation(Verdict.INCONCLUSIVE, reason)
     cotangent = np.asarray(rng.standard_normal(output.shape).astype(subject.dtype))
-    gradients = backward_kept(subject, subject.inputs, saved, cotangent)
-    for index, gradient in zip(subject.differentiable, gradients, strict=True):
+    returned = backward_kept(subject, subject.inputs, saved, cotangent)
+    gradients = _copies(returned)
+    for name, gradient in zip(subject.wanted_names(), gradients, strict=True):
         if not np.isfinite(gradient).all():
             where = tuple(int(i) for i in np.argwhere(~np.isfinite(gradient))[0])
-            name = subject.names[index]
             reason = f"the gradient of {name} is {gradient[where]} at {where}, while forward is finite"
             raise Violation(Verdict.FAIL, reason, input=name)
-    # A pair that hands out its own buffers must not change what later runs are compared with.
     allowed = budget.slack(subject, subject.inputs, output, cotangent, gradients, rng)
-    return Case(subject, rng, cotangent, output, saved, gradients, allowed)
+    return Case(subject, rng, cotangent, output, saved, gradients, returned, allowed)
+
+
+def _copies(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(array.copy() for array in arrays)
 
 
 def _require_something(arrays: list[np.ndarray], names: list[str]) -> None:
@@ -219,14 +224,16 @@ def _repeated_forward(case: Case) -> None:
 
 
 def _repeated_backward(case: Case) -> None:
-    first = tuple(gradient.copy() for gradient in case.gradients)
     for _ in range(REPEATS_SAME):
         again = backward_kept(case.subject, case.inputs, case.saved, case.cotangent)
-        case.compare(again, first, "a second backward over the same context gives another result")
+        case.compare(again, case.gradients, "a second backward over the same context gives another result")
     for _ in range(REPEATS_FRESH):
         again = case.backward_of(case.inputs, case.cotangent)
-        case.compare(again, first, "backward gives another result after the same forward")
-    for name, kept, old in zip(case.subject.wanted_names(), case.gradients, first, strict=True):
+        case.compare(again, case.gradients, "backward gives another result after the same forward")
+
+
+def _returned_arrays_last(case: Case) -> None:
+    for name, kept, old in zip(case.subject.wanted_names(), case.returned, case.gradients, strict=True):
         if kept.tobytes() != old.tobytes():
             reason = f"the gradient of {name} changed after it was returned, when backward ran again; return a new array"
             raise Violation(Verdict.ERROR, reason, input=name)
@@ -236,16 +243,15 @@ def _interleaved(case: Case) -> None:
     """forward A, forward B, backward A, backward B, against each alone."""
     subject, other = case.subject, _other_inputs(case)
     cotangent = np.asarray(case.rng.standard_normal(case.output.shape).astype(subject.dtype))
-    alone = case.backward_of(case.inputs, case.cotangent), case.backward_of(other, cotangent)
-    alone = tuple(tuple(gradient.copy() for gradient in gradients) for gradients in alone)
+    alone = _copies(case.backward_of(other, cotangent))
     output, saved = forward_kept(subject, case.inputs)
     before = output.tobytes()
     _, saved_other = forward_kept(subject, other)
     if output.tobytes() != before:
         raise Violation(Verdict.ERROR, "the next forward overwrites the output of the one before; return a new array")
     for inputs, context, direction, wanted in (
-        (case.inputs, saved, case.cotangent, alone[0]),
-        (other, saved_other, cotangent, alone[1]),
+        (case.inputs, saved, case.cotangent, case.gradients),
+        (other, saved_other, cotangent, alone),
     ):
         gradients = backward_kept(subject, inputs, context, direction)
         case.compare(gradients, wanted, "backward depends on another call of forward than its own")
@@ -276,12 +282,11 @@ def _accepts(subject: Subject, inputs: Arrays) -> bool:
 def _layouts(case: Case) -> None:
     """The same numbers in another memory layout give the same gradients: as cotangent, then as inputs."""
     subject, inputs = case.subject, case.inputs
-    first = tuple(gradient.copy() for gradient in case.gradients)
     for label, lay in LAYOUTS.items():
         got = case.backward_of(inputs, lay(case.cotangent))
-        case.compare_rounded(got, first, case.slack, f"a {label} cotangent is misread")
+        case.compare_rounded(got, case.gradients, case.slack, f"a {label} cotangent is misread")
         got = case.backward_of(subject.moved(lay), case.cotangent)
-        case.compare_rounded(got, first, case.slack, f"{label} inputs are misread")
+        case.compare_rounded(got, case.gradients, case.slack, f"{label} inputs are misread")
     for label, expanded in _expansions(case.cotangent):
         dense = expanded.copy()
         wanted = case.backward_of(inputs, dense)
@@ -328,16 +333,15 @@ def _linear(case: Case) -> None:
         if np.any(gradient != 0):
             reason = f"not linear in the cotangent: the gradient of {name} is not zero for a zero cotangent"
             raise Violation(Verdict.FAIL, reason, input=name, fatal=False)
-    first = tuple(gradient.copy() for gradient in case.gradients)
     for factor in (-1.0, 2.0**8, 2.0**-8):
         scale = subject.dtype.type(factor)
         got = backward_kept(subject, case.inputs, case.saved, np.asarray(case.cotangent * scale))
         allowed = [abs(factor) * slack for slack in case.slack]
-        wanted = tuple(np.asarray(gradient * scale) for gradient in first)
+        wanted = tuple(np.asarray(gradient * scale) for gradient in case.gradients)
         case.compare_rounded(got, wanted, allowed, f"not linear in the cotangent: scaled by {factor:g}")
     second = np.asarray(case.rng.standard_normal(case.output.shape).astype(subject.dtype))
     apart = backward_kept(subject, case.inputs, case.saved, second)
-    wanted = tuple(np.asarray(a + b) for a, b in zip(first, apart, strict=True))
+    wanted = tuple(np.asarray(a + b) for a, b in zip(case.gradients, apart, strict=True))
     got = backward_kept(subject, case.inputs, case.saved, np.asarray(case.cotangent + second))
     allowed = [
         4 * slack + 8 * budget.rounding_floor(subject.dtype, gradient.size) * float(np.max(np.abs(gradient)))
@@ -352,6 +356,7 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 PROBES: dict[str, Callable[[Case], None]] = {
+    "returned arrays last": _returned_arrays_last,
     "forward repeats": _repeated_forward,
     "memory is not shared": _aliasing,
     "backward repeats": _repeated_backward,

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradcheck import budget
 from gradcheck.judge import Check, Evidence, judge
-from gradcheck.numeric import Estimate, Line, direction
+from gradcheck.numeric import LOWEST_PRECISION, Estimate, Line, direction
 from gradcheck.subject import Subject
 
 DIRECTIONS = 2
@@ -16,7 +16,6 @@ GOAL = {np.dtype(np.float64): 1e-7, np.dtype(np.float32): 2e-3}
 SMALLER = (-8, -16, -24, -32)  # ladders for strong curvature and nearby kinks
 LARGER = 3  # a ladder for noise
 RESOLVED = 1e-2  # a numeric derivative known no better, of the size of its terms, accuses nobody
-ROUGH = 1e-4  # "noise" that large, of the size of the output, is structure finer than the noise probes
 OFFSET = 0.75  # a ladder that shares no point with the others
 
 
@@ -31,14 +30,9 @@ def draw_cotangents(output: np.ndarray, rng: np.random.Generator) -> list[np.nda
 def check_gradients(subject: Subject, rng: np.random.Generator) -> list[Check]:
     """Judge the gradient of every wanted input at the precision of the subject's dtype."""
     output, saved = subject.run_forward(subject.inputs)
-    output = output.copy()
     cotangents = draw_cotangents(output, rng)
     gradients = [subject.run_backward(saved, cotangent) for cotangent in cotangents]
-    gradients = [tuple(gradient.copy() for gradient in each) for each in gradients]
-    jiggled = [
-        [tuple(gradient.copy() for gradient in each) for each in runs]
-        for _, runs in budget.jiggled_runs(subject, subject.inputs, cotangents, rng)
-    ]
+    jiggled = [moved for _, moved in budget.jiggled_runs(subject, subject.inputs, cotangents, rng)]
     checks = []
     for position, index in enumerate(subject.differentiable):
         mine = np.array([each[position] for each in gradients], dtype=np.float64)
@@ -106,7 +100,7 @@ class _Ask:
                 break
             estimate = estimate.overruled_by(self._line.ladder(shift))
             bars = self._bars()
-        if not self._settled(estimate, bars):
+        if estimate.shift == 0 and not self._settled(estimate, bars):
             estimate = self._line.ladder(LARGER).overruled_by(estimate)
         kink = np.zeros_like(estimate.value)
         bar = estimate.bar
@@ -150,7 +144,7 @@ class _Ask:
         """Where the ladders did not settle, and not for rounding: there is structure finer than every step."""
         size = np.abs(self._cotangents)
         spread = (estimate.bar - estimate.noise > estimate.noise) & (estimate.bar > RESOLVED * (size @ self._line.slope))
-        return spread | (self._line.noise > ROUGH * (size @ self._output))
+        return spread | (self._line.noise > LOWEST_PRECISION * (size @ self._output))
 
     def _kink(self) -> np.ndarray:
         """How far a jump of the slope at the input itself can move a derivative, whichever side is taken."""

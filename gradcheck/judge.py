@@ -42,6 +42,16 @@ class Check:
     scale: float | None = None
     resolution: float | None = None
 
+    @property
+    def allowed(self) -> float:
+        """How large the error may be: twice the bar, and the tolerance."""
+        return 2 * (self.bar or 0.0) + (self.tolerance or 0.0)
+
+    @property
+    def strain(self) -> float:
+        """The error in units of what is allowed."""
+        return (self.error or 0.0) / self.allowed if self.allowed > 0 else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

@@ -20,9 +20,10 @@ STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
 # Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider ones that of
 # an operation that rounds to a lower one on its way and stands still at the finest.
-NOISE_STEPS = {np.dtype(np.float64): (2.0**-30, 2.0**-24, 2.0**-18), np.dtype(np.float32): (2.0**-12, 2.0**-9)}
+NOISE_STEPS = {np.dtype(np.float64): (2.0**-36, 2.0**-30, 2.0**-24, 2.0**-18), np.dtype(np.float32): (2.0**-12, 2.0**-9)}
 NOISE_ORDER = 4
-CURVATURE = 64.0  # rounding looks alike at neighbouring steps; a difference that grows more than this is curvature
+# Rounding looks alike at neighbouring steps and is small; what grows faster with the step, or is larger, is curvature.
+ALIKE, LOWEST_PRECISION = 64.0, 1e-5
 NOISE_POINTS = np.arange(-3, 5)
 
 
@@ -93,19 +94,27 @@ class Line:
         return self._value(np.asarray(self._x + self._x.dtype.type(t) * self._u)).reshape(-1).astype(np.float64)
 
     def _measure_noise(self) -> np.ndarray:
-        factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
-        seen = []
-        for step in NOISE_STEPS[self._x.dtype]:
-            step = max(step, 2.0 ** math.ceil(math.log2(self._least)))
-            values = [self._cotangents @ (self._at(k * step) - self._base) for k in NOISE_POINTS]
-            differences = np.diff(np.array(values), n=NOISE_ORDER, axis=0)
-            seen.append(np.sqrt(factor * np.mean(differences**2, axis=0)))
         # The output was rounded at least once, even if steps this small happen not to show it.
         unit = float(np.finfo(self._x.dtype).eps) / 2
-        noise = np.fmax(seen[0], 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2))
+        least = 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2)
+        steps = NOISE_STEPS[self._x.dtype]
+        noise, widest = np.fmax(least, self._roughness(steps[0])), self._roughness(steps[-1])
+        if np.all(widest <= ALIKE * noise):
+            return np.fmax(noise, widest)
+        seen = [noise, *(self._roughness(step) for step in steps[1:-1]), widest]
+        limit = LOWEST_PRECISION * (np.abs(self._cotangents) @ np.abs(self._base))
         for narrow, wide in itertools.pairwise(seen):
-            noise = np.where(wide <= CURVATURE * narrow, np.fmax(noise, wide), noise)
+            rounding = (wide <= ALIKE * noise) | ((wide <= ALIKE * narrow) & (wide <= limit))
+            noise = np.where(rounding, np.fmax(noise, wide), noise)
         return noise
+
+    def _roughness(self, step: float) -> np.ndarray:
+        """The standard deviation of what is not smooth, from fourth differences at this step."""
+        step = max(step, 2.0 ** math.ceil(math.log2(self._least)))
+        values = [self._cotangents @ (self._at(k * step) - self._base) for k in NOISE_POINTS]
+        differences = np.diff(np.array(values), n=NOISE_ORDER, axis=0)
+        factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
+        return np.sqrt(factor * np.mean(differences**2, axis=0))
 
     def admits(self, shift: int) -> bool:
         """Whether the smallest step of that ladder still moves x by many ulp."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -47,12 +48,13 @@ class Result:
         measured = [check for check in self.checks if check.error is not None]
         gradients = [check for check in measured if check.name == "gradient"]
         failed = [check for check in measured if check.verdict is self.verdict is not Verdict.PASS]
-        return max(failed or gradients or measured, key=_strain, default=None)
+        return max(failed or gradients or measured, key=lambda check: check.strain, default=None)
 
     @property
     def resolution(self) -> float | None:
-        """The coarsest resolution among the gradients: the smallest relative error that would have been seen."""
-        return max((c.resolution for c in self.checks if c.name == "gradient" and c.resolution is not None), default=None)
+        """The coarsest resolution among the gradients: the smallest relative error that would have been seen. None where all are zero."""
+        found = (c.resolution for c in self.checks if c.name == "gradient" and c.resolution is not None)
+        return max((resolution for resolution in found if math.isfinite(resolution)), default=None)
 
     @property
     def command(self) -> str:
@@ -77,12 +79,6 @@ class Result:
             "seconds": self.seconds,
             "command": self.command,
         }
-
-
-def _strain(check: Check) -> float:
-    """The error in units of what is allowed."""
-    allowed = 2 * (check.bar or 0.0) + (check.tolerance or 0.0)
-    return (check.error or 0.0) / allowed if allowed > 0 else 0.0
 
 
 def run(configurations: Iterable[Configuration], check: Callable[[Configuration], Result]) -> Iterator[Result]:

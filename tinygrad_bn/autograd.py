@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .tape import enable_grad, sweep
-from .tensor import Tensor, cotangent_for, edge_of
+from .tensor import Tensor, array_of, cotangent_for, edge_of, own_gradients
 
 __all__ = ["grad", "jvp", "vjp"]
 
@@ -49,8 +49,7 @@ def grad(
                     f"grad: no output depends on input {position} (shape {value.shape}); "
                     "leave it out, or pass allow_unused=True to get None for it"
                 )
-    results = (found.get(edge) for edge in edges)
-    return tuple(r if r is None or isinstance(r, Tensor) else Tensor.wrap(r) for r in results)
+    return tuple(own_gradients([found.get(edge) for edge in edges], seeds))
 
 
 def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
@@ -62,6 +61,9 @@ def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., 
         primals = [_fresh(value) for value in inputs]
         output = function(*primals)
     outputs = _sequence(output)
+    for value in outputs:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"vjp: the function gave a {type(value).__name__}, wanted a Tensor or a sequence of Tensors")
     live = [value for value in outputs if value.requires_grad]
 
     def pull(*cotangents: Any, create_graph: bool = False) -> tuple[Tensor, ...]:
@@ -79,9 +81,16 @@ def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[
 
     Forward mode by transposing twice: v ↦ Jᵀv is linear, and *its* pull-back of u is J·u. So every rule that can be differentiated
     serves forward mode too, at the price of one backward pass; and a wrong rule is wrong in both modes alike.
+    The derivative can be differentiated in its turn where an input or a tangent requires a gradient.
     """
     if len(inputs) != len(tangents):
         raise ValueError(f"jvp: got {len(tangents)} tangents for {len(inputs)} inputs")
+    for position, (value, tangent) in enumerate(zip(inputs, tangents, strict=True)):
+        if np.shape(array_of(value)) != np.shape(array_of(tangent)):
+            raise ValueError(
+                f"jvp: tangent {position} has shape {np.shape(array_of(tangent))}, its input has {np.shape(array_of(value))}"
+            )
+    nested = any(isinstance(value, Tensor) and value.requires_grad for value in (*inputs, *tangents))
     output, pull = vjp(function, *inputs)
     outputs = _sequence(output)
     with enable_grad():
@@ -89,7 +98,8 @@ def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[
         transposed = pull(*probes, create_graph=True)
         live = [(t, u) for t, u in zip(transposed, tangents, strict=True) if t.requires_grad]
         if live:
-            results = grad([t for t, _ in live], probes, [u for _, u in live], allow_unused=True)
+            derived, along = zip(*live, strict=True)
+            results = grad(derived, probes, along, create_graph=nested, allow_unused=True)
         else:
             results = (None,) * len(probes)
     derivative = tuple(_or_zeros(r, value) for r, value in zip(results, outputs, strict=True))

@@ -7,6 +7,7 @@ What fused operations do instead stands in `fused.py`; both share how values are
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from . import namespace, trace
 from .registry import REGISTRY, OpSpec, Registry
 from .rules import Aval, restore
-from .tape import Edge, Node, is_grad_enabled
+from .tape import Node, is_grad_enabled
 from .tensor import Tensor
 
 __all__ = ["EVERY", "Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
@@ -43,7 +44,7 @@ class Saved:
         run: Any = None,
     ):
         self.inputs = inputs
-        self.attributes = attributes
+        self.attributes = {name: _own(value) for name, value in attributes.items()}
         self.versions = versions
         self.output = output
         self.aux = aux
@@ -54,24 +55,43 @@ class Saved:
         for position, cell, version in self.versions:
             if cell[0] != version:
                 output = position == len(self.inputs)
-                what = "the output" if output else f"input {spec.input_name(position)!r}"
+                what = "the output" if output else self._called(spec, position)
                 array = self.output if output else self.inputs[position]
                 raise RuntimeError(
                     f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after the tape saved it "
                     f"(version {version} then, {cell[0]} now); change a copy instead, or wait until after the backward pass"
                 )
 
-    def wrapped(self, parents: Sequence[Edge | None]) -> list[Any]:
-        """The inputs as Tensors at their places on the tape, for a pass that is itself recorded."""
-        return [
-            value if edge is None or not isinstance(value, np.ndarray) else Tensor.wrap(value, edge)
-            for value, edge in zip(self.inputs, parents, strict=True)
+    def _called(self, spec: OpSpec, position: int) -> str:
+        if spec.variadic or position < len(spec.inputs):
+            return f"input {spec.input_name(position)!r}"
+        return "the cotangent"
+
+    def wrapped(self, node: Node) -> tuple[list[Any], Tensor | None]:
+        """The inputs and the output as Tensors at their places on the tape, for a pass that is itself recorded.
+
+        They share the versions of the tensors that they were, so that the new nodes notice a change too.
+        """
+        cells = {position: cell for position, cell, _ in self.versions}
+        inputs = [
+            Tensor.wrap(value, edge, cells[position]) if position in cells else value
+            for position, (value, edge) in enumerate(zip(self.inputs, node.parents, strict=True))
         ]
+        if self.output is None:
+            return inputs, None
+        return inputs, Tensor.wrap(self.output, (node, 0), cells[len(inputs)])
 
     @property
     def nbytes(self) -> int:
         kept = (*self.inputs, self.output, *self.aux)
         return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
+
+
+def _own(value: Any) -> Any:
+    """An attribute that nobody else can change: index arrays and lists are copied."""
+    if type(value) is tuple:
+        return tuple([_own(part) for part in value])
+    return copy.deepcopy(value) if isinstance(value, (np.ndarray, list)) else value
 
 
 def keep(
@@ -133,8 +153,12 @@ class Primitive:
         output = spec.definition(arrays, **attributes) if spec.variadic else spec.definition(*arrays, **attributes)
         result = Tensor.wrap(output)
         output = result._array
-        if spec.view and type(values[0]) is Tensor and np.may_share_memory(output, arrays[0]):
-            result._version = values[0]._version
+        if spec.view and isinstance(arrays[0], np.ndarray) and np.may_share_memory(output, arrays[0]):
+            if type(values[0]) is Tensor:
+                result._version = values[0]._version
+            else:  # whoever holds the array could change it behind the tape's back
+                result = Tensor(output)
+                output = result._array
         saved = None
         if is_grad_enabled():
             parents = tuple([value._edge if type(value) is Tensor else None for value in values])
@@ -158,8 +182,8 @@ class Primitive:
         saved.check_versions(spec)
         xp, inputs, output = namespace.arrays, saved.inputs, saved.output
         if create_graph:
-            xp, inputs = namespace.tensors, saved.wrapped(node.parents)
-            output = None if output is None else Tensor.wrap(output, (node, 0))
+            xp = namespace.tensors
+            inputs, output = saved.wrapped(node)
         results: list[Any] = []
         for position, needed in enumerate(needs):
             if not needed:
@@ -188,8 +212,8 @@ def primitive(
 ) -> Callable[[Callable[..., Any]], Primitive]:
     """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,), keeps_output=True, samples=...)`.
 
-    The first parameters, as many as there are rules, are the inputs, the others attributes. The declaration's fields are those of `OpSpec`. The
-    function also joins the namespaces under its own name: as it is for arrays, as an operation for Tensors.
+    The first parameters, as many as there are rules, are the inputs, the others attributes. The declaration's fields are those of `OpSpec`. In the
+    global registry the function also joins the namespaces under its own name: as it is for arrays, as an operation for Tensors.
     """
 
     def declare(function: Callable[..., Any]) -> Primitive:
@@ -202,9 +226,12 @@ def primitive(
             origin=origin_of(function),
             **declaration,
         )
+        if registry is REGISTRY:
+            namespace.arrays.check(function)
         result = Primitive(registry.register(spec))
-        namespace.arrays.define(function.__name__, function)
-        namespace.tensors.define(function.__name__, result)
+        if registry is REGISTRY:
+            namespace.arrays.define(function.__name__, function)
+            namespace.tensors.define(function.__name__, result)
         return result
 
     return declare

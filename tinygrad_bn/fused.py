@@ -63,6 +63,10 @@ class Fused:
         self.spec = spec
         self.name = spec.name
         self._vjp = _FusedVjp(spec)
+        parameters = inspect.signature(spec.definition).parameters.values()
+        keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        self._attributes = {p.name for p in keywords}
+        self._defaults = {p.name: p.default for p in keywords if p.default is not inspect.Parameter.empty}
 
     def __call__(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Tensor:
         """The output alone."""
@@ -79,10 +83,14 @@ class Fused:
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
         arrays = self._arrays(inputs)
+        attributes = self._bound(attributes)
         plan = _plan(spec, arrays, attributes)
         chosen = _choose(spec, plan, arrays[0], kernel)
         if chosen is None:
-            output, aux = spec.definition(namespace.tensors, *inputs, **attributes)
+            tensors = [v if type(v) is Tensor or a is None else Tensor(a) for v, a in zip(inputs, arrays, strict=True)]
+            output, aux = spec.definition(namespace.tensors, *tensors, **attributes)
+            if output.dtype != arrays[0].dtype:  # an input without a gradient may be wider
+                output = output.astype(arrays[0].dtype)
             return output, tuple(value.data if isinstance(value, Tensor) else value for value in aux)
         run = _Run(chosen, chosen.resolve(), plan)
         output, aux = run.target.forward(plan, *arrays)
@@ -103,20 +111,31 @@ class Fused:
         spec = self.spec
         if len(inputs) != len(spec.inputs):
             raise TypeError(f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}")
-        arrays = []
+        arrays: list[Any] = []
         for position, (name, value) in enumerate(zip(spec.inputs, inputs, strict=True)):
             array = value._array if type(value) is Tensor else None if value is None else np.asarray(value)
             if array is None and position == 0:
                 raise TypeError(f"{spec.name}: {name} is None, wanted a Tensor or an array")
             if array is not None and position in spec.gradients:
                 wanted = arrays[0].dtype if arrays else None
-                if array.dtype.name not in spec.dtypes or (wanted is not None and array.dtype != wanted):
+                if array.dtype.name not in spec.dtypes or not array.dtype.isnative or (wanted is not None and array.dtype != wanted):
                     raise TypeError(
                         f"{spec.name}: {name} has dtype {array.dtype}, wanted "
                         f"{wanted if wanted is not None else ' or '.join(spec.dtypes)}; convert it with .astype()"
                     )
+            elif type(value) is Tensor and value.requires_grad and is_grad_enabled():
+                raise ValueError(f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass {name}.detach()")
             arrays.append(array)
         return tuple(arrays)
+
+    def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes with the definition's defaults; a kernel would not notice a wrong or a missing one."""
+        bound = {**self._defaults, **attributes}
+        if bound.keys() != self._attributes:
+            raise TypeError(
+                f"{self.name}: got the keywords {sorted(attributes)}, wanted {sorted(self._attributes)}; inputs go by position"
+            )
+        return bound
 
     def pull(
         self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
@@ -142,8 +161,9 @@ class Fused:
             write_trace(tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start)
         if not create_graph:
             return results
-        parents = (*node.parents, cotangent._edge if type(cotangent) is Tensor else None)
-        kept = Saved((*saved.inputs, array), saved.attributes, saved.versions, run=tuple(needs))
+        versions = [*saved.versions, (len(needs), cotangent._version, cotangent._version[0])]
+        parents = (*node.parents, cotangent._edge)
+        kept = Saved((*saved.inputs, array), saved.attributes, versions, run=tuple(needs))
         recorded = Node(self._vjp, parents, kept, outputs=len(results))
         return [
             None if result is None else Tensor.wrap(result, (recorded, position))
@@ -152,7 +172,7 @@ class Fused:
 
     def explain(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
         """Which kernel this call would run, and why each other one would not."""
-        arrays = self._arrays(inputs)
+        arrays, attributes = self._arrays(inputs), self._bound(attributes)
         plan = _plan(self.spec, arrays, attributes)
         chosen = _choose(self.spec, plan, arrays[0], kernel)
         return Explanation(self.name, chosen, _reasons(self.spec, plan, arrays[0], kernel, chosen))
@@ -196,14 +216,15 @@ class _FusedVjp:
         """The inputs and the cotangent, each at a place of its own on the tape: a tensor that was passed twice counts once for each use,
         and what one input was computed from does not leak into the derivative by another."""
         copies: list[Any] = []
+        cells = {position: cell for position, cell, _ in saved.versions}
         for position, (value, edge) in enumerate(zip(saved.inputs, parents, strict=True)):
-            if type(value) is Aval:  # the derivative does not depend on its values
-                value = np.zeros(value.shape, value.dtype)
+            if type(value) is Aval:  # the derivative does not depend on its values: if it does, `keeps` is wrong, and NaN shows it
+                value = np.full(value.shape, np.nan, value.dtype)
             differentiable = position == len(parents) - 1 or position in self.spec.gradients
             if not isinstance(value, np.ndarray) or not differentiable:
                 copies.append(value)
             elif create_graph and edge is not None:
-                connected = Tensor.wrap(value, edge)
+                connected = Tensor.wrap(value, edge, cells.get(position))
                 copies.append(connected.reshape(connected.shape))
             else:
                 leaf = Tensor.wrap(value)

@@ -275,14 +275,14 @@ class Registry:
             entry.load()(self)
         except Exception as error:
             self._specs = before  # half a plugin is worse than none
-            if self.strict:
-                raise
             self._broken[entry.name] = Broken(
                 entry.name,
                 getattr(entry.dist, "name", "unknown"),
                 getattr(entry.dist, "version", "unknown"),
                 f"{type(error).__name__}: {error}",
             )
+            if self.strict:
+                raise
 
     def _unknown(self, name: str, namespace: str | None) -> str:
         failed = self._broken.get(namespace) if namespace else None
@@ -294,7 +294,8 @@ class Registry:
         candidates = list(self._specs) + [spec.short_name for spec in self._specs.values()]
         close = difflib.get_close_matches(name, candidates, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`python cli.py ops list` shows all"
-        return f"no operation {name!r}; {hint}"
+        missing = "".join(f"; {b.distribution} {b.version} (namespace {b.namespace!r}) did not load" for b in self._broken.values())
+        return f"no operation {name!r}; {hint}{'' if namespace else missing}"
 
 
 REGISTRY = Registry()

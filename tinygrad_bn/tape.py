@@ -93,12 +93,17 @@ def sweep(
     wanted: the edges whose cotangents are asked for, or None for every leaf. Only nodes on a way to a wanted edge are
         visited, so gradients that nobody asked for are not computed.
     retain_graph: keep the saved values of the visited nodes for another sweep.
-    create_graph: tell every operation to record its own pull-back.
+    create_graph: tell every operation to record its own pull-back, also inside `no_grad`. Hooks run in the same mode.
 
     Raises RuntimeError where a node was released by an earlier sweep.
     """
-    seeds = list(seeds)
-    targets = None if wanted is None else set(wanted)
+    with enable_grad() if create_graph else no_grad():
+        return _sweep(list(seeds), None if wanted is None else set(wanted), retain_graph, create_graph)
+
+
+def _sweep(
+    seeds: Sequence[tuple[Edge, Any]], targets: set[Edge] | None, retain_graph: bool, create_graph: bool
+) -> dict[Edge, Any]:
     if targets is not None and not targets:
         return {}
     floor = 0 if targets is None else min(node.position for node, _ in targets)

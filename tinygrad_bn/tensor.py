@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -35,7 +35,7 @@ class Tensor:
 
     def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False):
         array = np.array(data.data if isinstance(data, Tensor) else data, order="K")
-        if dtype is not None:
+        if dtype is not None and array.dtype.kind in "fiub":
             array = array.astype(dtype, copy=False)
         elif array.dtype.kind in "iub":
             array = array.astype(np.float64)
@@ -136,19 +136,10 @@ class Tensor:
         seeds = [(edge_of(self, "backward"), cotangent_for(self, grad, "backward", create_graph))]
         retain = create_graph if retain_graph is None else retain_graph
         found = sweep(seeds, retain_graph=retain, create_graph=create_graph)
-        taken = {id(seeds[0][1])}
-        for (node, _), gradient in found.items():
-            leaf = node.saved()
-            if leaf is None:
-                continue  # nobody holds that tensor any more
-            if create_graph:
-                total = gradient
-            else:
-                # A rule may pass one array to several parents, or a view: a gradient that someone can write to is its own.
-                if id(gradient) in taken or gradient.base is not None:
-                    gradient = gradient.copy()
-                taken.add(id(gradient))
-                total = Tensor.wrap(gradient)
+        leaves = {edge: edge[0].saved() for edge in found}  # None where nobody holds that tensor any more
+        kept = [edge for edge, leaf in leaves.items() if leaf is not None]
+        for edge, total in zip(kept, own_gradients([found[edge] for edge in kept], seeds), strict=True):
+            leaf = leaves[edge]
             leaf.grad = total if leaf.grad is None else leaf.grad + total
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> Callable[[], None]:
@@ -157,13 +148,18 @@ class Tensor:
         Returns a function that removes the hook.
         """
         node, index = edge_of(self, "register_hook")
+        shape, dtype = self.shape, self.dtype  # a hook that held the tensor would keep its node alive in a circle
 
         def call(cotangent: Any) -> Any:
             recorded = isinstance(cotangent, Tensor)
-            result = hook(cotangent if recorded else Tensor.wrap(cotangent))
-            if result is None or recorded:
-                return result
-            return result._array if isinstance(result, Tensor) else np.asarray(result, self.dtype)
+            # The cotangent may be another tensor's too, or end as a .grad: the hook gets a copy that it may keep and change.
+            result = hook(cotangent if recorded else Tensor(cotangent))
+            if result is None:
+                return None
+            result = result if isinstance(result, Tensor) else Tensor(result, dtype)
+            if result.shape != shape:
+                raise ValueError(f"register_hook: the hook gave a gradient of shape {result.shape}, wanted {shape}")
+            return result.astype(dtype) if recorded else result._array.astype(dtype)
 
         entry = (index, call)
         node.hooks = [*(node.hooks or ()), entry]
@@ -338,7 +334,7 @@ class Tensor:
         return bool(self._array)
 
     def __float__(self) -> float:
-        return float(self._array)
+        return float(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.data, dtype=dtype, copy=copy)
@@ -399,6 +395,26 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
     return np.asarray(array_of(given), output.dtype)
+
+
+def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> list[Any]:
+    """The cotangents that a sweep from `seeds` found, as Tensors; None stays None.
+
+    A rule may pass one array to several parents, or a view of it. Those who asked may write to a gradient, so each gets memory that is
+    neither another one's nor a seed's, at the same place on the tape.
+    """
+    taken = {id(array_of(cotangent)) for _, cotangent in seeds}
+    results = []
+    for cotangent in found:
+        if cotangent is not None:
+            array = array_of(cotangent)
+            if id(array) in taken or array.base is not None:
+                cotangent = Tensor.wrap(array.copy(), cotangent._edge if isinstance(cotangent, Tensor) else None)
+            elif not isinstance(cotangent, Tensor):
+                cotangent = Tensor.wrap(cotangent)
+            taken.add(id(array))
+        results.append(cotangent)
+    return results
 
 
 def _checked(array: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,13 @@ def pair(fn: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Callable[..., A
     return forward, backward, arrays, getattr(fn, "__name__", type(fn).__name__)
 
 
-def _as_pair(fn: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _as_pair(
+    fn: Callable[..., Any], lay_out: Callable[[np.ndarray], np.ndarray] = lambda first: first
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """forward and backward of a function on Tensors; `lay_out` puts the first input into another memory layout."""
+
     def forward(*arrays: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        arrays = (lay_out(arrays[0]), *arrays[1:]) if arrays else ()
         tensors = [None if array is None else _leaf(array) for array in arrays]
         output = fn(*tensors)
         if not isinstance(output, Tensor):
@@ -84,91 +88,73 @@ def call(configuration: Configuration, arrays: Arrays, kernel: str | None, seed:
     return function
 
 
-def check_configuration(configuration: Configuration, seed: int = 0, given: np.ndarray | None = None, source: tuple[str, ...] = ()) -> Result:
+def check_configuration(
+    configuration: Configuration, seed: int = 0, given: np.ndarray | None = None, source: tuple[str, ...] = ()
+) -> Result:
     """Every check of one configuration: the kernel's gradient against the numeric derivative of the kernel's own forward, float32 against
     float64, both twins against the definition and each other, and the facts that the operation obeys.
 
-    given: the input, where configuration.values is "given".
+    given: the input, where configuration.values is "given". source: the words of a command line that bring it about.
     """
     start = time.perf_counter()
-    drawn = configuration.draw(seed, given)
-    arrays = Arrays(*(None if a is None else a.astype(configuration.dtype) for a in _fields(drawn)))
-    checks, kernels_forward, kernels_vjp = _trace_kernels(configuration, arrays, seed)
-    if not checks:
-        checks = _all_checks(configuration, arrays, seed)
+    arrays = configuration.draw(seed, given).astype(configuration.dtype)
+    kernels_forward, kernels_vjp, problems = _kernels_that_run(configuration, arrays, seed)
+    checks = problems or _checks(configuration, arrays, seed)
     return Result(configuration, seed, tuple(checks), kernels_forward, kernels_vjp, time.perf_counter() - start, source)
 
 
-def _trace_kernels(configuration: Configuration, arrays: Arrays, seed: int) -> tuple[list[Check], tuple[str, ...], tuple[str, ...]]:
-    """Run each twin once, and see which kernels really computed its output and its gradients. Checks only where something is wrong."""
-    checks: list[Check] = []
+def _kernels_that_run(
+    configuration: Configuration, arrays: Arrays, seed: int
+) -> tuple[tuple[str, ...], tuple[str, ...], list[Check]]:
+    """The compiled kernels that each twin's forward and backward pass really ran; an ERROR where that is not one each."""
     ran: dict[str, list[str]] = {"forward": [], "vjp": []}
+    problems = []
     for kernel in TWINS:
         with tinygrad_bn.record() as trace:
             try:
-                values = _evaluator(kernel, seed)(configuration, arrays, None)
+                _evaluator(kernel, seed)(configuration, arrays, np.ones(configuration.shape, configuration.dtype))
             except Exception as error:
-                checks.append(Check("kernel", Verdict.ERROR, f"{kernel}: {type(error).__name__}: {error}"))
+                problems.append(Check("kernel", Verdict.ERROR, f"{kernel}: {type(error).__name__}: {error}"))
                 continue
-        del values
         for phase, names in ran.items():
             found = trace.kernels(phase)
-            if len(found) != 1:
-                checks.append(Check("kernel", Verdict.ERROR, f"{kernel}: {len(found)} compiled kernels ran in {phase}, wanted 1"))
             names += found
-    return checks, tuple(ran["forward"]), tuple(ran["vjp"])
+            if len(found) != 1:
+                problems.append(Check("kernel", Verdict.ERROR, f"{kernel}: {len(found)} compiled kernels ran in {phase}, wanted 1"))
+    return tuple(ran["forward"]), tuple(ran["vjp"]), problems
 
 
-def _all_checks(configuration: Configuration, arrays: Arrays, seed: int) -> list[Check]:
+def _checks(configuration: Configuration, arrays: Arrays, seed: int) -> list[Check]:
     rng = np.random.default_rng([seed, 1])
-    inputs = _fields(arrays)[:3]
-    present = [name for name, value in zip(INPUTS, inputs, strict=True) if value is not None]
-    forward, backward = _laid_out_pair(configuration, arrays, TWINS[0], seed)
+    twins = {f"{kernel} kernel against definition": _evaluator(kernel, seed) for kernel in TWINS}
+    sequential, parallel = twins.values()
+    forward, backward = _as_pair(call(configuration, arrays, TWINS[0], seed), configuration.lay_out)
     report = check_pair(
         forward,
         backward,
-        inputs,
+        arrays.differentiable,
         zero=configuration.zero,
         input_names=INPUTS,
         name=configuration.operation,
         framework=True,
         seed=seed,
     )
-    checks = list(report.checks)
     cotangent = rng.normal(size=configuration.shape).astype(configuration.dtype)
-    definition = _evaluator("definition", seed)
-    twins = [_evaluator(kernel, seed) for kernel in TWINS]
-    for kernel, twin in zip(TWINS, twins, strict=True):
-        name = f"{kernel} kernel against definition"
-        checks += check_trusted(configuration, arrays, cotangent, twin, definition, name, rng)
-    checks.append(check_twins(configuration, arrays, cotangent, *twins))
-    checks += check_facts(configuration, arrays, cotangent, twins[0], rng)
-    del present
-    return checks
-
-
-def _laid_out_pair(configuration: Configuration, arrays: Arrays, kernel: str, seed: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    forward, backward = _as_pair(call(configuration, arrays, kernel, seed))
-
-    def in_layout(x: np.ndarray, *others: np.ndarray | None) -> tuple[np.ndarray, Any]:
-        return forward(x if configuration.layout == "broadcast" else configuration.lay_out(x), *others)
-
-    return in_layout, backward
+    return [
+        *report.checks,
+        *check_trusted(configuration, arrays, cotangent, twins, _evaluator("definition", seed), rng),
+        check_twins(configuration, arrays, cotangent, sequential, parallel),
+        *check_facts(configuration, arrays, cotangent, sequential, rng),
+    ]
 
 
 def _evaluator(kernel: str, seed: int) -> Evaluate:
     """Output and gradients by one kernel, or by the definition."""
 
-    def evaluate(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray | None) -> dict[str, np.ndarray]:
-        forward, backward = _laid_out_pair(configuration, arrays, kernel, seed)
-        inputs = _fields(arrays)[:3]
-        output, saved = forward(*inputs)
-        gradients = backward(saved, np.ones_like(output) if cotangent is None else cotangent)
-        named = {name: value for name, value in zip(INPUTS, gradients, strict=True) if value is not None}
-        return {"output": output, **named}
+    def evaluate(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+        forward, backward = _as_pair(call(configuration, arrays, kernel, seed), configuration.lay_out)
+        output, saved = forward(*arrays.differentiable)
+        gradients = zip(INPUTS, backward(saved, cotangent), strict=True)
+        return {"output": output, **{name: value for name, value in gradients if value is not None}}
 
     return evaluate
-
-
-def _fields(arrays: Arrays) -> tuple[np.ndarray | None, ...]:
-    return arrays.input, arrays.weight, arrays.bias, arrays.running_mean, arrays.running_var

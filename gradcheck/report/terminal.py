@@ -17,7 +17,7 @@ def render(report: Report) -> str:
     lines = [f"{report.verdict}  {report.name}   {', '.join(report.inputs)}"]
     quiet = 0
     for check in report.checks:
-        if check.name != "gradient" and check.verdict is Verdict.PASS:
+        if check.name != "gradient" and check.verdict is Verdict.PASS and not check.reason:
             quiet += 1
             continue
         lines.append(f"  {_label(check):<{LABEL}}{_numbers(check)}")

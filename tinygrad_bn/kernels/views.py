@@ -1,15 +1,15 @@
 """The canonical views: BatchNorm, LayerNorm, InstanceNorm and GroupNorm as three reduction problems.
 
-A view is the plan that a kernel is given. It says how to read a contiguous array, without copying it, as an array
-of two, three or five axes, and which of those are reduced:
+A view is the plan that a kernel is given. It says how to read a contiguous array, without copying it, as an
+array of two, three or five axes, and which of those are reduced:
 
-====== =================== ============================= ================================ =====================
-view   x is read as        reduced                       statistics                       affine index
-====== =================== ============================= ================================ =====================
-Rows   [R, B]              B                             [R]                              b
-Split  [Z, A, S, K, L]     A, K, L                       [Z * S]                          s * K + k
-Cols   [Z, A, M]           A and B neighbours along M    [Z * (M // B)], index m // B     m
-====== =================== ============================= ================================ =====================
+====== ================== ============================ ============================ ==============
+view   x is read as       reduced                      statistics                   affine index
+====== ================== ============================ ============================ ==============
+Rows   [R, B]             B                            [R]                          b
+Split  [Z, A, S, K, L]    A, K, L                      [Z * S]                      s * K + k
+Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // B   m
+====== ================== ============================ ============================ ==============
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def layer_norm_view(shape: Sequence[int], normalized_ndim: int, eps: float, cent
     """The view of LayerNorm, or RMSNorm where not ``centred``, over the last ``normalized_ndim`` axes."""
     if not 1 <= normalized_ndim <= len(shape):
         raise ValueError(
-            f"layer_norm_view: normalized_ndim is {normalized_ndim}, but must lie between 1 and the number of "
-            f"axes of x, {len(shape)} for shape {tuple(shape)}"
+            f"layer_norm_view: normalized_ndim is {normalized_ndim}, but must lie between 1 and the number "
+            f"of axes of x, {len(shape)} for shape {tuple(shape)}"
         )
     first = len(shape) - normalized_ndim
     return Rows(prod(shape[:first]), prod(shape[first:]), eps, centred)
@@ -112,7 +112,7 @@ def instance_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> S
 
 
 def group_norm_view(shape: Sequence[int], num_groups: int, channel_axis: int, eps: float) -> Split | Cols:
-    """The view of GroupNorm: one statistic for each sample and group of C / ``num_groups`` neighbouring channels."""
+    """The view of GroupNorm: one statistic for each sample and group of neighbouring channels."""
     batch, channels, spatial = _batch_channels_spatial("group_norm_view", shape, channel_axis)
     if num_groups < 1 or channels % num_groups:
         raise ValueError(
@@ -127,8 +127,12 @@ def group_norm_view(shape: Sequence[int], num_groups: int, channel_axis: int, ep
 
 def _batch_channels_spatial(caller: str, shape: Sequence[int], channel_axis: int) -> tuple[int, int, int]:
     if channel_axis not in (1, -1):
-        raise ValueError(f"{caller}: channel_axis is {channel_axis}, but must be 1 (channels first) or -1 (channels last)")
+        raise ValueError(
+            f"{caller}: channel_axis is {channel_axis}, but must be 1 (channels first) or -1 (channels last)"
+        )
     if len(shape) < 2:
-        raise ValueError(f"{caller}: x has shape {tuple(shape)}, but must have a batch and a channel axis at least")
+        raise ValueError(
+            f"{caller}: x has shape {tuple(shape)}, but must have at least a batch and a channel axis"
+        )
     spatial = shape[2:] if channel_axis == 1 else shape[1:-1]
     return shape[0], shape[channel_axis], prod(spatial)

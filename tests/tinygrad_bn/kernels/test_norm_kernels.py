@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
-from tinygrad_bn.kernels.cpu import cols, jit, rows, split, sums
+from tinygrad_bn.kernels.cpu import cols, rows, split
 from tinygrad_bn.kernels.views import Cols, Rows, Split
 
 EPS = 1e-5
@@ -52,9 +46,17 @@ VIEWS = [
     Cols(1, 130, 2050, 2, EPS),
     Cols(1, 3001, 2, 1, EPS),
 ]
-RUNNING_VIEWS = [view for view in VIEWS if not isinstance(view, Rows) and view.Z == 1 and getattr(view, "K", 1) == 1]
-RUNNING_VIEWS = [view for view in RUNNING_VIEWS if getattr(view, "B", 1) == 1]
-ONE_OF_EACH = [Rows(6, 9, EPS), Rows(6, 9, EPS, centred=False), Split(2, 3, 2, 2, 9, EPS), Cols(2, 9, 6, 3, EPS)]
+RUNNING_VIEWS = [
+    view
+    for view in VIEWS
+    if not isinstance(view, Rows) and view.Z == 1 and getattr(view, "K", 1) == getattr(view, "B", 1) == 1
+]
+ONE_OF_EACH = [
+    Rows(6, 9, EPS),
+    Rows(6, 9, EPS, centred=False),
+    Split(2, 3, 2, 2, 9, EPS),
+    Cols(2, 9, 6, 3, EPS),
+]
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 TWINS = pytest.mark.parametrize("twin", ["sequential", "parallel"])
 MODULES = {Rows: rows, Split: split, Cols: cols}
@@ -173,7 +175,10 @@ def test_training_matches_the_formulas(view, twin, dtype):
 def test_inference_matches_the_formulas(view, twin, dtype):
     x, weight, bias, cotangent = draw(view, dtype)
     rng = np.random.default_rng(1)
-    running = rng.standard_normal(channels(view)).astype(dtype), rng.uniform(0.5, 2, channels(view)).astype(dtype)
+    running = (
+        rng.standard_normal(channels(view)).astype(dtype),
+        rng.uniform(0.5, 2, channels(view)).astype(dtype),
+    )
     target = kernel(view, f"{twin}_inference")
     assert_matches(view, target, (x, weight, bias, *running), cotangent, dtype, running=running)
 
@@ -184,7 +189,11 @@ def test_absent_weight_and_bias_are_one_and_zero(view, dtype):
     x, weight, bias, cotangent = draw(view, dtype)
     one, zero = np.ones_like(weight), np.zeros_like(bias)
     target = kernel(view)
-    for given, full in [((None, None), (one, zero)), ((weight, None), (weight, zero)), ((None, bias), (one, bias))]:
+    for given, full in [
+        ((None, None), (one, zero)),
+        ((weight, None), (weight, zero)),
+        ((None, bias), (one, bias)),
+    ]:
         y, aux = target.forward(view, x, *given)
         full_y, full_aux = target.forward(view, x, *full)
         assert bits([y, *aux]) == bits([full_y, *full_aux])
@@ -219,7 +228,9 @@ def test_inference_gives_only_the_gradients_that_are_needed(view):
     every = target.vjp(view, (*ALL, False, False), cotangent, arrays, aux)
     for needs in np.ndindex(2, 2, 2):
         got = target.vjp(view, (*map(bool, needs), False, False), cotangent, arrays, aux)
-        assert bits(got) == bits([want if needed else None for want, needed in zip(every, needs, strict=True)])
+        assert bits(got) == bits(
+            [want if needed else None for want, needed in zip(every, needs, strict=True)]
+        )
 
 
 @pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
@@ -386,7 +397,12 @@ def test_arguments_are_neither_modified_nor_returned(view, training, twin):
 @pytest.mark.parametrize(
     "view",
     [Rows(0, 4, EPS), Rows(3, 0, EPS), Rows(3, 0, EPS, centred=False), Rows(0, 0, EPS)]
-    + [Split(1, 0, 3, 1, 5, EPS), Split(0, 1, 3, 2, 5, EPS), Split(2, 1, 3, 2, 0, EPS), Split(2, 1, 0, 2, 4, EPS)]
+    + [
+        Split(1, 0, 3, 1, 5, EPS),
+        Split(0, 1, 3, 2, 5, EPS),
+        Split(2, 1, 3, 2, 0, EPS),
+        Split(2, 1, 0, 2, 4, EPS),
+    ]
     + [Cols(1, 0, 4, 1, EPS), Cols(0, 3, 4, 2, EPS), Cols(2, 3, 0, 1, EPS)],
     ids=str,
 )
@@ -413,7 +429,9 @@ def test_empty_inputs_of_inference(view):
 
 def test_other_dtypes_are_refused():
     x = np.zeros((2, 3), np.float16)
-    with pytest.raises(TypeError, match="forward: dtype is float16, but the CPU kernels are made for float32"):
+    with pytest.raises(
+        TypeError, match="forward: dtype is float16, but the CPU kernels are made for float32"
+    ):
         rows.sequential.forward(Rows(2, 3, EPS), x, None, None)
 
 
@@ -459,110 +477,6 @@ for threads in 1, 2, 3, 8:
 """
 
 
-def run_python(program, **variables):
-    folder = os.path.dirname(os.path.abspath(__file__))
-    package = os.path.dirname(os.path.dirname(os.path.abspath(sys.modules["tinygrad_bn"].__file__)))
-    path = os.pathsep.join([folder, package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        env=os.environ | {"PYTHONPATH": path} | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.splitlines()
-
-
-def test_the_number_of_threads_changes_no_bit():
+def test_the_number_of_threads_changes_no_bit(run_python):
     digests = run_python(THREADS_PROGRAM.format(module=__name__.rpartition(".")[2]), NUMBA_NUM_THREADS="8")
     assert len(digests) == 4 and len(set(digests)) == 1
-
-
-CACHE_PROGRAM = """
-import numba
-import numpy as np
-from tinygrad_bn.kernels.cpu import {family}
-
-def threads_started():
-    try:
-        return bool(numba.threading_layer())
-    except ValueError:
-        return False
-
-for driver in {family}.forward:
-    dispatcher = driver[np.dtype(np.float32)]
-    print(sum(dispatcher.stats.cache_hits.values()), threads_started())
-"""
-
-
-@pytest.mark.parametrize("family", ["rows"])
-def test_twins_do_not_take_each_other_from_the_disk_cache(family, tmp_path):
-    program = CACHE_PROGRAM.format(family=family)
-    # Cached or not, loading the sequential twin starts no threads and loading the parallel one does.
-    assert run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) == ["0 False", "0 True"]
-    assert run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) == ["1 False", "1 True"]
-    assert len(list(tmp_path.rglob("*.nbi"))) == 2
-
-
-NO_CACHE_PROGRAM = """
-import numpy as np
-from numba.core import caching
-caching.CacheImpl._locator_classes = []
-from tinygrad_bn.kernels.cpu import rows
-from tinygrad_bn.kernels.views import Rows
-print(rows.sequential.forward(Rows(1, 2, 0.0), np.array([[1.0, 3.0]]), None, None)[0].tolist())
-"""
-
-
-def test_kernels_work_where_no_cache_can_be_written():
-    assert run_python(NO_CACHE_PROGRAM) == ["[[-1.0, 1.0]]"]
-
-
-def test_importing_compiles_nothing():
-    program = """
-from tinygrad_bn.kernels.cpu import cols, rows, split
-print([len(driver._compiled) for module in (rows, split, cols) for driver in (*module.forward, *module.backward)])
-"""
-    assert run_python(program) == [str([0] * 12)]
-
-
-def hot_bodies(T):
-    """Each body with its types and the number of its loops over values."""
-    x1, x2, x3, x4 = (jit.read(T, ndim) for ndim in (1, 2, 3, 4))
-    y1, y2, y3, y4 = (jit.write(T, ndim) for ndim in (1, 2, 3, 4))
-    fixed = jit.read(jit.DOUBLE, 1)
-    s1, s2, s3 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 2, 3))
-    i, d, flag = jit.INT, jit.DOUBLE, jit.FLAG
-    pair = numba.types.UniTuple
-    return {
-        sums.add_moments: ((x1, i, d, d), 2),
-        sums.sum_squares: ((x1,), 1),
-        sums.cotangent_sums: ((x1, x1, T), 1),
-        sums.add_up: ((y2, s1), 1),
-        rows.normalize_rows: ((x2, x1, x1, d, flag, y2, s1, s1, s1), 4),
-        rows.differentiate_rows: ((flag, flag, x2, x2, x1, fixed, fixed, flag, y2, pair(y1, 2)), 3),
-        split.normalize_statistic: ((i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 3),
-        split.differentiate_statistic: ((i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2), 3),
-        cols.tile_moments: ((i, x3, s3, s3), 2),
-        cols.pool_tiles: ((i, s2, s2), 2),
-        cols.normalize_tile: ((i, x3, x1, x1, i, y3, s1, s1), 1),
-        cols.tile_sums: ((i, i, x3, x3, fixed, y3, y3), 1),
-        cols.differentiate_tile: ((i, flag, i, x3, x3, x1, fixed, fixed, s1, s1, y3), 2),
-    }
-
-
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
-@DTYPES
-@pytest.mark.parametrize("number", range(len(hot_bodies(numba.float32))))
-def test_hot_loops_are_vectorized(number, dtype):
-    T = numba.from_dtype(np.dtype(dtype))
-    hot, (signature, loops) = list(hot_bodies(T).items())[number]
-    fresh = numba.njit(**jit.OPTIONS)(hot.py_func)  # numba cannot show code that came from its cache
-    fresh.compile(signature)
-    (compiled,) = fresh.signatures
-    assert len(re.findall(r"^vector\.body\w*:", fresh.inspect_llvm(compiled), re.MULTILINE)) >= loops
-    suffix = "pd" if dtype == np.float64 or hot in (sums.add_up, cols.pool_tiles) else "ps"
-    packed = re.findall(rf"\bv?(?:add|mul|fn?m(?:add|sub)\d+){suffix}\b", fresh.inspect_asm(compiled))
-    assert len(packed) >= loops

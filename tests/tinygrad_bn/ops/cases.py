@@ -66,13 +66,18 @@ class Case:
         )
         return x, weight, bias, cotangent
 
-    def uncancelled(self, x: np.ndarray, weight: np.ndarray | None, cotangent: np.ndarray, eps: float) -> float:
-        """The size of dx before its three terms cancel, in groups of two almost all of it: what rounding is measured by."""
+    def scales(self, x: np.ndarray, weight: np.ndarray | None, cotangent: np.ndarray, eps: float) -> dict[str, float]:
+        """How large the terms of each result are before they cancel, which is what its rounding is measured by.
+
+        In a group of one or two values, or where bias undoes what weight did, little or nothing is left of them.
+        """
         shape, axes = self.grouped
         x = x.astype(np.float64).reshape(shape)
         variance = (x**2).mean(axes) if self.operation == "rms_norm" else x.var(axes)
+        rstd = 1 / np.sqrt(variance.min() + eps)
         largest = 1.0 if weight is None else np.abs(weight).max()
-        return float(np.abs(cotangent).max() * largest / np.sqrt(variance.min() + eps))
+        normalized, along = np.abs(x).max() * rstd, np.abs(cotangent).max()
+        return {"y": normalized * largest, "dx": along * largest * rstd, "dweight": along * normalized, "dbias": along}
 
 
 def batch_norms() -> list[Case]:

@@ -1,1 +1,1 @@
-"""The numba kernels for the CPU. Importing a module of this package imports numba; nothing is compiled before its first call."""
+"""The numba kernels for the CPU: importing one imports numba; nothing is compiled before its first call."""

@@ -1,4 +1,4 @@
-"""What the host does to arrays before and after a kernel: layout, absent weight and bias, shapes of the gradients."""
+"""What the host does to arrays before and after a kernel: layout, absent arguments, shapes of gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Gradients = tuple[Array | None, Array | None, Array | None]
 
 
 def contiguous(array: Array, shape: Sequence[int]) -> Array:
-    """The array in the shape of a view, contiguous and aligned as drivers need it. Copies only where it has to."""
+    """The array in the shape of a view, contiguous and aligned as drivers need it; copied if need be."""
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned):
         array = array.copy(order="C")
@@ -34,7 +34,7 @@ def new_statistics(count: int, x: Array) -> Statistics:
     return mean, variance, rstd
 
 
-def running_statistics(running_mean: Array, running_var: Array, eps: float) -> Statistics:
+def running_statistics(eps: float, running_mean: Array, running_var: Array) -> Statistics:
     """The statistics of inference, as copies in float64."""
     mean = np.array(running_mean, np.float64).reshape(-1)
     variance = np.array(running_var, np.float64).reshape(-1)

@@ -1,11 +1,12 @@
 """The family *cols*: BatchNorm, InstanceNorm and GroupNorm, channels last, over [Z, A, M].
 
-A statistic belongs to one z and to B neighbours along M, and is taken over A. One task is a tile of some rows and some
-columns, small enough for the second-level cache and passed through row by row; columns are never read one at a time.
-Partial results of the tiles are merged in float64, in the order of the tiles. The formulas are those of *split*::
+A statistic belongs to one z and to B neighbours along M, and is taken over A. One task is a tile of some
+rows and some columns, small enough for the second-level cache and passed through row by row; columns are
+never read one at a time. Partial results of the tiles are merged in float64, in the order of the tiles. The
+formulas are those of *split*::
 
-    rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
-    dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_{z, a} cotangent · x̂     dbias = Σ_{z, a} cotangent
+    rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias dx = rstd (g − mean(g) −
+    x̂ · mean(g x̂))     dweight = Σ_{z, a} cotangent · x̂     dbias = Σ_{z, a} cotangent
 
 with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g.
 """
@@ -14,13 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
 from ..views import Cols
-from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics, running_statistics
-from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .arrays import (
+    Array,
+    Gradients,
+    Statistics,
+    affine,
+    contiguous,
+    gradients,
+    new_statistics,
+    running_statistics,
+)
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .sums import add_up, is_finite, merge_moments
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
@@ -48,7 +59,7 @@ def tiles(x):
 
 @body
 def tile_moments(task, x, means, squares):
-    """Mean and sum of squared deviations of each column of a tile, as ``sums.add_moments`` does it for a run."""
+    """The mean and sum of squared deviations of each column of a tile, found as in ``sums.add_moments``."""
     z, t, a, b, c, d = tile_of(task, x)
     zero = x.dtype.type(0)
     centre = np.zeros(d - c, x.dtype)
@@ -146,7 +157,14 @@ def normalize_tile(task, x, weight, bias, B, y, mean, rstd):
 @twins(
     lambda T: (
         *(FLAG, read(T, 3), read(T, 1), read(T, 1), INT, DOUBLE),
-        *(write(T, 3), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(
+            write(T, 3),
+            write(DOUBLE, 3),
+            write(DOUBLE, 3),
+            write(DOUBLE, 1),
+            write(DOUBLE, 1),
+            write(DOUBLE, 1),
+        ),
     )
 )
 def forward(training, x, weight, bias, B, eps, y, means, squares, mean, variance, rstd):
@@ -161,7 +179,7 @@ def forward(training, x, weight, bias, B, eps, y, means, squares, mean, variance
 
 @body
 def tile_sums(task, B, cotangent, x, mean, sums, moments):
-    """The sums of the cotangent and of cotangent * (x - mean) of each column, the mean rounded to the dtype of x."""
+    """The sums of cotangent and of cotangent * (x - mean) of each column, the mean rounded to x's dtype."""
     z, t, a, b, c, d = tile_of(task, x)
     centre = np.empty(d - c, x.dtype)
     for j in range(centre.size):
@@ -222,7 +240,7 @@ def differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, alon
 
 @twins(
     lambda T: (
-        *(FLAG, types.UniTuple(FLAG, 2), INT, read(T, 3), read(T, 3), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
+        *(FLAG, FLAGS, INT, read(T, 3), read(T, 3), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
         *(write(T, 3), write(T, 3), write(DOUBLE, 1), write(DOUBLE, 1)),
         *(write(T, 3), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
@@ -256,7 +274,7 @@ class ColsKernel:
         if self.training:
             statistics = new_statistics(plan.statistics, x)
         else:
-            statistics = running_statistics(*running, plan.eps)
+            statistics = running_statistics(plan.eps, *running)
         if x.size:
             means, squares = np.empty((2, plan.Z, -(-plan.A // TILE_ROWS) if self.training else 0, plan.M))
             self.forward_driver[x.dtype](
@@ -278,7 +296,7 @@ class ColsKernel:
         plan: Cols,
         needs: Sequence[bool],
         cotangent: Array,
-        arrays: Sequence[Array | None],
+        arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
         x, weight, bias = arrays[:3]

@@ -1,8 +1,9 @@
-"""How the CPU kernels are compiled: one source for each driver, a sequential and a parallel twin, one dtype at a time.
+"""How the CPU kernels are compiled: one source for each driver, a sequential and a parallel twin, one dtype
+at a time.
 
-A *body* does the work of one task; a *driver* is a thin loop over tasks that calls it. The tasks depend on the shape
-of the problem alone, and their partial results are combined in their order, so that the twins give the same bits
-whatever the number of threads.
+A *body* does the work of one task; a *driver* is a thin loop over tasks that calls it. The tasks depend on
+the shape of the problem alone, and their partial results are combined in their order, so that the twins
+give the same bits whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import numba
 import numpy as np
 from numba import types
 
-# Vectorizes sums and contracts to fused multiply-adds, but assumes nothing about NaN and infinity, which propagate.
-OPTIONS = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
+# Vectorizes sums and contracts to fused multiply-adds, but assumes nothing about NaN and infinity, which
+# propagate.
+OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 INT = types.int64
 DOUBLE = types.float64
 FLAG = types.boolean
+FLAGS = types.Tuple((FLAG, FLAG))
 
 
 def read(dtype: types.Type, ndim: int) -> types.Array:
@@ -45,8 +48,8 @@ def body(function: Callable[..., Any]) -> Any:
 class Driver:
     """A driver, compiled for a dtype when first asked for: ``driver[x.dtype](x, …)``.
 
-    The signature is explicit, hence the arrays must be contiguous and aligned (see ``arrays.contiguous``): numba checks the
-    layout but silently accepts an unaligned array.
+    The signature is explicit, hence the arrays must be contiguous and aligned (see ``arrays.contiguous``):
+    numba checks the layout but silently accepts an unaligned array.
     """
 
     def __init__(self, source: Callable[..., None], signature: Callable[[types.Type], tuple], parallel: bool):
@@ -65,12 +68,13 @@ class Driver:
     def _compile(self, dtype: np.dtype) -> Any:
         if dtype not in (np.float32, np.float64):
             raise TypeError(
-                f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 and float64"
+                f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 and "
+                "float64: convert x and its weight and bias"
             )
         with self._lock:
             if dtype not in self._compiled:
-                # The GIL is kept: it protects the workqueue threading layer, which aborts when two Python threads
-                # enter it, and a small kernel beside a busy Python thread is much slower without it.
+                # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python
+                # threads enter it; and without it a small kernel beside a busy Python thread is much slower.
                 dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy())
                 try:
                     dispatcher.enable_caching()
@@ -84,13 +88,16 @@ class Driver:
     def _distinct_copy(self) -> FunctionType:
         """The source under a name of its own, because numba's disk cache goes by name and file.
 
-        Its key knows neither ``parallel`` nor the files that bodies come from: without the twin in the name one twin
-        would be loaded for the other, without the fingerprint old code would outlive a change of a body.
+        Its key knows neither ``parallel`` nor the files that bodies come from: without the twin in the name
+        one twin would be loaded for the other, without the fingerprint old code would outlive a change of a
+        body.
         """
         source = self._source
         assert isinstance(source, FunctionType)
         name = f"{source.__name__}_{'parallel' if self._parallel else 'sequential'}_{_fingerprint()}"
-        copy = FunctionType(source.__code__, source.__globals__, name, source.__defaults__, source.__closure__)
+        copy = FunctionType(
+            source.__code__, source.__globals__, name, source.__defaults__, source.__closure__
+        )
         copy.__qualname__ = name
         copy.__module__ = source.__module__
         return copy
@@ -104,7 +111,7 @@ class Twins(NamedTuple):
 
 
 def twins(signature: Callable[[types.Type], tuple]) -> Callable[[Callable[..., None]], Twins]:
-    """Make the twins of a driver, whose argument types are ``signature(dtype)``. In it, loop over ``numba.prange``."""
+    """Make the twins of a driver of types ``signature(dtype)``, which loops over ``numba.prange``."""
 
     def decorate(source: Callable[..., None]) -> Twins:
         return Twins(Driver(source, signature, False), Driver(source, signature, True))

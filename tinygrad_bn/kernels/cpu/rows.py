@@ -8,14 +8,15 @@ Backward, with g the cotangent times the weight (RMSNorm: without the first mean
 
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_rows cotangent · x̂     dbias = Σ_rows cotangent
 
-x̂ is made anew from x, mean and rstd: it is never stored. In the dtype of x, which may be float32, the mean is
-applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy.
+x̂ is made anew from x, mean and rstd: it is never stored. In the dtype of x, which may be float32, the mean
+is applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import prange
@@ -108,7 +109,20 @@ def differentiate_rows(need_x, need_affine, cotangent, x, weight, mean, rstd, ce
     )
 )
 def backward(
-    need_x, need_affine, step, cotangent, x, weight, mean, rstd, centred, dx, dweights, dbiases, dweight, dbias
+    need_x,
+    need_affine,
+    step,
+    cotangent,
+    x,
+    weight,
+    mean,
+    rstd,
+    centred,
+    dx,
+    dweights,
+    dbiases,
+    dweight,
+    dbias,
 ):
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
@@ -152,7 +166,7 @@ class RowsKernel:
         plan: Rows,
         needs: Sequence[bool],
         cotangent: Array,
-        arrays: Sequence[Array | None],
+        arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
         x, weight, bias = arrays

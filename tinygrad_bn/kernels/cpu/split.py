@@ -1,35 +1,46 @@
 """The family *split*: BatchNorm, InstanceNorm and GroupNorm, channels first, over [Z, A, S, K, L].
 
-One task is one statistic (z, s): A stretches of K · L values, which are reduced, then normalized while they are still in
-the cache. Channel c = s · K + k has one weight and one bias, constant along L::
+One task is one statistic (z, s): A stretches of K · L values, which are reduced, then normalized while they
+are still in the cache. Channel c = s · K + k has one weight and one bias, constant along L::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
 
 Backward, with g the cotangent times the weight::
 
-    dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_{z, a, l} cotangent · x̂     dbias = Σ_{z, a, l} cotangent
+    dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_{z, a, l} cotangent · x̂     dbias = Σ_{z, a,
+    l} cotangent
 
-In inference μ and σ² are constants, so that dx = rstd g. Along one channel each pass is x or the cotangent times a
-factor plus a constant; the mean is taken off first, so that a large one costs no accuracy.
+In inference μ and σ² are constants, so that dx = rstd g. Along one channel each pass is x or the cotangent
+times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
 from ..views import Split
-from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics, running_statistics
-from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .arrays import (
+    Array,
+    Gradients,
+    Statistics,
+    affine,
+    contiguous,
+    gradients,
+    new_statistics,
+    running_statistics,
+)
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .sums import add_moments, cotangent_sums
 
 
 @body
 def normalize_statistic(z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
-    """x and y are [Z, A, S, K * L]; in training the statistics are written here, in inference they are read."""
+    """x and y are [Z, A, S, K * L]; training writes the statistics, inference reads them."""
     i = z * x.shape[2] + s
     K = x.shape[3] // L
     if training:
@@ -65,7 +76,7 @@ def forward(L, training, x, weight, bias, eps, y, mean, variance, rstd):
 
 @body
 def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias):
-    """dweight and dbias are [Z, S * K]: the sums that they take are also the pieces of the two means of dx."""
+    """dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx."""
     i = z * x.shape[2] + s
     K = x.shape[3] // L
     need_x, need_affine = need
@@ -108,7 +119,7 @@ def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean,
 
 @twins(
     lambda T: (
-        *(INT, FLAG, types.UniTuple(FLAG, 2), read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
+        *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
         *(write(T, 4), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
@@ -134,7 +145,7 @@ class SplitKernel:
         if self.training:
             statistics = new_statistics(plan.statistics, x)
         else:
-            statistics = running_statistics(*running, plan.eps)
+            statistics = running_statistics(plan.eps, *running)
         if x.size:
             shape = (plan.Z, plan.A, plan.S, plan.K * plan.L)
             self.forward_driver[x.dtype](
@@ -154,7 +165,7 @@ class SplitKernel:
         plan: Split,
         needs: Sequence[bool],
         cotangent: Array,
-        arrays: Sequence[Array | None],
+        arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
         x, weight, bias = arrays[:3]

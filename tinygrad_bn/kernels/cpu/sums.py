@@ -24,9 +24,9 @@ def is_finite(value):
 def add_moments(values, count, mean, squares):
     """Merge a run into (count, mean, sum of squared deviations), reading it from memory once.
 
-    In a chunk the deviations are taken from its own mean, rounded to the dtype, and what the rounding left is put right
-    afterwards; chunks are merged by Chan, Golub and LeVeque (1979). Subtracting the first value makes the statistics
-    of a constant exact.
+    In a chunk the deviations are taken from its own mean, rounded to the dtype, and what the rounding left
+    is put right afterwards; chunks are merged by Chan, Golub and LeVeque (1979). Subtracting the first
+    value makes the statistics of a constant exact.
     """
     for start in range(0, values.size, CHUNK):
         chunk = values[start : start + CHUNK]

@@ -1,0 +1,49 @@
+"""The command line: one file per command, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+import click
+
+__all__ = ["cli", "main"]
+
+COMMANDS = {
+    "gradcheck": "gradcheck.cli.check:gradcheck",
+    "ops": "gradcheck.cli.ops:ops",
+}
+INTERNAL_ERROR = 3
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are named, so that `--help` of one does not pay for all."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tinygrad-bn")
+def cli() -> None:
+    """Fused normalization and dropout operations, and the proof that their gradients are right.
+
+    Data goes to stdout, talk to stderr. Exit status: 0 all passed, 1 a check failed, 2 wrong usage, 3 internal error, 4 nothing selected.
+    """
+
+
+def main() -> None:
+    """Run the command line; an exception that nobody expected is an internal error, with its traceback and exit status 3."""
+    try:
+        cli(prog_name="tgbn" if sys.argv[0].endswith("tgbn") else "python cli.py")
+    except Exception:
+        traceback.print_exc()
+        click.echo("This is a bug in the program, not in what you asked for.", err=True)
+        sys.exit(INTERNAL_ERROR)

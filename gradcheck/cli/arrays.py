@@ -1,0 +1,82 @@
+"""Real input: the user's own arrays, and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gradcheck.axes import DTYPES
+
+__all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file"]
+
+DATASETS = ("digits",)
+DIGITS = 24
+
+
+class Unusable(Exception):
+    """An input that cannot be checked; the message says why, and how to mend it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """An array to check at. name: for the reader. source: the words of the command line that bring it about."""
+
+    name: str
+    values: np.ndarray
+    source: tuple[str, ...]
+
+
+def from_file(path: str, only: str | None) -> Iterator[Batch]:
+    """The array of an .npy file, or those of an .npz file. Nothing is unpickled. Raises Unusable."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise Unusable(f"--input: there is no file {path}") from None
+    except OSError as error:
+        raise Unusable(f"--input: {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise Unusable(f"--input: {path} is not an array file, or holds pickled objects ({error}); write it with numpy.save") from None
+    if isinstance(loaded, np.ndarray):
+        if only is not None:
+            raise Unusable(f"--array: {path} holds a single array; leave --array out")
+        yield _checked(Path(path).name, loaded, ("--input", path))
+        return
+    with loaded:
+        names = [only] if only is not None else loaded.files
+        for name in names:
+            if name not in loaded.files:
+                raise Unusable(f"--array: {path} has no array {name!r}; it has {', '.join(loaded.files) or 'none'}")
+            try:
+                values = loaded[name]
+            except (ValueError, OSError, EOFError) as error:
+                raise Unusable(f"--input: array {name!r} of {path} cannot be read ({error}); write it with numpy.savez") from None
+            yield _checked(f"{Path(path).name}:{name}", values, ("--input", path, "--array", name))
+
+
+def from_dataset(name: str) -> Iterator[Batch]:
+    """A batch of real digit images, 8 × 8, grey values 0 to 1: as feature vectors [N, 64], and as images [N, 1, 8, 8]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise Unusable("--data digits needs scikit-learn, which is not installed: pip install 'tinygrad-bn[data]'") from None
+    pixels = load_digits().data[:DIGITS] / 16
+    yield Batch(f"{name} as vectors", pixels, ("--data", name))
+    yield Batch(f"{name} as images", pixels.reshape(DIGITS, 1, 8, 8), ("--data", name))
+
+
+def _checked(name: str, values: np.ndarray, source: tuple[str, ...]) -> Batch:
+    if values.dtype.name not in DTYPES:
+        raise Unusable(f"--input: {name} has dtype {values.dtype}, wanted {' or '.join(DTYPES)}; convert it with .astype('float64')")
+    if values.ndim == 0 or values.size == 0:
+        raise Unusable(f"--input: {name} has shape {values.shape}, wanted at least one axis and one element")
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise Unusable(
+            f"--input: {name} is {values[where]} at {where} ({len(bad)} of {values.size} elements are not finite); "
+            "a derivative there is not defined: remove or replace them"
+        )
+    return Batch(name, values, source)

@@ -1,0 +1,130 @@
+"""`python cli.py ops`: the registered operations, what is known about one, and which kernel a call would run."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import click
+import numpy as np
+
+from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
+
+__all__ = ["ops"]
+
+
+@click.group()
+def ops() -> None:
+    """The operations: list them, show one, explain which kernel runs."""
+
+
+@ops.command("list")
+def list_operations() -> None:
+    """One line per operation, and the plugins that did not load."""
+    import tinygrad_bn  # noqa: F401 -- declares the built-in operations
+
+    for spec in REGISTRY:
+        kernels = ", ".join(dict.fromkeys(f"{k.device} {k.name}" for k in spec.kernels)) if spec.fused else "primitive"
+        click.echo(f"{spec.name:<28}{kernels or 'definition only':<28}{spec.documentation.partition(chr(10))[0]}")
+    for plugin in REGISTRY.broken:
+        click.echo(f"{plugin.namespace}::*  BROKEN: {plugin.distribution} {plugin.version}: {plugin.error}", err=True)
+
+
+@ops.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Everything declared about one operation."""
+    spec = _find(name)
+    rows = {
+        "operation": spec.name,
+        "what": spec.documentation,
+        "declared at": spec.origin,
+        "inputs": ", ".join(n + ("" if i in spec.gradients else " (no gradient)") for i, n in enumerate(spec.inputs)),
+        "dtypes": ", ".join(spec.dtypes),
+        "kernels": "\n".join(_kernel_line(kernel) for kernel in spec.kernels) or "none: NumPy and rules",
+        "gradient terms": spec.terms or "",
+        "state": ", ".join(spec.state),
+        "random": "takes seed, stream and call number" if spec.rng else "",
+        "properties": ", ".join(f"{key}" if value is True else f"{key}={value}" for key, value in spec.properties.items()),
+        "public function": spec.public,
+        "samples": ", ".join(_samples(spec)),
+    }
+    for label, text in rows.items():
+        if text:
+            click.echo(f"{label:<17}" + text.replace("\n", "\n" + " " * 17))
+
+
+@ops.command()
+@click.argument("name")
+@click.option("--shape", default=None, metavar="4,3,5", help="Shape of the input; default: that of the first sample.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(("float32", "float64")))
+@click.option("--kernel", default=None, help="As the argument kernel= of the function.")
+@click.option("--attribute", "settings", multiple=True, metavar="NAME=VALUE", help="An attribute, such as num_groups=4. Repeatable.")
+def explain(name: str, shape: str | None, dtype: str, kernel: str | None, settings: tuple[str, ...]) -> None:
+    """Which kernel a call of NAME would run, and why each other one would not."""
+    from tinygrad_bn import explain as explain_call
+
+    spec = _find(name)
+    if not spec.fused:
+        click.echo(str(explain_call(spec.name)))
+        return
+    sample = next(iter(spec.samples(np.random.default_rng(0)))) if spec.samples else None
+    assert sample is not None  # the registry refuses a differentiable operation without samples
+    lengths = sample.inputs[0].shape if shape is None else _lengths(shape)
+    attributes = {**sample.attributes, **_follow(sample.attributes, lengths), **dict(map(_setting, settings))}
+    unknown = set(attributes) - set(sample.attributes)
+    if unknown:
+        raise click.UsageError(f"--attribute: {spec.name} has no {', '.join(sorted(unknown))}; it has {', '.join(sample.attributes)}")
+    x = np.broadcast_to(np.zeros((), dtype), lengths)  # of any size without its memory
+    others = [None] * (len(spec.inputs) - 1)
+    try:
+        click.echo(str(explain_call(spec.name, x, *others, kernel=kernel, **attributes)))
+    except (ValueError, TypeError) as problem:
+        raise click.UsageError(str(problem)) from None
+
+
+def _find(name: str) -> OpSpec:
+    import tinygrad_bn  # noqa: F401 -- declares the built-in operations
+
+    try:
+        return REGISTRY.get(name)
+    except RegistryError as problem:
+        raise click.UsageError(str(problem)) from None
+
+
+def _kernel_line(kernel: Any) -> str:
+    serves = "" if kernel.plan is None else f", {kernel.plan.__name__.lower()} view"
+    threshold = f", from {kernel.preferred_from:,} elements" if kernel.preferred_from else ""
+    return f"{kernel.device} {kernel.name}: {kernel.target} ({', '.join(kernel.dtypes)}{serves}{threshold})"
+
+
+def _samples(spec: OpSpec) -> list[str]:
+    found = []
+    for kind, samples in (("ordinary", spec.samples), ("hard", spec.hard_samples), ("error", spec.error_samples)):
+        if samples is not None:
+            found.append(f"{len(list(samples(np.random.default_rng(0))))} {kind}")
+    return found
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise click.UsageError(f"--shape is {text!r}, wanted lengths such as 4,3,5") from None
+    if any(n < 0 for n in lengths):
+        raise click.UsageError(f"--shape is {text!r}, wanted lengths of 0 or more")
+    return lengths
+
+
+def _follow(attributes: Any, lengths: tuple[int, ...]) -> dict[str, Any]:
+    """The attributes that follow from the shape, unless they are given."""
+    following = {"normalized_shape": lengths[-1:], "mask_shape": lengths}
+    return {name: value for name, value in following.items() if name in attributes}
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, ast.literal_eval(value) if equals else None
+    except (ValueError, SyntaxError):
+        raise click.UsageError(f"--attribute is {text!r}, wanted name=value with a number or a tuple") from None

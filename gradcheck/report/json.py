@@ -1,0 +1,41 @@
+"""A sweep as JSON, for machines. Numbers that are not finite become null: JSON has none."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from gradcheck.sweep import SCHEMA_VERSION, Result
+
+__all__ = ["render"]
+
+PACKAGES = ("tinygrad-bn", "numpy", "numba", "llvmlite")
+
+
+def render(results: Sequence[Result], seed: int) -> str:
+    """An object with schema_version, seed, versions, and checks: one object per configuration."""
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "seed": seed,
+        "versions": _versions(),
+        "checks": [_finite(result.as_json()) for result in results],
+    }
+    return json.dumps(report, indent=1, allow_nan=False)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+            continue
+    return found
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}

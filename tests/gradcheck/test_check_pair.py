@@ -1,0 +1,431 @@
+"""check_pair as a whole: what it must accept, what it must catch, and what it must refuse to judge."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+
+import numpy as np
+import pytest
+from pairs import (
+    Saved,
+    batch_norm,
+    batch_norm_inputs,
+    layer_norm,
+    norm,
+    norm_backward,
+    rms_backward,
+)
+
+import gradcheck
+from gradcheck import Verdict
+
+RNG = functools.partial(np.random.default_rng, 20)
+
+
+def verdict_of(forward, backward, inputs, **options):
+    return gradcheck.check_pair(forward, backward, inputs, **options).verdict
+
+
+# --- correct pairs
+
+
+def masked(mask):
+    def forward(x):
+        return x * mask.astype(x.dtype) * x.dtype.type(2), None
+
+    return forward, lambda saved, cotangent: (cotangent * mask.astype(cotangent.dtype) * cotangent.dtype.type(2),)
+
+
+def matmul(a, b):
+    return a @ b, (a, b)
+
+
+def matmul_backward(saved, cotangent):
+    a, b = saved
+    return cotangent @ b.T, a.T @ cotangent
+
+
+PLAIN = {
+    "tanh": (lambda x: (np.tanh(x), np.tanh(x)), lambda y, c: (c * (1 - y * y),)),
+    "exp": (lambda x: (np.exp(x), np.exp(x)), lambda y, c: (c * y,)),
+    "sum": (lambda x: (x.sum(), x.shape), lambda shape, c: (np.broadcast_to(c, shape).copy(),)),
+    "mask": masked(RNG().random((4, 5)) < 0.5),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_functions_pass(name, dtype):
+    report = gradcheck.check_pair(*PLAIN[name], (RNG().standard_normal((4, 5)).astype(dtype),))
+    assert report.verdict is Verdict.PASS, str(report)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_matmul_passes(dtype):
+    inputs = RNG().standard_normal((3, 4)).astype(dtype), RNG().standard_normal((4, 2)).astype(dtype)
+    report = gradcheck.check_pair(matmul, matmul_backward, inputs, reference=lambda a, b: a @ b)
+    assert report.verdict is Verdict.PASS, str(report)
+
+
+def test_a_zero_dimensional_input_passes():
+    assert verdict_of(*PLAIN["tanh"], (np.array(0.3),)) is Verdict.PASS
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(
+    ("scale", "mean"), [(1e-3, 0.0), (1.0, 0.0), (1e2, 0.0), (1e4, 0.0), (1e-3, 1.0), (1.0, 1e4), (1e4, 1e4)]
+)
+def test_scales_and_means_pass(scale, mean, dtype):
+    x, weight, bias = batch_norm_inputs(RNG(), (8, 3))
+    inputs = tuple(array.astype(dtype) for array in (mean + scale * x, weight, bias))
+    report = gradcheck.check_pair(batch_norm, norm_backward, inputs, reference=lambda *a: batch_norm(*a)[0])
+    assert report.verdict is Verdict.PASS, str(report)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 1e-5])
+def test_a_constant_row_passes(eps):
+    x = RNG().standard_normal((4, 6))
+    x[1] = 0.7
+    forward = norm((1,), 1, eps=eps)
+    assert verdict_of(forward, norm_backward, (x, RNG().standard_normal(6), RNG().standard_normal(6))) is Verdict.PASS
+
+
+def random_case(seed, dtype):
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(4)
+    shape = tuple(int(n) for n in rng.integers(3, 7, size=2 if kind < 3 else 4))
+    axes, centred = [((1,), True), ((1,), False), ((0,), True), ((0, 2, 3), True)][kind]
+    x = rng.standard_normal(shape) * rng.choice([1e-3, 1.0, 1e2, 1e4]) + rng.choice([0.0, 0.0, 10.0])
+    if rng.random() < 0.2:
+        x[0] = x.flat[0]
+    weight = rng.standard_normal(shape[1]) if rng.random() < 0.8 else None
+    bias = rng.standard_normal(shape[1]) if rng.random() < 0.8 else None
+    inputs = tuple(None if array is None else array.astype(dtype) for array in (x, weight, bias))
+    backward = norm_backward if centred else rms_backward
+    return norm(axes, 1, centred=centred, eps=float(rng.choice([1e-3, 1e-5]))), backward, inputs
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_no_false_alarm_in_300_configurations(dtype):
+    unsettled = 0
+    for seed in range(300):
+        report = gradcheck.check_pair(*random_case(seed, dtype), seed=seed)
+        assert report.verdict < Verdict.FAIL, f"seed {seed}\n{report}"
+        unsettled += report.verdict is Verdict.INCONCLUSIVE
+    assert unsettled <= 12
+
+
+# --- wrong derivatives
+
+
+def spoiled(change):
+    """The right backward pass of batch_norm, its result then changed."""
+
+    def backward(saved, cotangent):
+        return change(saved, cotangent, *norm_backward(saved, cotangent))
+
+    return backward
+
+
+def one_element(saved, cotangent, dx, dweight, dbias):
+    dx[2, 1] *= 1 + 1e-6
+    return dx, dweight, dbias
+
+
+def n_minus_one(saved, cotangent, dx, dweight, dbias):
+    g = cotangent * saved.weight
+    n = len(g)
+    return dx - saved.rstd * saved.x_hat * (g * saved.x_hat).sum(0) * (1 / (n - 1) - 1 / n), dweight, dbias
+
+
+def without_gamma(saved, cotangent, dx, dweight, dbias):
+    return norm_backward(saved._replace(weight=np.ones_like(saved.weight)), cotangent)[0], dweight, dbias
+
+
+def wrong_axis(saved, cotangent, dx, dweight, dbias):
+    return norm_backward(saved._replace(axes=(1,)), cotangent)[0], dweight, dbias
+
+
+def eps_outside_root(saved, cotangent, dx, dweight, dbias):
+    deviation = np.sqrt(1 / saved.rstd**2 - 1e-5)
+    return norm_backward(saved._replace(rstd=1 / (deviation + 1e-5)), cotangent)[0], dweight, dbias
+
+
+def larger_eps(saved, cotangent, dx, dweight, dbias):
+    rstd = 1 / np.sqrt(1 / saved.rstd**2 - 1e-5 + 1e-3)
+    return norm_backward(saved._replace(rstd=rstd), cotangent)[0], dweight, dbias
+
+
+WRONG = {
+    "mean path missing": functools.partial(norm_backward, mean_path=False),
+    "variance path missing": functools.partial(norm_backward, variance_path=False),
+    "N - 1": spoiled(n_minus_one),
+    "eps outside the root": spoiled(eps_outside_root),
+    "eps 1e-3 for 1e-5": spoiled(larger_eps),
+    "factor 1 + 1e-6": spoiled(lambda s, c, dx, dw, db: (dx * (1 + 1e-6), dw, db)),
+    "weight off by 1 + 1e-6": spoiled(lambda s, c, dx, dw, db: (dx, dw * (1 + 1e-6), db)),
+    "one element": spoiled(one_element),
+    "gamma forgotten": spoiled(without_gamma),
+    "wrong axis": spoiled(wrong_axis),
+    "sign": spoiled(lambda s, c, dx, dw, db: (-dx, dw, db)),
+    "zeros": spoiled(lambda s, c, dx, dw, db: (0 * dx, dw, db)),
+    "bias from the wrong sum": spoiled(lambda s, c, dx, dw, db: (dx, dw, db / len(c))),
+    "NaN": spoiled(lambda s, c, dx, dw, db: (np.where(dx == dx.max(), np.nan, dx), dw, db)),
+    "abs": spoiled(lambda s, c, dx, dw, db: (np.abs(dx), dw, db)),
+    "clip": spoiled(lambda s, c, dx, dw, db: (np.clip(dx, -20, 20), dw, db)),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("bug", WRONG)
+def test_wrong_derivatives_fail(bug, dtype):
+    report = gradcheck.check_pair(batch_norm, WRONG[bug], batch_norm_inputs(RNG(), dtype=dtype))
+    assert report.verdict is Verdict.FAIL, str(report)
+
+
+def test_another_mask_in_the_backward_fails():
+    forward, _ = masked(RNG().random((4, 5)) < 0.5)
+    _, backward = masked(np.random.default_rng(1).random((4, 5)) < 0.5)
+    assert verdict_of(forward, backward, (RNG().standard_normal((4, 5)),)) is Verdict.FAIL
+
+
+def test_a_wrong_float32_branch_fails():
+    def backward(saved, cotangent):
+        (dx,) = PLAIN["tanh"][1](saved, cotangent)
+        return (dx * cotangent.dtype.type(1.0001) if cotangent.dtype == np.float32 else dx,)
+
+    inputs = (RNG().standard_normal((4, 5)).astype(np.float32),)
+    assert verdict_of(PLAIN["tanh"][0], backward, inputs) is Verdict.FAIL
+
+
+def test_float32_only_callables_are_judged_in_float32():
+    def forward(x):
+        y = np.tanh(x.astype(np.float32))
+        return y, y
+
+    inputs = (RNG().standard_normal((4, 5)).astype(np.float32),)
+    assert verdict_of(forward, PLAIN["tanh"][1], inputs) is Verdict.PASS
+    assert verdict_of(forward, lambda y, c: (c * (1 - y),), inputs) is Verdict.FAIL
+
+
+# --- the reference
+
+
+def one_pass_batch_norm(x, weight, bias):
+    variance = (x * x).mean(0) - x.mean(0) ** 2
+    rstd = 1 / np.sqrt(variance + x.dtype.type(1e-5))
+    x_hat = (x - x.mean(0)) * rstd
+    return x_hat * weight + bias, Saved(x_hat, rstd, weight, bias, (0,), 1)
+
+
+@pytest.mark.parametrize(("mean", "dtype"), [(1e4, np.float64), (1e3, np.float32)])
+def test_the_reference_catches_a_cancelling_variance(mean, dtype):
+    x, weight, bias = batch_norm_inputs(RNG(), (32, 3))
+    inputs = tuple(array.astype(dtype) for array in (x + mean, weight, bias))
+    report = gradcheck.check_pair(
+        one_pass_batch_norm, norm_backward, inputs, reference=lambda *arrays: batch_norm(*arrays)[0]
+    )
+    (check,) = [check for check in report.checks if check.name == "reference"]
+    assert check.verdict is Verdict.FAIL, str(report)
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [(lambda x: np.tanh(x)[0], "reference has shape"), (lambda x: x.nothing, "reference raised AttributeError")],
+)
+def test_a_broken_reference_is_an_error(reference, reason):
+    report = gradcheck.check_pair(*PLAIN["tanh"], (RNG().standard_normal((4, 5)),), reference=reference)
+    assert report.verdict is Verdict.ERROR
+    assert reason in report.reasons[0]
+
+
+# --- what cannot be judged
+
+
+def test_zeros_for_a_vanishing_gradient_are_vacuous_not_passed():
+    def forward(x):
+        y, _ = layer_norm(x)
+        return np.asarray(y.sum()), x
+
+    report = gradcheck.check_pair(forward, lambda x, c: (np.zeros_like(x),), (RNG().standard_normal((4, 5)),))
+    assert report.verdict is Verdict.VACUOUS, str(report)
+
+
+def test_zero_as_declared_passes_and_a_false_declaration_fails():
+    one_per_group = RNG().standard_normal((5, 1)), RNG().standard_normal(1), RNG().standard_normal(1)
+    assert verdict_of(layer_norm, norm_backward, one_per_group) is Verdict.VACUOUS
+    report = gradcheck.check_pair(layer_norm, norm_backward, one_per_group, zero=("x", "weight"))
+    assert report.verdict is Verdict.PASS, str(report)
+    assert [check.reason for check in report.checks if check.input == "x"] == ["zero, as declared"]
+    assert verdict_of(layer_norm, norm_backward, batch_norm_inputs(RNG()), zero=("x",)) is Verdict.FAIL
+
+
+def relu(x):
+    return np.maximum(x, 0), x > 0
+
+
+def relu_backward(positive, cotangent):
+    return (cotangent * positive,)
+
+
+def test_relu_away_from_its_kink_passes_however_near():
+    x = RNG().standard_normal((4, 5))
+    x[0, :3] = 1e-2, -1e-3, 1e-4
+    assert verdict_of(relu, relu_backward, (x,)) is Verdict.PASS
+
+
+def test_relu_at_its_kink_is_inconclusive():
+    x = RNG().standard_normal((4, 5))
+    x[1, 2] = 0
+    report = gradcheck.check_pair(relu, relu_backward, (x,))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.reasons[0].startswith("kink")
+
+
+def test_a_kink_does_not_excuse_a_wrong_gradient():
+    x = RNG().standard_normal((4, 5))
+    x[1, 2] = 0
+    assert verdict_of(relu, lambda positive, c: (-c * positive,), (x,)) is Verdict.FAIL
+
+
+def test_a_float64_operation_that_rounds_to_float32_is_inconclusive():
+    def forward(x):
+        y = np.tanh(x.astype(np.float32)).astype(np.float64)
+        return y, y
+
+    report = gradcheck.check_pair(forward, PLAIN["tanh"][1], (RNG().standard_normal((4, 5)),))
+    assert report.verdict is Verdict.INCONCLUSIVE, str(report)
+    assert "low precision" in report.reasons[0]
+
+
+def test_unfrozen_dropout_is_stochastic():
+    rng = RNG()
+
+    def forward(x):
+        mask = rng.random(x.shape) < 0.5
+        return x * mask, mask
+
+    report = gradcheck.check_pair(forward, lambda mask, c: (c * mask,), (RNG().standard_normal((4, 5)),))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.reasons[0].startswith("stochastic")
+
+
+@pytest.mark.parametrize(("value", "reason"), [(-1.0, "forward's output holds NaN"), (np.nan, "input x holds NaN")])
+def test_values_that_are_not_finite_are_inconclusive(value, reason):
+    x = np.array([1.0, 2.0, value])
+    report = gradcheck.check_pair(lambda x: (np.log(x), x), lambda x, c: (c / x,), (x,))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert reason in report.reasons[0]
+
+
+def test_empty_arrays_are_vacuous():
+    report = gradcheck.check_pair(*PLAIN["exp"], (np.zeros((0, 3)),))
+    assert report.verdict is Verdict.VACUOUS
+    assert "x has shape (0, 3)" in report.reasons[0]
+
+
+# --- the arguments
+
+
+def test_absent_and_fixed_inputs():
+    x, _, bias = batch_norm_inputs(RNG())
+    assert verdict_of(batch_norm, norm_backward, (x, None, bias)) is Verdict.PASS
+    labels = RNG().integers(0, 4, 6)
+
+    def pick(x, labels):
+        return x[np.arange(len(x)), labels], (x.shape, labels)
+
+    def pick_backward(saved, cotangent):
+        shape, labels = saved
+        dx = np.zeros(shape)
+        dx[np.arange(len(dx)), labels] = cotangent
+        return dx, None
+
+    assert verdict_of(pick, pick_backward, (x, labels), differentiable=("x",)) is Verdict.PASS
+    with pytest.raises(TypeError, match=r"input labels has dtype int64.*differentiable="):
+        gradcheck.check_pair(pick, pick_backward, (x, labels))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error", "message"),
+    [
+        (np.ones(3), {}, TypeError, r"inputs must be a tuple of arrays; got ndarray; write \(x,\)"),
+        ((), {}, ValueError, "inputs is empty"),
+        (([1.0, 2.0],), {}, TypeError, "input x must be a NumPy array or None; got list"),
+        ((None,), {}, ValueError, "no input is left to differentiate"),
+        ((np.ones(3, np.float16),), {}, TypeError, "float16; only float32 and float64"),
+        ((np.ones(3, complex),), {}, TypeError, "complex128; only float32 and float64"),
+        ((np.array([None]),), {}, TypeError, "object; only float32 and float64"),
+        ((np.ones(3),), {"zero": "x"}, TypeError, r"zero must be a collection.*\('x',\)"),
+        ((np.ones(3),), {"zero": ("y",)}, ValueError, "zero names 'y'; the inputs are x"),
+        ((np.ones(3),), {"differentiable": (4,)}, ValueError, "differentiable names 4"),
+        ((np.ones(3),), {"input_names": ("a", "b")}, ValueError, "input_names must be 1 different names"),
+        ((np.ones(3),), {"reference": 3}, TypeError, "reference must be callable; got int"),
+    ],
+)
+def test_bad_arguments_are_named(inputs, options, error, message):
+    with pytest.raises(error, match=message):
+        gradcheck.check_pair(*PLAIN["tanh"], inputs, **options)
+
+
+def test_mixed_dtypes_are_refused():
+    with pytest.raises(TypeError, match="mix dtypes .a float32, b float64."):
+        gradcheck.check_pair(matmul, matmul_backward, (np.ones((2, 2), np.float32), np.ones((2, 2))))
+
+
+def test_the_caller_s_arrays_are_never_touched():
+    x = RNG().standard_normal((4, 5))
+    before = x.copy()
+
+    def forward(x):
+        x += 1
+        return x * 1, None
+
+    assert verdict_of(forward, lambda s, c: (c.copy(),), (x,)) is Verdict.ERROR
+    assert np.array_equal(x, before)
+
+
+def test_the_same_seed_gives_the_same_report():
+    inputs = batch_norm_inputs(RNG())
+    first, again, other = (
+        gradcheck.check_pair(batch_norm, norm_backward, inputs, seed=seed).checks for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_the_cost_does_not_depend_on_the_size():
+    counts = set()
+    for rows in (6, 600):
+        report = gradcheck.check_pair(batch_norm, norm_backward, batch_norm_inputs(RNG(), (rows, 4)))
+        counts.add((report.evaluations, report.vjps))
+    assert len(counts) == 1
+    assert counts.pop()[0] < 260
+
+
+# --- check
+
+
+def test_check_finds_the_adapter_that_recognises_the_inputs(monkeypatch):
+    class Box:
+        def __init__(self, array):
+            self.array = array
+
+    def pair(fn, inputs):
+        return fn.forward, fn.backward, [box.array for box in inputs], "boxed"
+
+    adapter = types.ModuleType("gradcheck.adapters.boxes")
+    adapter.recognises = lambda inputs: any(isinstance(value, Box) for value in inputs)
+    adapter.pair = pair
+    monkeypatch.setitem(sys.modules, "gradcheck.adapters.boxes", adapter)
+    monkeypatch.setattr("gradcheck.harness.ADAPTERS", ("boxes",))
+    operation = types.SimpleNamespace(forward=lambda x: (x * 1, None), backward=lambda s, c: (c,))
+    report = gradcheck.check(operation, (Box(RNG().standard_normal(4)),))
+    assert report.name == "boxed"
+    assert report.verdict is Verdict.PASS, "a framework may hand the cotangent on"
+    with pytest.raises(TypeError, match="numpy.ndarray.*check_pair"):
+        gradcheck.check(operation, (np.ones(3),))
+
+

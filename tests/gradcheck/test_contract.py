@@ -1,0 +1,228 @@
+"""Every broken promise of a pair is found, named, and given the right verdict."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+from pairs import batch_norm, batch_norm_inputs, norm_backward
+
+import gradcheck
+from gradcheck import Verdict
+
+
+def report_on(forward, backward, *, framework=False, dtype=np.float64):
+    inputs = batch_norm_inputs(np.random.default_rng(5), dtype=dtype)
+    return gradcheck.check_pair(forward, backward, inputs, framework=framework)
+
+
+def after(change):
+    """The right gradients of batch_norm, then changed by `change(gradients, saved, cotangent)`."""
+    return lambda saved, cotangent: change(norm_backward(saved, cotangent), saved, cotangent)
+
+
+def raising(gradients, saved, cotangent):
+    raise RuntimeError("out of ideas")
+
+
+BUFFER = np.empty((6, 4))
+
+
+def buffered(gradients, saved, cotangent):
+    BUFFER[...] = gradients[0]
+    return BUFFER, *gradients[1:]
+
+
+def modify_cotangent(saved, cotangent):
+    gradients = norm_backward(saved, cotangent)
+    if cotangent.flags.writeable:
+        cotangent *= 2
+    return gradients
+
+
+def modify_saved(saved, cotangent):
+    gradients = norm_backward(saved, cotangent)
+    saved.x_hat[...] *= saved.rstd
+    return gradients
+
+
+BROKEN = {
+    "None": (after(lambda g, s, c: None), "backward must return a tuple of gradients; it returned NoneType"),
+    "list": (after(lambda g, s, c: list(g)), "it returned list"),
+    "arity": (after(lambda g, s, c: g[:2]), "backward returned 2 gradients for 3 inputs"),
+    "missing": (after(lambda g, s, c: (g[0], None, g[2])), "the gradient of weight must be a NumPy array; it is NoneType"),
+    "dtype": (after(lambda g, s, c: (g[0].astype(np.float32), *g[1:])), "the gradient of x has dtype float32; x has float64"),
+    "shape": (after(lambda g, s, c: (g[0], g[1][None], g[2])), "the gradient of weight has shape (1, 4); weight has (4,)"),
+    "exception": (after(raising), "backward raised RuntimeError: out of ideas"),
+    "cotangent modified": (modify_cotangent, "backward modified its cotangent"),
+    "saved modified": (modify_saved, "backward modified an array that forward saved"),
+    "saved returned": (after(lambda g, s, c: (s.x_hat, *g[1:])), "the gradient of x shares memory with a saved array"),
+    "cotangent returned": (after(lambda g, s, c: (c, *g[1:])), "the gradient of x shares memory with the cotangent"),
+    "one memory": (after(lambda g, s, c: (*g[:2], g[1])), "the gradients of weight and bias share memory"),
+    "reused buffer": (after(buffered), "the gradient of x changed after it was returned"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_broken_backward_is_an_error(broken):
+    backward, reason = BROKEN[broken]
+    report = report_on(batch_norm, backward)
+    assert report.verdict is Verdict.ERROR, str(report)
+    assert any(reason in line for line in report.reasons), str(report)
+
+
+def overwriting(x, weight, bias):
+    output, saved = batch_norm(x, weight, bias)
+    weight += 1
+    return output, saved
+
+
+def forgetful(x, weight, bias):
+    output, saved = batch_norm(x, weight, bias)
+    BUFFER[...] = output
+    return BUFFER, saved
+
+
+def failing(x, weight, bias):
+    raise OverflowError("too much")
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (lambda x, weight, bias: batch_norm(x, weight, bias)[0], "forward must return a tuple (output, saved)"),
+        (lambda x, weight, bias: (None, None), "forward's output must be a NumPy array; it is NoneType"),
+        (lambda x, weight, bias: (x.astype(np.float32), None), "output has dtype float32; its inputs have float64"),
+        (overwriting, "forward modified its input weight"),
+        (forgetful, "the next forward overwrites the output of the one before"),
+        (failing, "forward raised OverflowError: too much"),
+    ],
+)
+def test_broken_forward_is_an_error(forward, reason):
+    report = report_on(forward, norm_backward)
+    assert report.verdict is Verdict.ERROR
+    assert any(reason in line for line in report.reasons), str(report)
+
+
+def test_a_framework_may_hand_the_cotangent_on_but_not_tie_gradients_together():
+    inputs = np.random.default_rng(1).standard_normal((2, 3, 4))
+
+    def add(a, b):
+        return a + b, None
+
+    for backward, verdict in ((lambda s, c: (c, c.copy()), Verdict.PASS), (lambda s, c: (c, c), Verdict.ERROR)):
+        assert gradcheck.check_pair(add, backward, tuple(inputs), framework=True).verdict is verdict
+        assert gradcheck.check_pair(add, backward, tuple(inputs)).verdict is Verdict.ERROR
+
+
+def test_arrays_inside_objects_are_watched():
+    def forward(x):
+        return x * x, types.SimpleNamespace(inner={"x": x.copy()})
+
+    def backward(saved, cotangent):
+        saved.inner["x"] *= 2
+        return (cotangent * saved.inner["x"],)
+
+    report = gradcheck.check_pair(forward, backward, (np.ones(3),))
+    assert "backward modified an array that forward saved" in report.reasons[0]
+
+
+class LastCall:
+    """A layer that keeps what its last forward saw, and answers for any context from that."""
+
+    def forward(self, x, weight, bias):
+        output, self.saved = batch_norm(x, weight, bias)
+        return output, None
+
+    def backward(self, saved, cotangent):
+        return norm_backward(self.saved, cotangent)
+
+
+def test_state_of_the_previous_call_fails():
+    layer = LastCall()
+    report = report_on(layer.forward, layer.backward)
+    assert report.verdict is Verdict.FAIL
+    assert "backward depends on another call of forward" in report.reasons[0]
+
+
+def test_a_nondeterministic_backward_fails():
+    rng = np.random.default_rng(0)
+
+    def rarely(gradients, saved, cotangent):
+        return (gradients[0] * (1 + 1e-15 * (rng.random() < 0.3)), *gradients[1:])
+
+    report = report_on(batch_norm, after(rarely))
+    assert report.verdict is Verdict.FAIL
+    assert any("gives another result" in reason for reason in report.reasons)
+
+
+def raw_memory(array):
+    """What a kernel reads that takes the pointer and forgets the strides."""
+    if 0 in array.strides or any(stride < 0 for stride in array.strides) or not array.flags.c_contiguous:
+        base = array.base if array.base is not None else array
+        return np.resize(np.ravel(base, order="K"), array.shape)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("ignored", "reason"),
+    [
+        (lambda array: 0 in array.strides, "stride 0"),
+        (lambda array: any(stride < 0 for stride in array.strides), "reversed"),
+        (lambda array: array.ndim > 1 and array.flags.f_contiguous, "transposed"),
+        (lambda array: array.strides[-1] == 2 * array.itemsize, "strided"),
+    ],
+)
+@pytest.mark.parametrize("what", ["cotangent", "inputs"])
+def test_misread_layouts_fail(ignored, reason, what):
+    def read(array):
+        return raw_memory(array) if ignored(array) else array
+
+    def forward(x, weight, bias):
+        return batch_norm(read(x) if what == "inputs" else x, weight, bias)
+
+    def backward(saved, cotangent):
+        return norm_backward(saved, read(cotangent) if what == "cotangent" else cotangent)
+
+    report = report_on(forward, backward)
+    assert report.verdict is Verdict.FAIL, str(report)
+    assert any(reason in line and "misread" in line for line in report.reasons), str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda dx: np.abs(dx), "scaled by -1"),
+        (lambda dx: dx + 1e-3, "not zero for a zero cotangent"),
+        (lambda dx: np.clip(dx, -1e2, 1e2), "scaled by 256"),
+        (lambda dx: np.where(np.abs(dx) < 1e-3, 0, dx), "scaled by"),
+        (lambda dx: np.where(dx[0, 0] > 0, dx, 1.5 * dx), "scaled by -1"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_vjp_that_is_not_linear_fails(change, reason, dtype):
+    report = report_on(
+        batch_norm, after(lambda g, s, c: (change(g[0]).astype(dtype), *g[1:])), dtype=dtype
+    )
+    assert report.verdict is Verdict.FAIL
+    assert any(reason in line for line in report.reasons), str(report)
+
+
+def test_a_vjp_that_does_not_add_up_fails():
+    def rotated(gradients, saved, cotangent):
+        return gradients[0] * np.max(np.abs(cotangent)) / np.sqrt(np.sum(cotangent**2) + 1e-300), *gradients[1:]
+
+    report = report_on(batch_norm, after(rotated))
+    assert any("do not add up" in line for line in report.reasons), str(report)
+
+
+def test_operations_that_dislike_other_points_are_not_blamed():
+    def forward(x):
+        if np.any(np.diff(x) < 0):
+            raise ValueError("x must be sorted")
+        return np.log(x), x
+
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    report = gradcheck.check_pair(forward, lambda x, c: (c / x,), (x,))
+    assert not any("must be sorted" in reason and "calls" in reason for reason in report.reasons)

@@ -1,0 +1,146 @@
+"""The numeric derivative lies within its own bar of the truth, and the bar is tight where it can be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pairs import norm
+
+from gradcheck.numeric import Line, direction, magnitude
+
+
+def line(function, x, seed=0, count=3):
+    rng = np.random.default_rng(seed)
+    base = function(x)
+    cotangents = rng.standard_normal((count, base.size))
+    u = direction(x, rng)
+    return Line(function, x, u, base, cotangents), u, cotangents
+
+
+def complex_step(function, x, u, cotangents):
+    """Im f(x + i·t·u)/t: exact to the conditioning of f, which must be analytic."""
+    t = 1e-30
+    return cotangents @ np.imag(function(x + 1j * t * u)).reshape(-1) / t
+
+
+def normalize(x, eps=1e-5):
+    centre = x - x.mean(1, keepdims=True)
+    return centre / np.sqrt((centre * centre).mean(1, keepdims=True) + eps)
+
+
+FUNCTIONS = {
+    "exp": np.exp,
+    "tanh": np.tanh,
+    "cube": lambda x: x**3,
+    "reciprocal": lambda x: 1 / (x * x + 0.1),
+    "normalize": normalize,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_bar_covers_the_error(name):
+    function = FUNCTIONS[name]
+    covered, tight = 0, 0
+    for seed in range(60):
+        x = np.random.default_rng(1000 + seed).standard_normal((3, 5))
+        curve, u, cotangents = line(function, x, seed)
+        estimate = curve.ladder()
+        exact = complex_step(function, x, u, cotangents)
+        scale = np.abs(cotangents) @ curve.slope
+        error = np.abs(estimate.value - exact)
+        covered += np.sum(error <= 2 * estimate.bar + 1e-15 * scale)
+        tight += np.sum(estimate.bar <= 1e-8 * scale)
+    assert covered == 180
+    assert tight >= 170
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4, 1e6])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_bar_covers_the_error_far_from_zero(mean, scale):
+    x = mean + scale * np.random.default_rng(3).standard_normal((4, 6))
+    curve, u, cotangents = line(normalize, x)
+    estimate = curve.ladder()
+    # The exact derivative at rounded inputs is itself only as good as their last digits.
+    unknown = 100 * 2.0**-52 * mean / scale * (np.abs(cotangents) @ curve.slope)
+    assert np.all(np.abs(estimate.value - complex_step(normalize, x, u, cotangents)) <= 2 * estimate.bar + unknown)
+
+
+def test_smaller_steps_find_what_the_first_ladder_cannot_see():
+    x = np.zeros((1, 4))
+    x[0] = 0.5
+    curve, u, cotangents = line(lambda x: normalize(x, 1e-10), x)
+    exact = complex_step(lambda x: normalize(x, 1e-10), x, u, cotangents)
+    coarse, fine = curve.ladder(), curve.ladder(-16)
+    assert np.all(coarse.bar > 0.1 * np.abs(coarse.value)), "the first ladder must know that it does not know"
+    combined = coarse.overruled_by(fine)
+    assert np.allclose(combined.value, exact, rtol=1e-8)
+
+
+def test_a_finer_ladder_overrules_a_coarser_one_only_where_they_disagree():
+    curve, _, _ = line(np.tanh, np.random.default_rng(0).standard_normal((2, 3)))
+    coarse, fine = curve.ladder(), curve.ladder(-8)
+    assert np.array_equal(coarse.overruled_by(fine).value, coarse.value), "they agree, and the coarser is tighter"
+
+
+def test_noise_is_measured_also_where_the_operation_rounds_to_float32():
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    smooth, _, cotangents = line(np.tanh, x)
+    rough, _, _ = line(lambda x: np.tanh(x.astype(np.float32)).astype(np.float64), x)
+    size = np.sqrt(cotangents**2 @ np.tanh(x).reshape(-1) ** 2)
+    assert np.all(smooth.noise < 1e-14 * size)
+    assert np.all(rough.noise > 1e-9 * size)
+
+
+def test_strong_curvature_is_not_mistaken_for_noise():
+    curve, _, _ = line(lambda x: normalize(x, 1e-12), np.zeros((2, 4)))
+    assert np.all(curve.noise < 1e-12)
+
+
+def test_points_outside_the_domain_are_left_out():
+    x = np.array([0.05, 1.0, 2.0])
+    with np.errstate(invalid="ignore"):
+        curve, u, cotangents = line(np.sqrt, x)
+        estimate = curve.ladder()
+        assert np.isnan(np.sqrt(x - 0.25 * np.abs(u))).any(), "the coarsest steps leave the domain"
+    assert np.isfinite(estimate.bar).all()
+    assert np.allclose(estimate.value, cotangents @ (u / (2 * np.sqrt(x))), rtol=1e-9)
+
+
+def test_a_slope_that_jumps_is_measured():
+    x = np.array([0.0, 1.0, -1.0])
+    curve, u, _ = line(np.abs, x)
+    curve.ladder()
+    assert np.allclose(curve.jump, [2 * abs(u[0]), 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("x", "wanted"),
+    [(np.zeros(3), 1.0), (np.full(3, 5.0), 4.0), (np.array([-1.0, 1.0]), 1.0), (1e4 + np.array([-1e-3, 1e-3]), 2.0**-10)],
+)
+def test_directions_are_as_large_as_the_spread(x, wanted):
+    assert magnitude(x) == wanted
+    u = direction(x, np.random.default_rng(0))
+    assert set(np.abs(u / wanted)) <= {0.5, 1.0, 1.5}
+
+
+def test_directions_keep_the_memory_layout():
+    x = np.asfortranarray(np.random.default_rng(0).standard_normal((3, 4)))
+    assert direction(x, np.random.default_rng(0)).flags.f_contiguous
+
+
+def test_a_ladder_takes_18_evaluations_and_the_noise_usually_16():
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        return normalize(x)
+
+    curve, _, _ = line(counted, np.random.default_rng(0).standard_normal((3, 5)))
+    assert len(calls) == 1 + 16
+    curve.ladder()
+    assert len(calls) == 1 + 16 + 18
+
+
+def test_the_correct_forward_of_the_pairs_is_the_formula():
+    x = np.random.default_rng(0).standard_normal((3, 5))
+    assert np.allclose(norm((1,), 1)(x)[0], normalize(x))

@@ -1,0 +1,68 @@
+"""A report is readable, picks the worst verdict, and raises unless everything passed."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from pairs import batch_norm, batch_norm_inputs, norm_backward
+
+import gradcheck
+from gradcheck import Check, GradcheckError, Report, Verdict
+
+
+def report(*checks):
+    return Report("my_op", ("x (4, 3) float64", "weight (3,)"), checks, evaluations=190, vjps=60, seconds=0.005, seed=7)
+
+
+GRADIENT = Check("gradient", Verdict.PASS, input="x", analytic=0.4, numeric=0.4, error=0.0, bar=2e-13, tolerance=1e-14,
+                 scale=1.0, resolution=4e-13)  # fmt: skip
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_worst_check_decides_and_only_pass_does_not_raise(verdict):
+    result = report(GRADIENT, Check("linear in the cotangent", verdict, "because"), Check("call", Verdict.PASS))
+    assert result.verdict is verdict
+    if verdict is Verdict.PASS:
+        result.raise_if_failed()
+        assert result.reasons == ()
+    else:
+        with pytest.raises(GradcheckError, match=rf"(?s){verdict.name}  my_op.*because"):
+            result.raise_if_failed()
+    assert issubclass(GradcheckError, AssertionError)
+
+
+def test_reasons_are_the_worst_first():
+    vacuous, error = Check("gradient", Verdict.VACUOUS, "empty"), Check("call", Verdict.ERROR, "broken")
+    assert report(vacuous, GRADIENT, error).reasons == ("broken", "empty")
+
+
+def test_the_text_of_a_pass():
+    assert str(report(GRADIENT, Check("call", Verdict.PASS))).splitlines() == [
+        "PASS  my_op   x (4, 3) float64, weight (3,)",
+        "  dx                        analytic 0.4   numeric 0.4 ± 2e-13   resolution 4e-13",
+        "  1 other checks passed; 190 forward and 60 backward calls, 5.0 ms; seed 7",
+    ]
+
+
+def test_the_text_of_a_failure_names_what_and_why():
+    def without_mean(saved, cotangent):
+        return norm_backward(saved, cotangent, mean_path=False)
+
+    result = gradcheck.check_pair(batch_norm, without_mean, batch_norm_inputs(np.random.default_rng(0)), name="bn")
+    lines = str(result).splitlines()
+    assert lines[0] == "FAIL  bn   x (6, 4) float64, weight (4,), bias (4,)"
+    assert lines[1].startswith("  dx") and "±" in lines[1]
+    assert "FAIL: analytic" in lines[2] and "of its scale" in lines[2]
+    assert lines[3].startswith("  dweight")
+
+
+def test_a_failed_comparison_of_values_names_the_element():
+    check = Check("reference", Verdict.FAIL, "off by 5 u·max at (1, 2)", analytic=1.0, numeric=1.1, bar=0.0)
+    assert "reference                 got 1   wanted 1.1" in str(report(check))
+
+
+def test_reports_pickle():
+    result = report(GRADIENT)
+    assert pickle.loads(pickle.dumps(result)) == result

@@ -1,0 +1,105 @@
+"""How the norm kernels are compiled: caches, twins, and the instructions of their hot loops."""
+
+from __future__ import annotations
+
+import platform
+import re
+
+import numba
+import numpy as np
+import pytest
+
+from tinygrad_bn.kernels.cpu import cols, jit, rows, split, sums
+
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+
+CACHE_PROGRAM = """
+import numba
+import numpy as np
+from tinygrad_bn.kernels.cpu import {family}
+
+def threads_started():
+    try:
+        return bool(numba.threading_layer())
+    except ValueError:
+        return False
+
+for driver in {family}.forward:
+    dispatcher = driver[np.dtype(np.float32)]
+    print(sum(dispatcher.stats.cache_hits.values()), threads_started())
+"""
+
+
+@pytest.mark.parametrize("family", ["rows"])
+def test_twins_do_not_take_each_other_from_the_disk_cache(run_python, family, tmp_path):
+    program = CACHE_PROGRAM.format(family=family)
+    # Cached or not, loading the sequential twin starts no threads and loading the parallel one does.
+    assert run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) == ["0 False", "0 True"]
+    assert run_python(program, NUMBA_CACHE_DIR=str(tmp_path)) == ["1 False", "1 True"]
+    assert len(list(tmp_path.rglob("*.nbi"))) == 2
+
+
+NO_CACHE_PROGRAM = """
+import numpy as np
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+from tinygrad_bn.kernels.cpu import rows
+from tinygrad_bn.kernels.views import Rows
+print(rows.sequential.forward(Rows(1, 2, 0.0), np.array([[1.0, 3.0]]), None, None)[0].tolist())
+"""
+
+
+def test_kernels_work_where_no_cache_can_be_written(run_python):
+    assert run_python(NO_CACHE_PROGRAM) == ["[[-1.0, 1.0]]"]
+
+
+def test_importing_compiles_nothing(run_python):
+    program = """
+from tinygrad_bn.kernels.cpu import cols, rows, split
+drivers = [driver for module in (rows, split, cols) for driver in (*module.forward, *module.backward)]
+print([len(driver._compiled) for driver in drivers])
+"""
+    assert run_python(program) == [str([0] * 12)]
+
+
+def hot_bodies(T):
+    """Each body with its types and the number of its loops over values."""
+    x1, x2, x3, x4 = (jit.read(T, ndim) for ndim in (1, 2, 3, 4))
+    y1, y2, y3, y4 = (jit.write(T, ndim) for ndim in (1, 2, 3, 4))
+    fixed = jit.read(jit.DOUBLE, 1)
+    s1, s2, s3 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 2, 3))
+    i, d, flag = jit.INT, jit.DOUBLE, jit.FLAG
+    pair = numba.types.UniTuple
+    return {
+        sums.add_moments: ((x1, i, d, d), 2),
+        sums.sum_squares: ((x1,), 1),
+        sums.cotangent_sums: ((x1, x1, T), 1),
+        sums.add_up: ((y2, s1), 1),
+        rows.normalize_rows: ((x2, x1, x1, d, flag, y2, s1, s1, s1), 4),
+        rows.differentiate_rows: ((flag, flag, x2, x2, x1, fixed, fixed, flag, y2, pair(y1, 2)), 3),
+        split.normalize_statistic: ((i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 3),
+        split.differentiate_statistic: (
+            (i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2),
+            3,
+        ),
+        cols.tile_moments: ((i, x3, s3, s3), 2),
+        cols.pool_tiles: ((i, s2, s2), 2),
+        cols.normalize_tile: ((i, x3, x1, x1, i, y3, s1, s1), 1),
+        cols.tile_sums: ((i, i, x3, x3, fixed, y3, y3), 1),
+        cols.differentiate_tile: ((i, flag, i, x3, x3, x1, fixed, fixed, s1, s1, y3), 2),
+    }
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for x86 instructions")
+@DTYPES
+@pytest.mark.parametrize("number", range(len(hot_bodies(numba.float32))))
+def test_hot_loops_are_vectorized(number, dtype):
+    T = numba.from_dtype(np.dtype(dtype))
+    hot, (signature, loops) = list(hot_bodies(T).items())[number]
+    fresh = numba.njit(**jit.OPTIONS)(hot.py_func)  # numba cannot show code that came from its cache
+    fresh.compile(signature)
+    (compiled,) = fresh.signatures
+    assert len(re.findall(r"^vector\.body\w*:", fresh.inspect_llvm(compiled), re.MULTILINE)) >= loops
+    suffix = "pd" if dtype == np.float64 or hot in (sums.add_up, cols.pool_tiles) else "ps"
+    packed = re.findall(rf"\bv?(?:add|mul|fn?m(?:add|sub)\d+){suffix}\b", fresh.inspect_asm(compiled))
+    assert len(packed) >= loops
