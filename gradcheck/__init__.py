@@ -1,8 +1,8 @@
 """gradcheck: a verdict on hand-written gradients that can be trusted.
 
-    report = gradcheck.check_pair(forward, backward, (x, weight, bias))
-    print(report)
-    report.raise_if_failed()
+report = gradcheck.check_pair(forward, backward, (x, weight, bias))
+print(report)
+report.raise_if_failed()
 """
 
 from gradcheck.harness import check, check_pair

@@ -31,21 +31,29 @@ def check_low_precision(
     moved = [0.0] * len(gradients)
     for new, (new_gradients,) in budget.jiggled_runs(exact, exact.inputs, [cotangent64], rng, subject.dtype):
         inherent = max(inherent, budget.largest(new - result64))
-        moved = [max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients64, strict=True)]
+        moved = [
+            max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients64, strict=True)
+        ]
     for new, (new_gradients,) in budget.jiggled_runs(subject, subject.inputs, [cotangent], rng):
         rounding = max(rounding, budget.largest(new - result))
-        moved = [max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients, strict=True)]
+        moved = [
+            max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients, strict=True)
+        ]
 
     count = max(result.size, *(gradient.size for gradient in gradients))
     floor = budget.rounding_floor(subject.dtype, count)
     checks = []
     if output:
-        checks.append(_compare("float32 output", result, result64, moved=inherent, rounding=rounding, floor=floor))
+        checks.append(
+            _compare("float32 output", result, result64, moved=inherent, rounding=rounding, floor=floor)
+        )
     for name, x, got, wanted, change in zip(
         subject.wanted_names(), subject.wanted(), gradients, gradients64, moved, strict=True
     ):
         terms = budget.terms(cotangent64, result64, x)
-        checks.append(_compare("float32 gradient", got, wanted, moved=change, floor=floor, terms=terms, input=name))
+        checks.append(
+            _compare("float32 gradient", got, wanted, moved=change, floor=floor, terms=terms, input=name)
+        )
     return checks
 
 
@@ -73,7 +81,9 @@ def _run_reference(reference: Callable[..., object], inputs: Arrays, output: np.
     except Exception as error:
         raise Violation(Verdict.ERROR, f"reference raised {type(error).__name__}: {error}") from error
     if value.shape != output.shape:
-        raise Violation(Verdict.ERROR, f"reference has shape {value.shape}; forward's output has {output.shape}")
+        raise Violation(
+            Verdict.ERROR, f"reference has shape {value.shape}; forward's output has {output.shape}"
+        )
     return value
 
 
@@ -105,7 +115,10 @@ def _compare(
         explained = (bar + tolerance) / unit
         verdict, reason = Verdict.FAIL, f"{measured}, where the inputs' last digits explain {explained:.3g}"
     elif error > GOAL[np.dtype(np.float32)] * scale:
-        verdict, reason = Verdict.INCONCLUSIVE, f"resolution: {measured}; the inputs are too ill-conditioned to tell"
+        verdict, reason = (
+            Verdict.INCONCLUSIVE,
+            f"resolution: {measured}; the inputs are too ill-conditioned to tell",
+        )
     elif not error <= bar + tolerance:
         verdict = Verdict.INCONCLUSIVE
         reason = f"noise: {measured}; the result is rougher than its inputs' last digits explain, a reference= would tell"

@@ -48,14 +48,23 @@ class Case:
             if got.tobytes() != want.tobytes():
                 apart = _relative(got, want)
                 raise Violation(
-                    Verdict.FAIL, f"{what}: the gradient of {name} differs by {apart:.1e}", input=name, fatal=False
+                    Verdict.FAIL,
+                    f"{what}: the gradient of {name} differs by {apart:.1e}",
+                    input=name,
+                    fatal=False,
                 )
 
     def compare_rounded(
-        self, gradients: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...], allowed: list[float], what: str
+        self,
+        gradients: tuple[np.ndarray, ...],
+        wanted: tuple[np.ndarray, ...],
+        allowed: list[float],
+        what: str,
     ) -> None:
         """Require equality up to the rounding that was measured."""
-        for name, got, want, slack in zip(self.subject.wanted_names(), gradients, wanted, allowed, strict=True):
+        for name, got, want, slack in zip(
+            self.subject.wanted_names(), gradients, wanted, allowed, strict=True
+        ):
             error = float(np.max(np.abs(got - want)))
             if not error <= slack:
                 reason = f"{what}: the gradient of {name} is off by {error:.1e}, where rounding explains {slack:.1e}"
@@ -104,7 +113,9 @@ def backward_kept(
     if cotangent.tobytes() != cotangent_before:
         raise Violation(Verdict.ERROR, "backward modified its cotangent; work on a copy")
     if [array.tobytes() for array in kept] != saved_before:
-        raise Violation(Verdict.ERROR, "backward modified an array that forward saved; a second backward would be wrong")
+        raise Violation(
+            Verdict.ERROR, "backward modified an array that forward saved; a second backward would be wrong"
+        )
     return gradients
 
 
@@ -142,7 +153,9 @@ def _first_run(subject: Subject, rng: np.random.Generator) -> Case:
         if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
             name = subject.names[index]
             raise Violation(
-                Verdict.INCONCLUSIVE, f"input {name} holds NaN or infinity: there is no derivative there", input=name
+                Verdict.INCONCLUSIVE,
+                f"input {name} holds NaN or infinity: there is no derivative there",
+                input=name,
             )
     output, saved = forward_kept(subject, subject.inputs)
     output = output.copy()  # it may be a buffer that later calls overwrite
@@ -170,7 +183,9 @@ def _copies(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
 def _require_something(arrays: list[np.ndarray], names: list[str]) -> None:
     for array, name in zip(arrays, names, strict=True):
         if not array.size:
-            raise Violation(Verdict.VACUOUS, f"nothing to check: {name} has shape {array.shape} and no elements")
+            raise Violation(
+                Verdict.VACUOUS, f"nothing to check: {name} has shape {array.shape} and no elements"
+            )
 
 
 def _aliasing(case: Case) -> None:
@@ -188,11 +203,17 @@ def _aliasing(case: Case) -> None:
     for name, gradient in zip(case.subject.wanted_names(), gradients, strict=True):
         for what, array in foreign:
             if array is not None and _share(gradient, array):
-                raise Violation(Verdict.ERROR, f"the gradient of {name} shares memory with {what}; return a copy", input=name)
+                raise Violation(
+                    Verdict.ERROR,
+                    f"the gradient of {name} shares memory with {what}; return a copy",
+                    input=name,
+                )
     names = subject.wanted_names()
     for k, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
         for other, second in zip(names[:k], gradients[:k], strict=True):
-            if _share(gradient, second) and (not subject.framework or _accumulating_changes(gradient, second)):
+            if _share(gradient, second) and (
+                not subject.framework or _accumulating_changes(gradient, second)
+            ):
                 reason = f"the gradients of {other} and {name} share memory: adding to one changes the other"
                 raise Violation(Verdict.ERROR, reason, input=name)
 
@@ -248,7 +269,9 @@ def _interleaved(case: Case) -> None:
     before = output.tobytes()
     _, saved_other = forward_kept(subject, other)
     if output.tobytes() != before:
-        raise Violation(Verdict.ERROR, "the next forward overwrites the output of the one before; return a new array")
+        raise Violation(
+            Verdict.ERROR, "the next forward overwrites the output of the one before; return a new array"
+        )
     for inputs, context, direction, wanted in (
         (case.inputs, saved, case.cotangent, case.gradients),
         (other, saved_other, cotangent, alone),
@@ -342,12 +365,13 @@ def _linear(case: Case) -> None:
     second = np.asarray(case.rng.standard_normal(case.output.shape).astype(subject.dtype))
     apart = backward_kept(subject, case.inputs, case.saved, second)
     wanted = tuple(np.asarray(a + b) for a, b in zip(case.gradients, apart, strict=True))
-    got = backward_kept(subject, case.inputs, case.saved, np.asarray(case.cotangent + second))
-    allowed = [
-        4 * slack + 8 * budget.rounding_floor(subject.dtype, gradient.size) * float(np.max(np.abs(gradient)))
-        for slack, gradient in zip(case.slack, wanted, strict=True)
-    ]
-    case.compare_rounded(got, wanted, allowed, "not linear in the cotangent: the gradients of two do not add up")
+    both = np.asarray(case.cotangent + second)
+    got = backward_kept(subject, case.inputs, case.saved, both)
+    rounding = budget.slack(subject, case.inputs, case.output, both, got, case.rng)
+    allowed = [4 * max(pair) for pair in zip(case.slack, rounding, strict=True)]
+    case.compare_rounded(
+        got, wanted, allowed, "not linear in the cotangent: the gradients of two do not add up"
+    )
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

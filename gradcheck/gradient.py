@@ -109,10 +109,19 @@ class _Ask:
             apart = np.abs(offset.value - estimate.value)
             # Two independent ladders that contradict each other prove nothing against the gradient.
             bar = np.where(apart <= 2 * (offset.bar + bar), bar, np.fmax(bar, apart))
-            bar = np.where(self._unresolved(estimate), np.fmax(bar, np.abs(self._analytic - estimate.value)), bar)
+            bar = np.where(
+                self._unresolved(estimate), np.fmax(bar, np.abs(self._analytic - estimate.value)), bar
+            )
             kink = self._kink()
         return Evidence(
-            self._analytic, estimate.value, bar + kink, estimate.noise, kink, bars.tolerance, bars.scale, bars.yardstick
+            self._analytic,
+            estimate.value,
+            bar + kink,
+            estimate.noise,
+            kink,
+            bars.tolerance,
+            bars.scale,
+            bars.yardstick,
         )
 
     def _bars(self) -> _Bars:
@@ -143,7 +152,9 @@ class _Ask:
     def _unresolved(self, estimate: Estimate) -> np.ndarray:
         """Where the ladders did not settle, and not for rounding: there is structure finer than every step."""
         size = np.abs(self._cotangents)
-        spread = (estimate.bar - estimate.noise > estimate.noise) & (estimate.bar > RESOLVED * (size @ self._line.slope))
+        spread = (estimate.bar - estimate.noise > estimate.noise) & (
+            estimate.bar > RESOLVED * (size @ self._line.slope)
+        )
         return spread | (self._line.noise > LOWEST_PRECISION * (size @ self._output))
 
     def _kink(self) -> np.ndarray:

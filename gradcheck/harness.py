@@ -14,7 +14,9 @@ from gradcheck.judge import Check, Verdict
 from gradcheck.report import Report
 from gradcheck.subject import Subject, Violation, make_subject
 
-ADAPTERS = ("tinygrad_bn",)  # modules of gradcheck.adapters, each imported when a check first meets foreign inputs
+ADAPTERS = (
+    "tinygrad_bn",
+)  # modules of gradcheck.adapters, each imported when a check first meets foreign inputs
 
 
 def check_pair(
@@ -62,7 +64,9 @@ def check_pair(
     if reference is not None and not callable(reference):
         raise TypeError(f"reference must be callable; got {type(reference).__name__}")
     began = time.perf_counter()
-    with np.errstate(all="ignore"):  # the ladder visits points where the operation may overflow; NaN is dealt with
+    with np.errstate(
+        all="ignore"
+    ):  # the ladder visits points where the operation may overflow; NaN is dealt with
         exact, checks = _run(subject, reference, np.random.default_rng(seed))
     extra = () if exact is subject else (exact,)
     return Report(
@@ -89,12 +93,16 @@ def check(fn: Callable[..., Any], inputs: Sequence[Any], *, seed: int = 0, **opt
         TypeError: no input belongs to a supported framework.
     """
     if not isinstance(inputs, (tuple, list)):
-        raise TypeError(f"inputs must be a tuple of tensors; got {type(inputs).__name__}; write (x,) for one input")
+        raise TypeError(
+            f"inputs must be a tuple of tensors; got {type(inputs).__name__}; write (x,) for one input"
+        )
     for framework in ADAPTERS:
         adapter = importlib.import_module(f"gradcheck.adapters.{framework}")
         if adapter.recognises(inputs):
             forward, backward, arrays, name = adapter.pair(fn, inputs)
-            return check_pair(forward, backward, arrays, seed=seed, framework=True, **{"name": name, **options})
+            return check_pair(
+                forward, backward, arrays, seed=seed, framework=True, **{"name": name, **options}
+            )
     kinds = ", ".join(sorted({f"{type(value).__module__}.{type(value).__name__}" for value in inputs}))
     raise TypeError(
         f"check() got inputs of {kinds or 'no type at all'}; it takes tensors of {', '.join(ADAPTERS)}. "
@@ -112,7 +120,13 @@ def _run(
             exact = _exact(subject)
             checks += gradient.check_gradients(exact, rng)
             if exact.dtype != np.float64:
-                checks.append(Check("precision", Verdict.PASS, "the pair does not take float64: judged in float32, to 2e-3"))
+                checks.append(
+                    Check(
+                        "precision",
+                        Verdict.PASS,
+                        "the pair does not take float64: judged in float32, to 2e-3",
+                    )
+                )
             elif exact is not subject:
                 checks += accuracy.check_low_precision(subject, exact, rng, output=reference is None)
         except Violation as broken:

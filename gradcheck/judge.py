@@ -69,7 +69,9 @@ class Evidence:
     @staticmethod
     def join(parts: list[Evidence]) -> Evidence:
         """Put the projections of several directions side by side."""
-        return Evidence(*(np.concatenate([getattr(part, field) for part in parts]) for field in Evidence.__slots__))
+        return Evidence(
+            *(np.concatenate([getattr(part, field) for part in parts]) for field in Evidence.__slots__)
+        )
 
 
 def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) -> Check:
@@ -98,7 +100,9 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
         return _check(evidence, worst, input, Verdict.VACUOUS, reason)
     if zero:
         worst = _largest(np.abs(evidence.numeric) / allowed, np.ones_like(wrong))
-        reason = f"declared to be zero, but the derivative of the forward pass is {evidence.numeric[worst]:.5g}"
+        reason = (
+            f"declared to be zero, but the derivative of the forward pass is {evidence.numeric[worst]:.5g}"
+        )
         return _check(evidence, worst, input, Verdict.FAIL, reason)
     return _check(evidence, worst, input, Verdict.PASS, "")
 
@@ -129,7 +133,9 @@ def _why_loose(evidence: Evidence, at: int, goal: float) -> str:
         return f"resolution: the backward pass changes that much when its inputs move by 4 ulp ({size})"
     if noise > 0.5 * bar:
         return f"noise: the forward pass is too rough to be differenced, as if computed in low precision ({size})"
-    return f"resolution: the numeric derivative does not settle, by strong curvature or a nearby kink ({size})"
+    return (
+        f"resolution: the numeric derivative does not settle, by strong curvature or a nearby kink ({size})"
+    )
 
 
 def _check(evidence: Evidence, at: int, input: str, verdict: Verdict, reason: str) -> Check:

@@ -20,7 +20,10 @@ STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
 # Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider ones that of
 # an operation that rounds to a lower one on its way and stands still at the finest.
-NOISE_STEPS = {np.dtype(np.float64): (2.0**-36, 2.0**-30, 2.0**-24, 2.0**-18), np.dtype(np.float32): (2.0**-12, 2.0**-9)}
+NOISE_STEPS = {
+    np.dtype(np.float64): (2.0**-36, 2.0**-30, 2.0**-24, 2.0**-18),
+    np.dtype(np.float32): (2.0**-12, 2.0**-9),
+}
 NOISE_ORDER = 4
 # Rounding looks alike at neighbouring steps and is small; what grows faster with the step, or is larger, is curvature.
 ALIKE, LOWEST_PRECISION = 64.0, 1e-5
@@ -91,7 +94,9 @@ class Line:
         self.jump = np.zeros_like(self._base)  # of the slope at t = 0 as far as the finest step can tell
 
     def _at(self, t: float) -> np.ndarray:
-        return self._value(np.asarray(self._x + self._x.dtype.type(t) * self._u)).reshape(-1).astype(np.float64)
+        return (
+            self._value(np.asarray(self._x + self._x.dtype.type(t) * self._u)).reshape(-1).astype(np.float64)
+        )
 
     def _measure_noise(self) -> np.ndarray:
         # The output was rounded at least once, even if steps this small happen not to show it.
@@ -167,7 +172,9 @@ class Line:
         finest = slopes[-1]
         far = np.abs(value - finest)
         trusted = far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar
-        return Estimate(value, np.where(trusted, bar, np.where(np.isnan(far), np.inf, far)), amplified[best, each], shift)
+        return Estimate(
+            value, np.where(trusted, bar, np.where(np.isnan(far), np.inf, far)), amplified[best, each], shift
+        )
 
 
 @functools.cache
@@ -180,6 +187,9 @@ def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray, n
             table[i, j] = fine + (fine - coarse) / (4.0**j - 1)
     entries = [(i, j) for i, j in table if j]
     weights = np.array([table[entry] for entry in entries])
-    parents = np.array([table[i, j - 1] for i, j in entries]), np.array([table[i - 1, j - 1] for i, j in entries])
+    parents = (
+        np.array([table[i, j - 1] for i, j in entries]),
+        np.array([table[i - 1, j - 1] for i, j in entries]),
+    )
     finest = np.array([i >= len(STEPS) - 2 and j >= COLUMNS // 2 for i, j in entries])
     return weights, parents, weights != 0, finest

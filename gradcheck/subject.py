@@ -18,7 +18,9 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 class Violation(Exception):
     """A promise that the pair broke, and the verdict that follows; a fatal one leaves nothing to go on with."""
 
-    def __init__(self, verdict: Verdict, reason: str, *, input: str | None = None, fatal: bool = True) -> None:
+    def __init__(
+        self, verdict: Verdict, reason: str, *, input: str | None = None, fatal: bool = True
+    ) -> None:
         super().__init__(reason)
         self.verdict, self.reason, self.input, self.fatal = verdict, reason, input, fatal
 
@@ -100,7 +102,8 @@ class Subject:
             raise Violation(Verdict.ERROR, f"backward raised {type(error).__name__}: {error}") from error
         if not isinstance(gradients, tuple):
             raise Violation(
-                Verdict.ERROR, f"backward must return a tuple of gradients; it returned {type(gradients).__name__}"
+                Verdict.ERROR,
+                f"backward must return a tuple of gradients; it returned {type(gradients).__name__}",
             )
         if len(gradients) != len(self.inputs):
             raise Violation(
@@ -129,7 +132,8 @@ def _as_array(value: Any, what: str, input: str | None = None) -> np.ndarray:
 def as_float64(inputs: Arrays) -> Arrays:
     """The inputs with every floating array converted to float64; others and None as they are."""
     return tuple(
-        array.astype(np.float64) if array is not None and array.dtype.kind == "f" else array for array in inputs
+        array.astype(np.float64) if array is not None and array.dtype.kind == "f" else array
+        for array in inputs
     )
 
 
@@ -149,7 +153,9 @@ def make_subject(
         if not callable(function):
             raise TypeError(f"{role} must be callable; got {type(function).__name__}")
     if not isinstance(inputs, (tuple, list)):
-        raise TypeError(f"inputs must be a tuple of arrays; got {type(inputs).__name__}; write (x,) for one input")
+        raise TypeError(
+            f"inputs must be a tuple of arrays; got {type(inputs).__name__}; write (x,) for one input"
+        )
     if not inputs:
         raise ValueError("inputs is empty; a gradient check needs at least one array")
     names = _names(forward, len(inputs), input_names)
@@ -186,7 +192,9 @@ def positions(chosen: Iterable[int | str], names: tuple[str, ...], argument: str
         elif isinstance(item, (int, np.integer)) and not isinstance(item, bool) and 0 <= item < len(names):
             found.add(int(item))
         else:
-            raise ValueError(f"{argument} names {item!r}; the inputs are {', '.join(names)} (0 to {len(names) - 1})")
+            raise ValueError(
+                f"{argument} names {item!r}; the inputs are {', '.join(names)} (0 to {len(names) - 1})"
+            )
     return tuple(sorted(found))
 
 
@@ -200,11 +208,15 @@ def _validate_wanted(wanted: dict[str, np.ndarray | None]) -> None:
                 f"convert it to float64, or leave it out of differentiable="
             )
         if array.dtype not in FLOATS:
-            raise TypeError(f"input {label} has dtype {array.dtype}; only float32 and float64 can be checked so far")
+            raise TypeError(
+                f"input {label} has dtype {array.dtype}; only float32 and float64 can be checked so far"
+            )
     dtypes = {label: array.dtype for label, array in wanted.items() if array is not None}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{label} {dtype}" for label, dtype in dtypes.items())
-        raise TypeError(f"the inputs mix dtypes ({listed}); convert them to one, or leave some out of differentiable=")
+        raise TypeError(
+            f"the inputs mix dtypes ({listed}); convert them to one, or leave some out of differentiable="
+        )
 
 
 def _names(forward: Callable[..., Any], count: int, given: Sequence[str] | None) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "cli": ("gradcheck.cli",),
     "gradcheck": ("gradcheck", "numpy"),
     "gradcheck.adapters": ("gradcheck", "numpy", "tinygrad_bn"),
-    "gradcheck.cli": ("click", "gradcheck", "numpy", "rich", "tinygrad_bn"),
+    "gradcheck.cli": ("click", "gradcheck", "numpy", "rich", "sklearn", "tinygrad_bn"),
     "gradcheck.report.terminal": ("gradcheck", "numpy", "rich"),
     "gradcheck.strategies": ("gradcheck", "hypothesis", "numpy"),
     "tinygrad_bn": ("numpy", "tinygrad_bn"),
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     ),
 }
 # What is imported inside the function that needs it, so that nobody else waits for it.
-LAZY = ("rich",)
+LAZY = ("rich", "sklearn")
 
 
 class Import(NamedTuple):

@@ -63,6 +63,7 @@ class Fused:
         self.spec = spec
         self.name = spec.name
         self._vjp = _FusedVjp(spec)
+        self._dtypes = frozenset(map(np.dtype, spec.dtypes))
         parameters = inspect.signature(spec.definition).parameters.values()
         keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
         self._attributes = {p.name for p in keywords}
@@ -118,7 +119,7 @@ class Fused:
                 raise TypeError(f"{spec.name}: {name} is None, wanted a Tensor or an array")
             if array is not None and position in spec.gradients:
                 wanted = arrays[0].dtype if arrays else None
-                if array.dtype.name not in spec.dtypes or not array.dtype.isnative or (wanted is not None and array.dtype != wanted):
+                if array.dtype not in self._dtypes or (wanted is not None and array.dtype != wanted):
                     raise TypeError(
                         f"{spec.name}: {name} has dtype {array.dtype}, wanted "
                         f"{wanted if wanted is not None else ' or '.join(spec.dtypes)}; convert it with .astype()"

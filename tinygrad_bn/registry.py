@@ -68,6 +68,10 @@ class Kernel:
     dtypes: tuple[str, ...] = ("float32", "float64")
     preferred_from: int = 0
 
+    @functools.cached_property
+    def _numpy_dtypes(self) -> frozenset[np.dtype]:
+        return frozenset(map(np.dtype, self.dtypes))
+
     def resolve(self) -> Any:
         """Import the kernel."""
         return _resolve(self.target)
@@ -76,7 +80,7 @@ class Kernel:
         """Why this kernel cannot run such a call, or None where it can."""
         if device != self.device:
             return f"runs on {self.device}, the inputs are on {device}"
-        if np.dtype(dtype).name not in self.dtypes:
+        if dtype not in self._numpy_dtypes:
             return f"serves {', '.join(self.dtypes)}, not {np.dtype(dtype).name}"
         if self.plan is not None and type(plan) is not self.plan:
             return f"serves the {self.plan.__name__.lower()} view, this call is {type(plan).__name__.lower()}"

@@ -21,7 +21,9 @@ class Saved(NamedTuple):
     channel: int
 
 
-def norm(axes: tuple[int, ...], channel: int, *, centred: bool = True, eps: float = 1e-5) -> Callable[..., Any]:
+def norm(
+    axes: tuple[int, ...], channel: int, *, centred: bool = True, eps: float = 1e-5
+) -> Callable[..., Any]:
     """The forward pass of a normalization over `axes` with weight and bias along axis `channel`."""
 
     def forward(x: np.ndarray, weight: np.ndarray | None = None, bias: np.ndarray | None = None) -> Any:
@@ -35,7 +37,9 @@ def norm(axes: tuple[int, ...], channel: int, *, centred: bool = True, eps: floa
     return forward
 
 
-def norm_backward(saved: Saved, cotangent: np.ndarray, *, mean_path: bool = True, variance_path: bool = True) -> Any:
+def norm_backward(
+    saved: Saved, cotangent: np.ndarray, *, mean_path: bool = True, variance_path: bool = True
+) -> Any:
     """dx = rstd·(g − mean(g) − x̂·mean(g·x̂)) with g = ȳ·weight; each path can be left out."""
     x_hat, axes = saved.x_hat, saved.axes
     g = cotangent if saved.weight is None else cotangent * along(saved.weight, cotangent.ndim, saved.channel)

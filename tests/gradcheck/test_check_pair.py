@@ -35,7 +35,9 @@ def masked(mask):
     def forward(x):
         return x * mask.astype(x.dtype) * x.dtype.type(2), None
 
-    return forward, lambda saved, cotangent: (cotangent * mask.astype(cotangent.dtype) * cotangent.dtype.type(2),)
+    return forward, lambda saved, cotangent: (
+        cotangent * mask.astype(cotangent.dtype) * cotangent.dtype.type(2),
+    )
 
 
 def matmul(a, b):
@@ -89,7 +91,10 @@ def test_a_constant_row_passes(eps):
     x = RNG().standard_normal((4, 6))
     x[1] = 0.7
     forward = norm((1,), 1, eps=eps)
-    assert verdict_of(forward, norm_backward, (x, RNG().standard_normal(6), RNG().standard_normal(6))) is Verdict.PASS
+    assert (
+        verdict_of(forward, norm_backward, (x, RNG().standard_normal(6), RNG().standard_normal(6)))
+        is Verdict.PASS
+    )
 
 
 def random_case(seed, dtype):
@@ -233,7 +238,10 @@ def test_the_reference_catches_a_cancelling_variance(mean, dtype):
 
 @pytest.mark.parametrize(
     ("reference", "reason"),
-    [(lambda x: np.tanh(x)[0], "reference has shape"), (lambda x: x.nothing, "reference raised AttributeError")],
+    [
+        (lambda x: np.tanh(x)[0], "reference has shape"),
+        (lambda x: x.nothing, "reference raised AttributeError"),
+    ],
 )
 def test_a_broken_reference_is_an_error(reference, reason):
     report = gradcheck.check_pair(*PLAIN["tanh"], (RNG().standard_normal((4, 5)),), reference=reference)
@@ -312,7 +320,9 @@ def test_unfrozen_dropout_is_stochastic():
     assert report.reasons[0].startswith("stochastic")
 
 
-@pytest.mark.parametrize(("value", "reason"), [(-1.0, "forward's output holds NaN"), (np.nan, "input x holds NaN")])
+@pytest.mark.parametrize(
+    ("value", "reason"), [(-1.0, "forward's output holds NaN"), (np.nan, "input x holds NaN")]
+)
 def test_values_that_are_not_finite_are_inconclusive(value, reason):
     x = np.array([1.0, 2.0, value])
     report = gradcheck.check_pair(lambda x: (np.log(x), x), lambda x, c: (c / x,), (x,))
@@ -427,5 +437,3 @@ def test_check_finds_the_adapter_that_recognises_the_inputs(monkeypatch):
     assert report.verdict is Verdict.PASS, "a framework may hand the cotangent on"
     with pytest.raises(TypeError, match="numpy.ndarray.*check_pair"):
         gradcheck.check(operation, (np.ones(3),))
-
-

@@ -51,14 +51,29 @@ BROKEN = {
     "None": (after(lambda g, s, c: None), "backward must return a tuple of gradients; it returned NoneType"),
     "list": (after(lambda g, s, c: list(g)), "it returned list"),
     "arity": (after(lambda g, s, c: g[:2]), "backward returned 2 gradients for 3 inputs"),
-    "missing": (after(lambda g, s, c: (g[0], None, g[2])), "the gradient of weight must be a NumPy array; it is NoneType"),
-    "dtype": (after(lambda g, s, c: (g[0].astype(np.float32), *g[1:])), "the gradient of x has dtype float32; x has float64"),
-    "shape": (after(lambda g, s, c: (g[0], g[1][None], g[2])), "the gradient of weight has shape (1, 4); weight has (4,)"),
+    "missing": (
+        after(lambda g, s, c: (g[0], None, g[2])),
+        "the gradient of weight must be a NumPy array; it is NoneType",
+    ),
+    "dtype": (
+        after(lambda g, s, c: (g[0].astype(np.float32), *g[1:])),
+        "the gradient of x has dtype float32; x has float64",
+    ),
+    "shape": (
+        after(lambda g, s, c: (g[0], g[1][None], g[2])),
+        "the gradient of weight has shape (1, 4); weight has (4,)",
+    ),
     "exception": (after(raising), "backward raised RuntimeError: out of ideas"),
     "cotangent modified": (modify_cotangent, "backward modified its cotangent"),
     "saved modified": (modify_saved, "backward modified an array that forward saved"),
-    "saved returned": (after(lambda g, s, c: (s.x_hat, *g[1:])), "the gradient of x shares memory with a saved array"),
-    "cotangent returned": (after(lambda g, s, c: (c, *g[1:])), "the gradient of x shares memory with the cotangent"),
+    "saved returned": (
+        after(lambda g, s, c: (s.x_hat, *g[1:])),
+        "the gradient of x shares memory with a saved array",
+    ),
+    "cotangent returned": (
+        after(lambda g, s, c: (c, *g[1:])),
+        "the gradient of x shares memory with the cotangent",
+    ),
     "one memory": (after(lambda g, s, c: (*g[:2], g[1])), "the gradients of weight and bias share memory"),
     "reused buffer": (after(buffered), "the gradient of x changed after it was returned"),
 }
@@ -91,9 +106,15 @@ def failing(x, weight, bias):
 @pytest.mark.parametrize(
     ("forward", "reason"),
     [
-        (lambda x, weight, bias: batch_norm(x, weight, bias)[0], "forward must return a tuple (output, saved)"),
+        (
+            lambda x, weight, bias: batch_norm(x, weight, bias)[0],
+            "forward must return a tuple (output, saved)",
+        ),
         (lambda x, weight, bias: (None, None), "forward's output must be a NumPy array; it is NoneType"),
-        (lambda x, weight, bias: (x.astype(np.float32), None), "output has dtype float32; its inputs have float64"),
+        (
+            lambda x, weight, bias: (x.astype(np.float32), None),
+            "output has dtype float32; its inputs have float64",
+        ),
         (overwriting, "forward modified its input weight"),
         (forgetful, "the next forward overwrites the output of the one before"),
         (failing, "forward raised OverflowError: too much"),
@@ -111,7 +132,10 @@ def test_a_framework_may_hand_the_cotangent_on_but_not_tie_gradients_together():
     def add(a, b):
         return a + b, None
 
-    for backward, verdict in ((lambda s, c: (c, c.copy()), Verdict.PASS), (lambda s, c: (c, c), Verdict.ERROR)):
+    for backward, verdict in (
+        (lambda s, c: (c, c.copy()), Verdict.PASS),
+        (lambda s, c: (c, c), Verdict.ERROR),
+    ):
         assert gradcheck.check_pair(add, backward, tuple(inputs), framework=True).verdict is verdict
         assert gradcheck.check_pair(add, backward, tuple(inputs)).verdict is Verdict.ERROR
 
@@ -202,16 +226,16 @@ def test_misread_layouts_fail(ignored, reason, what):
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_vjp_that_is_not_linear_fails(change, reason, dtype):
-    report = report_on(
-        batch_norm, after(lambda g, s, c: (change(g[0]).astype(dtype), *g[1:])), dtype=dtype
-    )
+    report = report_on(batch_norm, after(lambda g, s, c: (change(g[0]).astype(dtype), *g[1:])), dtype=dtype)
     assert report.verdict is Verdict.FAIL
     assert any(reason in line for line in report.reasons), str(report)
 
 
 def test_a_vjp_that_does_not_add_up_fails():
     def rotated(gradients, saved, cotangent):
-        return gradients[0] * np.max(np.abs(cotangent)) / np.sqrt(np.sum(cotangent**2) + 1e-300), *gradients[1:]
+        return gradients[0] * np.max(np.abs(cotangent)) / np.sqrt(np.sum(cotangent**2) + 1e-300), *gradients[
+            1:
+        ]
 
     report = report_on(batch_norm, after(rotated))
     assert any("do not add up" in line for line in report.reasons), str(report)

@@ -38,7 +38,12 @@ TABLE = {
     "at the floor": (ZERO, {}, Verdict.VACUOUS, "nothing was checked"),
     "at the floor, declared": (ZERO, {"zero": True}, Verdict.PASS, "zero, as declared"),
     "not at the floor, declared": (GOOD, {"zero": True}, Verdict.FAIL, "declared to be zero"),
-    "at a floor that is too high": ({**ZERO, "bar": 1e-3}, {"zero": True}, Verdict.INCONCLUSIVE, "resolution"),
+    "at a floor that is too high": (
+        {**ZERO, "bar": 1e-3},
+        {"zero": True},
+        Verdict.INCONCLUSIVE,
+        "resolution",
+    ),
     "like float32": ({**GOOD, "analytic": 1 + 6e-8}, {}, Verdict.FAIL, "float32"),
 }
 

@@ -62,7 +62,9 @@ def test_the_bar_covers_the_error_far_from_zero(mean, scale):
     estimate = curve.ladder()
     # The exact derivative at rounded inputs is itself only as good as their last digits.
     unknown = 100 * 2.0**-52 * mean / scale * (np.abs(cotangents) @ curve.slope)
-    assert np.all(np.abs(estimate.value - complex_step(normalize, x, u, cotangents)) <= 2 * estimate.bar + unknown)
+    assert np.all(
+        np.abs(estimate.value - complex_step(normalize, x, u, cotangents)) <= 2 * estimate.bar + unknown
+    )
 
 
 def test_smaller_steps_find_what_the_first_ladder_cannot_see():
@@ -79,7 +81,9 @@ def test_smaller_steps_find_what_the_first_ladder_cannot_see():
 def test_a_finer_ladder_overrules_a_coarser_one_only_where_they_disagree():
     curve, _, _ = line(np.tanh, np.random.default_rng(0).standard_normal((2, 3)))
     coarse, fine = curve.ladder(), curve.ladder(-8)
-    assert np.array_equal(coarse.overruled_by(fine).value, coarse.value), "they agree, and the coarser is tighter"
+    assert np.array_equal(coarse.overruled_by(fine).value, coarse.value), (
+        "they agree, and the coarser is tighter"
+    )
 
 
 def test_noise_is_measured_also_where_the_operation_rounds_to_float32():
@@ -115,7 +119,12 @@ def test_a_slope_that_jumps_is_measured():
 
 @pytest.mark.parametrize(
     ("x", "wanted"),
-    [(np.zeros(3), 1.0), (np.full(3, 5.0), 4.0), (np.array([-1.0, 1.0]), 1.0), (1e4 + np.array([-1e-3, 1e-3]), 2.0**-10)],
+    [
+        (np.zeros(3), 1.0),
+        (np.full(3, 5.0), 4.0),
+        (np.array([-1.0, 1.0]), 1.0),
+        (1e4 + np.array([-1e-3, 1e-3]), 2.0**-10),
+    ],
 )
 def test_directions_are_as_large_as_the_spread(x, wanted):
     assert magnitude(x) == wanted

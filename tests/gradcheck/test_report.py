@@ -13,7 +13,9 @@ from gradcheck import Check, GradcheckError, Report, Verdict
 
 
 def report(*checks):
-    return Report("my_op", ("x (4, 3) float64", "weight (3,)"), checks, evaluations=190, vjps=60, seconds=0.005, seed=7)
+    return Report(
+        "my_op", ("x (4, 3) float64", "weight (3,)"), checks, evaluations=190, vjps=60, seconds=0.005, seed=7
+    )
 
 
 GRADIENT = Check("gradient", Verdict.PASS, input="x", analytic=0.4, numeric=0.4, error=0.0, bar=2e-13, tolerance=1e-14,
@@ -22,7 +24,9 @@ GRADIENT = Check("gradient", Verdict.PASS, input="x", analytic=0.4, numeric=0.4,
 
 @pytest.mark.parametrize("verdict", Verdict)
 def test_the_worst_check_decides_and_only_pass_does_not_raise(verdict):
-    result = report(GRADIENT, Check("linear in the cotangent", verdict, "because"), Check("call", Verdict.PASS))
+    result = report(
+        GRADIENT, Check("linear in the cotangent", verdict, "because"), Check("call", Verdict.PASS)
+    )
     assert result.verdict is verdict
     if verdict is Verdict.PASS:
         result.raise_if_failed()
@@ -50,7 +54,9 @@ def test_the_text_of_a_failure_names_what_and_why():
     def without_mean(saved, cotangent):
         return norm_backward(saved, cotangent, mean_path=False)
 
-    result = gradcheck.check_pair(batch_norm, without_mean, batch_norm_inputs(np.random.default_rng(0)), name="bn")
+    result = gradcheck.check_pair(
+        batch_norm, without_mean, batch_norm_inputs(np.random.default_rng(0)), name="bn"
+    )
     lines = str(result).splitlines()
     assert lines[0] == "FAIL  bn   x (6, 4) float64, weight (4,), bias (4,)"
     assert lines[1].startswith("  dx") and "±" in lines[1]

@@ -6,6 +6,7 @@ and the variance are taken. RMSNorm leaves out the mean. At inference, BatchNorm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -275,7 +276,7 @@ def batch_norm(
         if not running.present:
             raise ValueError(f"{name}: running_mean and running_var are None, but inference needs them; or pass training=True")
         return _batch_norm_inference(input, weight, bias, running_mean, running_var, kernel=kernel, **attributes)
-    count = int(np.prod(shape, dtype=np.int64)) // max(channels, 1)
+    count = math.prod(shape) // max(channels, 1)
     if count == 1:
         raise ValueError(
             f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient nothing; "
@@ -360,7 +361,7 @@ def instance_norm(
         if not running.present:
             raise ValueError(f"{name}: running_mean and running_var are None, but use_input_stats=False needs them")
         return _batch_norm_inference(input, weight, bias, running_mean, running_var, kernel=kernel, **attributes)
-    count = int(np.prod(shape[2:] if channel_axis == 1 else shape[1:-1], dtype=np.int64))
+    count = math.prod(shape[2:] if channel_axis == 1 else shape[1:-1])
     if count == 1:
         raise ValueError(
             f"{name}: one spatial element, shape {shape}: its variance is 0 and its gradient nothing; "
@@ -434,7 +435,7 @@ def group_norm(
         divisors = [g for g in range(1, channels + 1) if channels % g == 0]
         raise ValueError(f"{name}: num_groups is {num_groups!r}, wanted a divisor of the {channels} channels: {divisors}")
     check_affine(name, shape, channels, weight, bias, trailing=False)
-    if int(np.prod(shape, dtype=np.int64)) == num_groups:
+    if math.prod(shape) == num_groups:
         raise ValueError(
             f"{name}: one sample with one value per group, shape {shape}, {num_groups} groups: the variance is 0 and the gradient "
             "nothing; use fewer groups"

@@ -20,7 +20,6 @@ torch = pytest.importorskip("torch", reason="oracle torch is not installed")
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 ALL_KERNELS = pytest.mark.parametrize("kernel", KERNELS)
-torch.set_num_threads(1)
 UNITS = 32.0
 MOMENTA = (0.0, 0.1, 0.5, 1.0)
 
