@@ -1,4 +1,4 @@
-"""Values rather than derivatives: float32 results against float64 ones, and the forward pass against a reference."""
+"""Values, not derivatives: float32 results against float64 ones, and the forward pass against a reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradcheck.subject import Arrays, Subject, Violation, as_float64
 def check_low_precision(
     subject: Subject, exact: Subject, rng: np.random.Generator, *, output: bool
 ) -> list[Check]:
-    """Compare a float32 pair's output and gradients with its own results on float64 copies of the same inputs.
+    """Compare a float32 pair's output and gradients with its own results on float64 copies of its inputs.
 
     The distance allowed is what moving the inputs by 4 float32 ulp does, in either arithmetic, times 16, plus
     8·u·√n of the largest result. `output` asks for the output too: a reference answers that better.
@@ -64,7 +64,7 @@ def check_reference(
     output, _ = subject.run_forward(subject.inputs)
     try:
         wanted = _run_reference(reference, as_float64(subject.inputs), output)
-        # The definition's own rounding, in the precision of the pair, is what any sound way to compute it may suffer.
+        # What the definition itself suffers in the pair's precision, any sound way to compute it may suffer.
         moved = 0.0
         for _ in range(budget.repeats(subject)):
             jiggled = subject.moved(lambda array: budget.jiggled(array, rng))
@@ -98,7 +98,7 @@ def _compare(
     terms: float = 0.0,
     input: str | None = None,
 ) -> Check:
-    """Judge the worst element: `moved` is what the inputs' last digits explain, `rounding` what they do to `got`.
+    """Judge the worst element. `moved`: what the inputs' last digits explain; `rounding`: what they do to `got`.
 
     `terms` is the size of what cancelled in `wanted`, where that is larger than `wanted` itself.
     """
@@ -108,20 +108,21 @@ def _compare(
     scale = max(budget.largest(wanted), terms, np.finfo(float).tiny)
     unit = float(np.finfo(got.dtype).eps) / 2 * scale
     tolerance = floor * scale
-    bar = budget.SAFETY * moved
+    bar = budget.SAFETY / 2 * moved  # half, as a check allows twice its bar
     measured = f"off by {error / unit:.3g} u·max at {where}"
     verdict, reason = Verdict.PASS, ""
-    if not error <= max(bar, budget.SAFETY * rounding) + tolerance:
-        explained = (bar + tolerance) / unit
+    allowed = 2 * bar + tolerance
+    if not error <= max(allowed, budget.SAFETY * rounding + tolerance):
+        explained = allowed / unit
         verdict, reason = Verdict.FAIL, f"{measured}, where the inputs' last digits explain {explained:.3g}"
     elif error > GOAL[np.dtype(np.float32)] * scale:
         verdict, reason = (
             Verdict.INCONCLUSIVE,
             f"resolution: {measured}; the inputs are too ill-conditioned to tell",
         )
-    elif not error <= bar + tolerance:
+    elif not error <= allowed:
         verdict = Verdict.INCONCLUSIVE
-        reason = f"noise: {measured}; the result is rougher than its inputs' last digits explain, a reference= would tell"
+        reason = f"noise: {measured}; rougher than the inputs' last digits explain; a reference= would tell"
     return Check(
         name=name,
         verdict=verdict,
@@ -133,5 +134,5 @@ def _compare(
         bar=bar,
         tolerance=tolerance,
         scale=scale,
-        resolution=(bar + tolerance) / scale,
+        resolution=allowed / scale,
     )

@@ -1,4 +1,4 @@
-"""How far the analytic side may be off by rounding alone: measured by moving its arguments by a few units in the last place."""
+"""How far the analytic side may be off by rounding alone, measured by moving its arguments by a few ulp."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rounding_floor(dtype: np.dtype, count: int) -> float:
 
 
 def jiggled(array: np.ndarray, rng: np.random.Generator, precision: np.dtype | None = None) -> np.ndarray:
-    """Every element moved up or down by 3 or 4 of its ulp in `precision` (its own by default), the memory layout kept."""
+    """Every element moved by 3 or 4 of its ulp in `precision` (its own by default), the memory layout kept."""
     ulp = np.spacing(np.abs(array).astype(precision or array.dtype)).astype(array.dtype)
     ulp = np.where(
         array == 0, 0, ulp

@@ -67,7 +67,9 @@ class Case:
         ):
             error = float(np.max(np.abs(got - want)))
             if not error <= slack:
-                reason = f"{what}: the gradient of {name} is off by {error:.1e}, where rounding explains {slack:.1e}"
+                reason = (
+                    f"{what}: the gradient of {name} is off by {error:.1e}; rounding explains {slack:.1e}"
+                )
                 raise Violation(Verdict.FAIL, reason, input=name, fatal=False)
 
 
@@ -162,7 +164,7 @@ def _first_run(subject: Subject, rng: np.random.Generator) -> Case:
     _require_something([output], ["forward's output"])
     if not np.isfinite(output).all():
         bad = int(np.count_nonzero(~np.isfinite(output)))
-        reason = f"forward's output holds NaN or infinity ({bad} of {output.size} elements): no derivative to compare"
+        reason = f"forward's output holds NaN or infinity ({bad} of {output.size} elements)"
         raise Violation(Verdict.INCONCLUSIVE, reason)
     cotangent = np.asarray(rng.standard_normal(output.shape).astype(subject.dtype))
     returned = backward_kept(subject, subject.inputs, saved, cotangent)
@@ -202,7 +204,7 @@ def _aliasing(case: Case) -> None:
     foreign = inputs + kept + ([] if subject.framework else [("the cotangent", cotangent)])
     for name, gradient in zip(case.subject.wanted_names(), gradients, strict=True):
         for what, array in foreign:
-            if array is not None and _share(gradient, array):
+            if array is not None and np.shares_memory(gradient, array):
                 raise Violation(
                     Verdict.ERROR,
                     f"the gradient of {name} shares memory with {what}; return a copy",
@@ -211,18 +213,11 @@ def _aliasing(case: Case) -> None:
     names = subject.wanted_names()
     for k, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
         for other, second in zip(names[:k], gradients[:k], strict=True):
-            if _share(gradient, second) and (
+            if np.shares_memory(gradient, second) and (
                 not subject.framework or _accumulating_changes(gradient, second)
             ):
                 reason = f"the gradients of {other} and {name} share memory: adding to one changes the other"
                 raise Violation(Verdict.ERROR, reason, input=name)
-
-
-def _share(a: np.ndarray, b: np.ndarray) -> bool:
-    try:
-        return np.shares_memory(a, b, max_work=10_000)
-    except np.exceptions.TooHardError:
-        return False  # interleaved views too intricate to decide; an accusation needs a proof
 
 
 def _accumulating_changes(gradient: np.ndarray, other: np.ndarray) -> bool:
@@ -256,8 +251,8 @@ def _repeated_backward(case: Case) -> None:
 def _returned_arrays_last(case: Case) -> None:
     for name, kept, old in zip(case.subject.wanted_names(), case.returned, case.gradients, strict=True):
         if kept.tobytes() != old.tobytes():
-            reason = f"the gradient of {name} changed after it was returned, when backward ran again; return a new array"
-            raise Violation(Verdict.ERROR, reason, input=name)
+            reason = f"the gradient of {name} changed after it was returned, when backward ran again"
+            raise Violation(Verdict.ERROR, f"{reason}; return a new array", input=name)
 
 
 def _interleaved(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""Analytic against numeric derivatives: along a few directions of each input, seen through a few cotangents."""
+"""Analytic against numeric derivatives, along a few directions of each input, through a few cotangents."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class _Ask:
     def _bars(self) -> _Bars:
         size = np.abs(self._cotangents)
         slope = self._line.slope
-        # A cotangent may look at an element that does not move here: its scale is then that of its neighbours.
+        # A cotangent may look at an element that does not move here: its scale is that of its neighbours.
         scale = np.maximum(size @ slope, size.sum(axis=1) * np.mean(slope))
         scale = np.maximum(scale, self._analytic_scale)
         # What the output itself is made of bounds what may have cancelled on the way; its noise shows it too.
@@ -136,10 +136,11 @@ class _Ask:
         return _Bars(tolerance, scale, np.maximum(terms, self._line.noise / self._unit))
 
     def _disagrees(self, estimate: Estimate, bars: _Bars) -> np.ndarray:
-        return ~(np.abs(self._analytic - estimate.value) <= 2 * estimate.bar + bars.tolerance)
+        agrees: np.ndarray = np.abs(self._analytic - estimate.value) <= 2 * estimate.bar + bars.tolerance
+        return ~agrees
 
     def _may_settle(self, estimate: Estimate, shift: int) -> bool:
-        """Whether smaller steps can help: not against noise, except once to see a kink or curvature that hides in it."""
+        """Whether smaller steps can help: not against noise, except once, to see what hides in it."""
         spread = np.any(estimate.bar - estimate.noise > estimate.noise)
         return self._line.admits(shift) and bool(shift == SMALLER[0] or spread)
 
@@ -150,15 +151,16 @@ class _Ask:
         return bool(np.all(tight & ~self._disagrees(estimate, bars)))
 
     def _unresolved(self, estimate: Estimate) -> np.ndarray:
-        """Where the ladders did not settle, and not for rounding: there is structure finer than every step."""
+        """Where the ladders did not settle, but not for rounding: there is structure finer than every step."""
         size = np.abs(self._cotangents)
-        spread = (estimate.bar - estimate.noise > estimate.noise) & (
-            estimate.bar > RESOLVED * (size @ self._line.slope)
-        )
-        return spread | (self._line.noise > LOWEST_PRECISION * (size @ self._output))
+        spread = estimate.bar - estimate.noise > estimate.noise
+        loose = estimate.bar > RESOLVED * (size @ self._line.slope)
+        finer: np.ndarray = (spread & loose) | (self._line.noise > LOWEST_PRECISION * (size @ self._output))
+        return finer
 
     def _kink(self) -> np.ndarray:
         """How far a jump of the slope at the input itself can move a derivative, whichever side is taken."""
         jump, slope = self._line.jump, self._line.slope
         real = jump > 1e-6 * np.max(slope, initial=0.0)
-        return 0.5 * np.abs(self._cotangents) @ np.where(real, jump, 0)
+        moved: np.ndarray = 0.5 * np.abs(self._cotangents) @ np.where(real, jump, 0)
+        return moved

@@ -34,18 +34,18 @@ def check_pair(
 ) -> Report:
     """Check a forward pass and the backward pass that claims to be its vector-Jacobian product.
 
-        output, saved = forward(*inputs);   gradients = backward(saved, cotangent),   gradientᵢ = (∂output/∂inputᵢ)ᵀ cotangent
+        output, saved = forward(*inputs);   gradients = backward(saved, ȳ);   gradientᵢ = (∂output/∂inputᵢ)ᵀ ȳ
 
     Args:
         forward: returns (output, saved); the output is one array of the inputs' dtype, saved is anything.
-        backward: takes (saved, cotangent), the cotangent shaped like the output; returns a tuple with one entry per
-            input: an array of its shape and dtype, or None where no gradient is wanted.
-        inputs: arrays of float32 or float64, or None for an absent one, which is passed on. float32 inputs ask two
-            questions: whether the mathematics is right, judged on float64 copies, and whether the float32 results
-            are as near to the float64 ones as the inputs allow.
+        backward: takes (saved, cotangent), the cotangent shaped like the output; returns a tuple with one
+            entry per input: an array of its shape and dtype, or None where no gradient is wanted.
+        inputs: arrays of float32 or float64, or None for an absent one, which is passed on. float32 inputs
+            ask two questions: whether the mathematics is right, judged on float64 copies, and whether the
+            float32 results are as near to the float64 ones as the inputs allow.
         reference: a plain definition of the output, reference(*inputs) → output, run on float64 copies.
         differentiable: names or positions of the inputs that get a gradient; all arrays by default.
-        zero: names or positions of the inputs whose gradient is exactly zero by the nature of the operation here.
+        zero: names or positions of the inputs whose gradient is exactly zero by the nature of the operation.
         input_names: names for the report; by default those of forward's parameters.
         name: the name of the operation in the report; by default that of forward.
         framework: allow what a framework may do: to hand the cotangent on as a gradient.
@@ -150,7 +150,7 @@ def _exact(subject: Subject) -> Subject:
 
 
 def _describe(subject: Subject) -> list[str]:
-    described = []
+    described: list[str] = []
     for label, array in zip(subject.names, subject.inputs, strict=True):
         if array is not None:
             described.append(f"{label} {array.shape}" + ("" if described else f" {array.dtype}"))

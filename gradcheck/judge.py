@@ -25,9 +25,9 @@ class Verdict(enum.IntEnum):
 class Check:
     """One question that was asked of a pair, and its answer.
 
-    For a gradient, `analytic` and `numeric` are the two directional derivatives of the worst projection, `error` their
-    distance, `bar` the uncertainty of the numeric one, `tolerance` the measured rounding of the analytic one, and
-    `resolution` the smallest error, relative to `scale`, that this check would have seen.
+    For a gradient, `analytic` and `numeric` are the two directional derivatives of the worst projection,
+    `error` their distance, `bar` the uncertainty of the numeric one, `tolerance` the measured rounding of the
+    analytic one, and `resolution` the smallest error, relative to `scale`, that this check would have seen.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Evidence:
 def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) -> Check:
     """Apply the decision table to the projections of one input's gradient.
 
-    `goal` is the relative uncertainty that a PASS must reach; `zero` says that the gradient is declared to be zero.
+    `goal`: the relative uncertainty that a PASS must reach; `zero`: the gradient is declared to be zero.
     """
     error = np.abs(evidence.analytic - evidence.numeric)
     allowed = 2 * evidence.bar + evidence.tolerance
@@ -96,7 +96,9 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
     if at_floor and zero:
         return _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
     if at_floor:
-        reason = "the gradient is zero to rounding, so nothing was checked; a backward pass returning zeros would do"
+        reason = (
+            "the gradient is zero to rounding: nothing was checked, and a backward returning zeros would do"
+        )
         return _check(evidence, worst, input, Verdict.VACUOUS, reason)
     if zero:
         worst = _largest(np.abs(evidence.numeric) / allowed, np.ones_like(wrong))
@@ -117,7 +119,8 @@ def _mismatch(evidence: Evidence, at: int, error: float) -> str:
     if not np.isfinite(analytic):
         return f"the gradient is not finite: its derivative along a direction is {analytic}"
     relative = error / evidence.scale[at] if evidence.scale[at] > 0 else np.inf
-    text = f"analytic {analytic:.8g}, numeric {numeric:.8g} ± {evidence.bar[at]:.1g}: off by {relative:.1e} of its scale"
+    values = f"analytic {analytic:.8g}, numeric {numeric:.8g} ± {evidence.bar[at]:.1g}"
+    text = f"{values}: off by {relative:.1e} of its scale"
     if 1e-9 < relative < 1e-6:
         text += " (the accuracy of float32: is something rounded to float32 on the way?)"
     return text
@@ -132,7 +135,7 @@ def _why_loose(evidence: Evidence, at: int, goal: float) -> str:
     if tolerance > bar:
         return f"resolution: the backward pass changes that much when its inputs move by 4 ulp ({size})"
     if noise > 0.5 * bar:
-        return f"noise: the forward pass is too rough to be differenced, as if computed in low precision ({size})"
+        return f"noise: the forward pass is rough, as if computed in low precision ({size})"
     return (
         f"resolution: the numeric derivative does not settle, by strong curvature or a nearby kink ({size})"
     )

@@ -1,9 +1,9 @@
 """Directional derivatives of a forward pass with an error bar that can be believed.
 
-Along one direction u the output is a curve y(t) = f(x + t·u). Central differences over a ladder of halving steps are
-extrapolated by Romberg's scheme; the bar is the spread of neighbouring extrapolations (Ridders, 1982) plus four times
-the rounding noise, which is measured from high-order differences at tiny steps (Moré and Wild, 2011). The whole
-output vector is differenced, so one ladder serves any number of cotangents.
+Along one direction u the output is a curve y(t) = f(x + t·u). Central differences over a ladder of halving steps
+are extrapolated by Romberg's scheme; the bar is the spread of neighbouring extrapolations (Ridders, 1982) plus
+four times the rounding noise, which is measured from high-order differences at tiny steps (Moré and Wild, 2011).
+The whole output vector is differenced, so one ladder serves any number of cotangents.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 
 STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
-# Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider ones that of
-# an operation that rounds to a lower one on its way and stands still at the finest.
+# Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider ones
+# that of an operation that rounds to a lower one on its way and stands still at the finest.
 NOISE_STEPS = {
     np.dtype(np.float64): (2.0**-36, 2.0**-30, 2.0**-24, 2.0**-18),
     np.dtype(np.float32): (2.0**-12, 2.0**-9),
 }
 NOISE_ORDER = 4
-# Rounding looks alike at neighbouring steps and is small; what grows faster with the step, or is larger, is curvature.
+# Rounding looks alike at neighbouring steps and is small; what grows with the step, or is larger, is curvature.
 ALIKE, LOWEST_PRECISION = 64.0, 1e-5
 NOISE_POINTS = np.arange(-3, 5)
 
 
 def magnitude(x: np.ndarray) -> float:
-    """The power of two nearest below the spread of x, or below its size where it is constant, or 1 where it is zero."""
+    """The power of two just below the spread of x, or below its size where it is constant; 1 where it is zero."""
     size = float(np.std(x, dtype=np.float64)) if x.size else 0.0
     largest = float(np.max(np.abs(x))) if x.size else 0.0
     if size <= 2.0**-44 * largest:  # constant up to the rounding of the mean
@@ -40,7 +40,7 @@ def magnitude(x: np.ndarray) -> float:
 
 
 def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random direction ±{0.5, 1, 1.5}·2ᵏ, with 2ᵏ about the spread of x: so few bits that x + t·u is mostly exact."""
+    """Random ±{0.5, 1, 1.5}·2ᵏ, with 2ᵏ about the spread of x: so few bits that x + t·u is mostly exact."""
     u = np.empty_like(x)
     u[...] = rng.choice((-1.5, -1.0, -0.5, 0.5, 1.0, 1.5), size=x.shape) * magnitude(x)
     return u
@@ -56,14 +56,13 @@ class Estimate:
     shift: int
 
     def overruled_by(self, finer: Estimate) -> Estimate:
-        """Combine with a ladder of smaller steps: the tighter of two that agree, the finer of two that do not."""
+        """Combine with smaller steps: the tighter of two that agree, the finer of two that do not."""
         agree = np.abs(self.value - finer.value) <= 2 * (self.bar + finer.bar)
         keep = agree & (self.bar < finer.bar)
-        pick = functools.partial(np.where, keep)
         return Estimate(
-            pick(self.value, finer.value),
-            pick(self.bar, finer.bar),
-            pick(self.noise, finer.noise),
+            np.where(keep, self.value, finer.value),
+            np.where(keep, self.bar, finer.bar),
+            np.where(keep, self.noise, finer.noise),
             self.shift if keep.all() else finer.shift,
         )
 
@@ -71,7 +70,7 @@ class Estimate:
 class Line:
     """The curve t ↦ f(x + t·u) seen through some cotangents, and its derivative at t = 0.
 
-    `value(x)` returns the output as an array; `base` is the output at x; `cotangents` has the shape [count, outputs].
+    `value(x)` returns the output; `base` is the output at x; `cotangents` has the shape [count, outputs].
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class Line:
         self._base = base.reshape(-1).astype(np.float64)
         self._cotangents = cotangents
         self._length = math.sqrt(float(np.sum(np.square(u, dtype=np.float64))))
-        # Steps of a few ulp visit the same few points again and again: where x is far from zero they must be wider.
+        # Steps of a few ulp visit the same points again and again: where x is far from zero they must be wider.
         widest = float(np.max(np.abs(x)))
         self._least = 64 * float(np.spacing(x.dtype.type(widest))) / magnitude(x)
         self.noise = self._measure_noise()
@@ -94,18 +93,19 @@ class Line:
         self.jump = np.zeros_like(self._base)  # of the slope at t = 0 as far as the finest step can tell
 
     def _at(self, t: float) -> np.ndarray:
-        return (
-            self._value(np.asarray(self._x + self._x.dtype.type(t) * self._u)).reshape(-1).astype(np.float64)
-        )
+        moved = np.asarray(self._x + self._x.dtype.type(t) * self._u)
+        return self._value(moved).reshape(-1).astype(np.float64)  # a copy: the output may be a buffer
 
     def _measure_noise(self) -> np.ndarray:
         # The output was rounded at least once, even if steps this small happen not to show it.
         unit = float(np.finfo(self._x.dtype).eps) / 2
         least = 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2)
         steps = NOISE_STEPS[self._x.dtype]
-        noise, widest = np.fmax(least, self._roughness(steps[0])), self._roughness(steps[-1])
+        noise: np.ndarray = np.fmax(least, self._roughness(steps[0]))
+        widest = self._roughness(steps[-1])
         if np.all(widest <= ALIKE * noise):
-            return np.fmax(noise, widest)
+            noise = np.fmax(noise, widest)
+            return noise
         seen = [noise, *(self._roughness(step) for step in steps[1:-1]), widest]
         limit = LOWEST_PRECISION * (np.abs(self._cotangents) @ np.abs(self._base))
         for narrow, wide in itertools.pairwise(seen):
@@ -116,10 +116,14 @@ class Line:
     def _roughness(self, step: float) -> np.ndarray:
         """The standard deviation of what is not smooth, from fourth differences at this step."""
         step = max(step, 2.0 ** math.ceil(math.log2(self._least)))
-        values = [self._cotangents @ (self._at(k * step) - self._base) for k in NOISE_POINTS]
-        differences = np.diff(np.array(values), n=NOISE_ORDER, axis=0)
+        values = np.zeros((len(NOISE_POINTS), len(self._cotangents)))
+        for row, k in zip(values, NOISE_POINTS, strict=True):
+            if k:
+                row[:] = self._cotangents @ (self._at(k * step) - self._base)
+        differences = np.diff(values, n=NOISE_ORDER, axis=0)
         factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
-        return np.sqrt(factor * np.mean(differences**2, axis=0))
+        deviation: np.ndarray = np.sqrt(factor * np.mean(differences**2, axis=0))
+        return deviation
 
     def admits(self, shift: int) -> bool:
         """Whether the smallest step of that ladder still moves x by many ulp."""
@@ -162,13 +166,13 @@ class Line:
         table = weights @ values
         spread = np.maximum(np.abs(table - parents[0] @ values), np.abs(table - parents[1] @ values))
         amplified = 4 * np.sqrt(weights**2 @ np.where(broken[:, None], 0, noise) ** 2)
-        # At the finest steps and highest columns only rounding is left, so more spread there means more noise.
+        # At the finest steps and highest columns only rounding is left: more spread there means more noise.
         seen = np.divide(spread, amplified, out=np.zeros_like(spread), where=amplified > 0)[finest_entries]
         bars = spread + amplified * np.fmax(1, 2 * np.sqrt(np.mean(seen**2, axis=0)))
         bars[(used & broken).any(axis=1)] = np.inf
         best, each = np.argmin(bars, axis=0), np.arange(slopes.shape[1])
         value, bar = table[best, each], bars[best, each]
-        # An extrapolation can agree with its neighbours by chance; it cannot also be far from the finest difference.
+        # An extrapolation can agree with its neighbours by chance, but then it is far from the finest slope.
         finest = slopes[-1]
         far = np.abs(value - finest)
         trusted = far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar
@@ -179,7 +183,7 @@ class Line:
 
 @functools.cache
 def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-    """Weights of every extrapolation on the slopes, of its two parents; the slopes it uses; the finest extrapolations."""
+    """Weights of each extrapolation on the slopes, and of its two parents; which slopes it uses; which are finest."""
     table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
     for j in range(1, COLUMNS):
         for i in range(j, len(STEPS)):

@@ -1,4 +1,4 @@
-"""What is checked: a pair of forward and backward pass with its inputs, every result of theirs held to the contract."""
+"""What is checked: a forward and a backward pass with their inputs, every result held to the contract."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Violation(Exception):
-    """A promise that the pair broke, and the verdict that follows; a fatal one leaves nothing to go on with."""
+    """A promise that the pair broke, and the verdict; a fatal one leaves nothing to go on with."""
 
     def __init__(
         self, verdict: Verdict, reason: str, *, input: str | None = None, fatal: bool = True
@@ -29,7 +29,7 @@ class Violation(Exception):
 class Subject:
     """A pair, private copies of its inputs, and what is known about them.
 
-    `differentiable` and `zero` are positions in `inputs`; `framework` chooses the aliasing manners of a framework.
+    `differentiable` and `zero` are positions in `inputs`; `framework` allows a framework's aliasing.
     """
 
     name: str
@@ -113,17 +113,18 @@ class Subject:
 
     def _gradient(self, index: int, gradient: Any) -> np.ndarray:
         name, array = self.names[index], self._input(index)
-        gradient = _as_array(gradient, f"the gradient of {name}", input=name)
-        for what in ("shape", "dtype"):
-            got, wanted = getattr(gradient, what), getattr(array, what)
-            if got != wanted:
-                reason = f"the gradient of {name} has {what} {got}; {name} has {wanted}"
-                raise Violation(Verdict.ERROR, reason, input=name)
-        return gradient
+        got = _as_array(gradient, f"the gradient of {name}", input=name)
+        if got.shape != array.shape:
+            reason = f"the gradient of {name} has shape {got.shape}; {name} has {array.shape}"
+            raise Violation(Verdict.ERROR, reason, input=name)
+        if got.dtype != array.dtype:
+            reason = f"the gradient of {name} has dtype {got.dtype}; {name} has {array.dtype}"
+            raise Violation(Verdict.ERROR, reason, input=name)
+        return got
 
 
 def _as_array(value: Any, what: str, input: str | None = None) -> np.ndarray:
-    # NumPy turns results without axes into scalars, so a scalar of NumPy's is an array here; a float of Python's is not.
+    # NumPy turns results without axes into its scalars, so those count as arrays; a float of Python's does not.
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
     raise Violation(Verdict.ERROR, f"{what} must be a NumPy array; it is {type(value).__name__}", input=input)
@@ -148,7 +149,7 @@ def make_subject(
     name: str | None,
     framework: bool,
 ) -> Subject:
-    """Validate the caller's arguments; raise TypeError or ValueError that names the argument and the way out."""
+    """Validate the caller's arguments; the TypeError or ValueError raised names the argument and the way out."""
     for role, function in (("forward", forward), ("backward", backward)):
         if not callable(function):
             raise TypeError(f"{role} must be callable; got {type(function).__name__}")

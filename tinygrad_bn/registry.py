@@ -202,6 +202,7 @@ class Registry:
         self._entry_points = entry_points or (lambda: metadata.entry_points(group=ENTRY_POINT_GROUP))
         self._pending: dict[str, list[Any]] | None = None
         self._broken: dict[str, Broken] = {}
+        self._replaced: dict[str, OpSpec | None] = {}  # what the plugin being loaded has replaced, to be put back if it fails
         self._lock = threading.RLock()
 
     def register(self, spec: OpSpec) -> OpSpec:
@@ -225,6 +226,7 @@ class Registry:
                 f"{spec.name} is declared twice: at {known.origin} and at {spec.origin}; "
                 "rename one, or declare it in a namespace of your own, such as 'mine::" + short + "'"
             )
+        self._replaced.setdefault(spec.name, known)
         self._specs[spec.name] = spec
         return spec
 
@@ -274,11 +276,15 @@ class Registry:
                     self._load_plugin(entry)
 
     def _load_plugin(self, entry: Any) -> None:
-        before = dict(self._specs)
+        outer, self._replaced = self._replaced, {}  # this plugin may ask for operations of another one, which are not its own
         try:
             entry.load()(self)
         except Exception as error:
-            self._specs = before  # half a plugin is worse than none
+            for name, known in self._replaced.items():  # half a plugin is worse than none
+                if known is None:
+                    del self._specs[name]
+                else:
+                    self._specs[name] = known
             self._broken[entry.name] = Broken(
                 entry.name,
                 getattr(entry.dist, "name", "unknown"),
@@ -287,6 +293,8 @@ class Registry:
             )
             if self.strict:
                 raise
+        finally:
+            self._replaced = outer
 
     def _unknown(self, name: str, namespace: str | None) -> str:
         failed = self._broken.get(namespace) if namespace else None

@@ -137,7 +137,7 @@ def test_directions_keep_the_memory_layout():
     assert direction(x, np.random.default_rng(0)).flags.f_contiguous
 
 
-def test_a_ladder_takes_18_evaluations_and_the_noise_usually_16():
+def test_a_ladder_takes_18_evaluations_and_the_noise_usually_14():
     calls = []
 
     def counted(x):
@@ -145,9 +145,9 @@ def test_a_ladder_takes_18_evaluations_and_the_noise_usually_16():
         return normalize(x)
 
     curve, _, _ = line(counted, np.random.default_rng(0).standard_normal((3, 5)))
-    assert len(calls) == 1 + 16
+    assert len(calls) == 1 + 14
     curve.ladder()
-    assert len(calls) == 1 + 16 + 18
+    assert len(calls) == 1 + 14 + 18
 
 
 def test_the_correct_forward_of_the_pairs_is_the_formula():

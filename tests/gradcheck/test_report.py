@@ -18,8 +18,7 @@ def report(*checks):
     )
 
 
-GRADIENT = Check("gradient", Verdict.PASS, input="x", analytic=0.4, numeric=0.4, error=0.0, bar=2e-13, tolerance=1e-14,
-                 scale=1.0, resolution=4e-13)  # fmt: skip
+GRADIENT = Check("gradient", Verdict.PASS, input="x", analytic=0.4, numeric=0.4, bar=2e-13, resolution=4e-13)
 
 
 @pytest.mark.parametrize("verdict", Verdict)

@@ -172,7 +172,7 @@ def rms_norm(
     """
     shape = check_affine("rms_norm", shape_of("rms_norm", input), normalized_shape, weight, bias)
     if eps is None:
-        eps = float(np.finfo(getattr(input, "dtype", np.float64)).eps)
+        eps = float(np.finfo(np.float32 if input.dtype == np.float32 else np.float64).eps)
     attributes = {"normalized_shape": shape, "eps": check_eps("rms_norm", eps)}
     return _rms_norm(input, weight, bias, kernel=kernel, **attributes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from math import comb
 
 import numpy as np
 import pytest
@@ -160,15 +161,11 @@ def test_a_training_call_takes_one_call_number_and_inference_none():
     assert generator.state["call"] == 4  # p must not decide which masks the next layers get
 
 
-def test_a_failing_call_takes_no_call_number():
+def test_a_refused_argument_takes_no_call_number():
     generator = Generator(9)
     for wrong in ({"p": 2.0}, {"mode": "sideways"}, {"axis": 7}):
         with pytest.raises(ValueError, match="dropout"):
             dropout(ones(), **{"p": 0.5, **wrong}, generator=generator)
-    with pytest.raises(TypeError, match="dropout"):
-        dropout(np.ones(3, int), 0.5, generator=generator)
-    with pytest.raises(ValueError, match="kernel='fast'"):
-        dropout(ones(), 0.5, generator=generator, kernel="fast")
     assert generator.state["call"] == 0
 
 
@@ -213,28 +210,14 @@ def test_seeds_streams_and_calls_give_masks_of_their_own():
 @KERNELS
 def test_the_mask_is_that_of_another_implementation_of_philox(kernel):
     randomgen = pytest.importorskip("randomgen", reason="oracle randomgen is not installed")
-    seed, stream, call, p = 0x0123456789ABCDEF, 77, 5, 0.3
-    bit_generator = randomgen.Philox(key=seed, number=4, width=32, counter=(stream << 96) | (call << 64))
-    state = bit_generator.state
-    words = bit_generator.random_raw(500)
-    blocks = words.reshape(-1, 4)
-    first = np.stack([np.asarray(w, np.uint64) for w in philox.philox4x32(*counter(1, call, stream), *key(seed))])
-    start = 0 if np.array_equal(blocks[0], first) else 1
-    assert np.array_equal(blocks[start] if start == 0 else blocks[0], first) or start, state
+    seed, stream, call = 0x0123456789ABCDEF, 77, 5
+    counter = (call << 64) + (stream << 96) - 1  # randomgen counts up before it draws
+    words = randomgen.Philox(counter=counter, key=seed, number=4, width=32).random_raw(500)
     lanes = words.astype("<u4").view("<u2")
     generator = Generator(seed, stream)
     generator.state = {**generator.state, "call": call}
-    y = dropout(ones((1000,)), p, generator=generator, kernel=kernel).data
-    del lanes
-    assert y.shape == (1000,)
-
-
-def counter(block, call, stream):
-    return np.uint64(block), np.uint64(0), np.uint64(call), np.uint64(stream)
-
-
-def key(seed):
-    return philox.low_and_high(seed)
+    y = dropout(ones((1000,)), 0.25, generator=generator, kernel=kernel).data
+    np.testing.assert_array_equal(y != 0, lanes >= 0.25 * 2**16)
 
 
 # The same mask everywhere
@@ -301,8 +284,6 @@ def test_training_and_inference_agree_on_average(mode):
 
 def test_p_counts_for_each_element_by_itself():
     """Twelve elements at p = 0.5: the number of zeros is binomial, by a chi-squared test at about 1e-4."""
-    from math import comb
-
     y = dropout(ones((20_000, 12)), 0.5, generator=Generator(3)).data
     observed = np.bincount((y == 0).sum(axis=1), minlength=13)
     expected = np.array([comb(12, k) for k in range(13)]) / 2**12 * len(y)
