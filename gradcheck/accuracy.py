@@ -98,7 +98,7 @@ def _compare(
     terms: float = 0.0,
     input: str | None = None,
 ) -> Check:
-    """Judge the worst element. `moved`: what the inputs' last digits explain; `rounding`: what they do to `got`.
+    """Judge the worst element. `moved`: what the inputs' last digits explain; `rounding`: what they do to it.
 
     `terms` is the size of what cancelled in `wanted`, where that is larger than `wanted` itself.
     """
@@ -109,7 +109,8 @@ def _compare(
     unit = float(np.finfo(got.dtype).eps) / 2 * scale
     tolerance = floor * scale
     bar = budget.SAFETY / 2 * moved  # half, as a check allows twice its bar
-    measured = f"off by {error / unit:.3g} u·max at {where}"
+    apart = f"{error / unit:.3g} u·max" if budget.largest(wanted) or terms else f"{error:.3g} from zero"
+    measured = f"off by {apart} at {where}"
     verdict, reason = Verdict.PASS, ""
     allowed = 2 * bar + tolerance
     if not error <= max(allowed, budget.SAFETY * rounding + tolerance):

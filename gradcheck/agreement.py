@@ -1,7 +1,7 @@
-"""Two ways to compute the same thing: a pair against one that is trusted, and the facts that every normalization obeys.
+"""Two ways to compute the same thing: a pair against a trusted one, and facts that every normalization obeys.
 
-What may differ is measured, not chosen: both sides are run again with their arguments moved by a few units in the last place, and 16 times the
-largest change is granted, plus 8·u·√n of the largest value.
+What may differ is measured, not chosen: both sides are run again with their arguments moved by a few units in
+the last place, and 16 times the largest change is granted, plus 8·u·√n of the largest value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_trusted(
     trusted: Evaluate,
     rng: np.random.Generator,
 ) -> list[Check]:
-    """Output and gradients of each evaluation against those of a trusted one, which runs in float64 on the same numbers."""
+    """Each evaluation against a trusted one, which runs in float64 on the same numbers."""
     exact = dataclasses.replace(configuration, dtype="float64")
     wanted, granted = _measured(exact, arrays, cotangent, trusted, np.dtype(configuration.dtype), rng)
     checks = []
@@ -41,19 +41,32 @@ def check_trusted(
     return checks
 
 
-def check_twins(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, one: Evaluate, other: Evaluate) -> Check:
+def check_twins(
+    configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, one: Evaluate, other: Evaluate
+) -> Check:
     """Two kernels that must give the same bits."""
     first, second = one(configuration, arrays, cotangent), other(configuration, arrays, cotangent)
-    differing = [name for name in first if first[name].tobytes() != second[name].tobytes()]
+    differing = [name for name in {**first, **second} if not _same_bits(first.get(name), second.get(name))]
     if not differing:
         return Check("twins", Verdict.PASS)
-    return Check("twins", Verdict.FAIL, f"the sequential and the parallel kernel differ in the bits of {', '.join(differing)}")
+    reason = f"the sequential and the parallel kernel differ in the bits of {', '.join(differing)}"
+    return Check("twins", Verdict.FAIL, reason)
+
+
+def _same_bits(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    if one is None or other is None:
+        return False
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and one.tobytes() == other.tobytes()
 
 
 def check_facts(
-    configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, evaluate: Evaluate, rng: np.random.Generator
+    configuration: Configuration,
+    arrays: Arrays,
+    cotangent: np.ndarray,
+    evaluate: Evaluate,
+    rng: np.random.Generator,
 ) -> list[Check]:
-    """What must hold of a normalization whatever its formula: sums, invariances, and its equality with relatives."""
+    """What holds of a normalization whatever its formula: sums, invariances, equality with relatives."""
     if configuration.operation == "dropout" or configuration.mode == "inference":
         return []
     dtype = np.dtype(configuration.dtype)
@@ -63,11 +76,12 @@ def check_facts(
         checks.append(_zero_sum(configuration, values["input"], granted["input"]))
     for name, other, moved in _relatives(configuration, arrays):
         theirs, allowed = _measured(other, moved, cotangent, evaluate, dtype, rng)
-        checks += _compare({"output": values["output"]}, theirs, {"output": granted["output"] + allowed["output"]}, name)
+        wanted = {"output": theirs["output"]}
+        checks += _compare(values, wanted, {"output": granted["output"] + allowed["output"]}, name)
     for name, parts in _equals(configuration, arrays, cotangent):
         each = [evaluate(*part) for part in parts]
         joined = {key: np.concatenate([values[key] for values in each]) for key in ("output", "input")}
-        checks += _compare({key: values[key] for key in joined}, joined, {key: 2 * granted[key] for key in joined}, name)
+        checks += _compare(values, joined, {key: 2 * granted[key] for key in joined}, name)
     return checks
 
 
@@ -75,12 +89,14 @@ def _zero_sum(configuration: Configuration, gradient: np.ndarray, granted: float
     sums = gradient.reshape(configuration.split_shape).sum(axis=configuration.reduced, dtype=np.float64)
     error, bar = budget.largest(sums), granted * configuration.count
     verdict = Verdict.PASS if error <= bar else Verdict.FAIL
-    reason = "" if verdict is Verdict.PASS else f"the gradient of input sums to {error:.3g} over the normalized axes, wanted 0 ± {bar:.1g}"
+    reason = ""
+    if verdict is Verdict.FAIL:
+        reason = f"the gradient of input sums to {error:.3g} over the normalized axes, wanted 0 ± {bar:.1g}"
     return Check("zero sum", verdict, reason, "input", error=error, bar=bar, tolerance=0.0)
 
 
 def _relatives(configuration: Configuration, arrays: Arrays) -> Iterator[tuple[str, Configuration, Arrays]]:
-    """Calls with the same output: a scaled input with ε scaled along, f(4x; 16ε) = f(x; ε); and a shifted one where the mean is subtracted."""
+    """Calls with the same output: f(4x; 16ε) = f(x; ε), and f(x + c) = f(x) where the mean is subtracted."""
     scaled = dataclasses.replace(configuration, eps=16 * configuration.eps)
     yield "scale invariance", scaled, dataclasses.replace(arrays, input=4 * arrays.input)
     if configuration.subtracts_mean:
@@ -91,12 +107,11 @@ def _relatives(configuration: Configuration, arrays: Arrays) -> Iterator[tuple[s
 def _equals(
     c: Configuration, arrays: Arrays, cotangent: np.ndarray
 ) -> Iterator[tuple[str, list[tuple[Configuration, Arrays, np.ndarray]]]]:
-    """Other operations with the same output and input gradient: one call on everything, or one for each sample, to be concatenated."""
+    """Other operations with the same output and gradient of the input: one call, or one for each sample."""
     if c.layout == "broadcast":
         return
-    alone = {"groups": None, "channel_axis": None}
     if c.groups == 1 and c.affine == "none":
-        norm = dataclasses.replace(c, operation="layer_norm", tail=c.rank - 1, **alone)
+        norm = dataclasses.replace(c, operation="layer_norm", tail=c.rank - 1, groups=None, channel_axis=None)
         yield "one group is layer_norm", [(norm, arrays, cotangent)]
     if c.groups is not None and c.groups == c.channels and c.rank > 2 and c.count > 1:
         norm = dataclasses.replace(c, operation="instance_norm", groups=None)
@@ -105,7 +120,8 @@ def _equals(
         parts = []
         for n in range(c.shape[0]):
             norm = dataclasses.replace(c, operation="batch_norm", shape=(1, *c.shape[1:]))
-            parts.append((norm, dataclasses.replace(arrays, input=arrays.input[n : n + 1]), cotangent[n : n + 1]))
+            sample = dataclasses.replace(arrays, input=arrays.input[n : n + 1])
+            parts.append((norm, sample, cotangent[n : n + 1]))
         yield "batch_norm of each sample alone", parts
 
 
@@ -117,7 +133,7 @@ def _measured(
     precision: np.dtype,
     rng: np.random.Generator,
 ) -> tuple[Values, dict[str, float]]:
-    """The values, and how far each may be off by rounding in `precision`, seen by moving the arguments by 4 ulp."""
+    """The values, and how far rounding in `precision` may move each, as moving the arguments shows."""
     own = np.dtype(configuration.dtype)
     arrays, cotangent = arrays.astype(own), cotangent.astype(own)
     values = evaluate(configuration, arrays, cotangent)
@@ -125,7 +141,8 @@ def _measured(
     granted = {name: floor * budget.largest(value) for name, value in values.items()}
     granted["input"] = max(granted["input"], floor * _uncancelled(configuration, arrays, cotangent))
     for _ in range(budget.REPEATS):
-        jiggled = {name: budget.jiggled(getattr(arrays, name), rng, precision) for name in values if name != "output"}
+        inputs = {name: getattr(arrays, name) for name in values if name != "output"}
+        jiggled = {name: budget.jiggled(array, rng, precision) for name, array in inputs.items()}
         moved = budget.jiggled_cotangent(cotangent, rng, precision)
         for name, value in evaluate(configuration, dataclasses.replace(arrays, **jiggled), moved).items():
             granted[name] = max(granted[name], budget.SAFETY * budget.largest(value - values[name]))
@@ -133,14 +150,15 @@ def _measured(
 
 
 def _uncancelled(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray) -> float:
-    """The size of the direct term of the input's gradient, |ȳ| · |weight| / σ, from which the other terms are subtracted."""
+    """The direct term of the input's gradient, |ȳ|·|weight|/σ, from which others are subtracted."""
     size = budget.largest(cotangent) * (1.0 if arrays.weight is None else budget.largest(arrays.weight))
     if configuration.operation == "dropout":
         return size
     if arrays.running_var is not None:
         variance = arrays.running_var
     else:
-        x = np.broadcast_to(arrays.input, configuration.shape).reshape(configuration.split_shape).astype(np.float64)
+        x = np.broadcast_to(arrays.input, configuration.shape).reshape(configuration.split_shape)
+        x = x.astype(np.float64)
         moment = np.var if configuration.subtracts_mean else lambda x, axis: np.mean(x * x, axis=axis)
         variance = moment(x, axis=configuration.reduced)
     deviation = float(np.sqrt(np.min(variance) + configuration.eps))
@@ -149,19 +167,33 @@ def _uncancelled(configuration: Configuration, arrays: Arrays, cotangent: np.nda
 
 def _compare(got: Values, wanted: Values, granted: dict[str, float], name: str) -> list[Check]:
     checks = []
-    for key, value in got.items():
+    for key in wanted:
+        what = "the output" if key == "output" else f"the gradient of {key}"
+        value = got.get(key)
+        if value is None or value.shape != wanted[key].shape:
+            found = "is missing" if value is None else f"has shape {value.shape}"
+            reason = f"{name}: {what} {found}, wanted shape {wanted[key].shape}"
+            checks.append(Check(name, Verdict.ERROR, reason, None if key == "output" else key))
+            continue
         difference = np.abs(value.astype(np.float64) - wanted[key])
         error, bar = budget.largest(difference), granted[key]
         where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
         verdict, reason = Verdict.PASS, ""
         if not error <= bar:
-            what = "the output" if key == "output" else f"the gradient of {key}"
             verdict = Verdict.FAIL
-            reason = f"{name}: {what} is {value[where]:.8g} at {where}, wanted {wanted[key][where]:.8g} ± {bar:.1g}"
+            expected = f"{wanted[key][where]:.8g} ± {bar:.1g}"
+            reason = f"{name}: {what} is {value[where]:.8g} at {where}, wanted {expected}"
         checks.append(
             Check(
-                name, verdict, reason, None if key == "output" else key,
-                analytic=float(value[where]), numeric=float(wanted[key][where]), error=error, bar=bar, tolerance=0.0,
+                name,
+                verdict,
+                reason,
+                None if key == "output" else key,
+                analytic=float(value[where]),
+                numeric=float(wanted[key][where]),
+                error=error,
+                bar=bar,
+                tolerance=0.0,
             )
-        )  # fmt: skip
+        )
     return checks

@@ -23,12 +23,12 @@ def rounding_floor(dtype: np.dtype, count: int) -> float:
 
 
 def jiggled(array: np.ndarray, rng: np.random.Generator, precision: np.dtype | None = None) -> np.ndarray:
-    """Every element moved by 3 or 4 of its ulp in `precision` (its own by default), the memory layout kept."""
+    """Every element moved by 3 or 4 of its ulp in `precision` (its own by default), its layout kept."""
     ulp = np.spacing(np.abs(array).astype(precision or array.dtype)).astype(array.dtype)
-    ulp = np.where(
-        array == 0, 0, ulp
-    )  # the neighbours of zero are subnormal: they would only slow the arithmetic down
-    return np.asarray(array + rng.choice(ULPS, size=array.shape).astype(array.dtype) * ulp)
+    moved = np.empty_like(array)
+    moved[...] = array + rng.choice(ULPS, size=array.shape).astype(array.dtype) * ulp
+    moved[array == 0] = 0  # the neighbours of zero are subnormal: they would only slow the arithmetic down
+    return moved
 
 
 def jiggled_cotangent(

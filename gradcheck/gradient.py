@@ -151,7 +151,7 @@ class _Ask:
         return bool(np.all(tight & ~self._disagrees(estimate, bars)))
 
     def _unresolved(self, estimate: Estimate) -> np.ndarray:
-        """Where the ladders did not settle, but not for rounding: there is structure finer than every step."""
+        """Where the ladders did not settle, but not for rounding: some structure is finer than every step."""
         size = np.abs(self._cotangents)
         spread = estimate.bar - estimate.noise > estimate.noise
         loose = estimate.bar > RESOLVED * (size @ self._line.slope)

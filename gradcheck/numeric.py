@@ -1,9 +1,9 @@
 """Directional derivatives of a forward pass with an error bar that can be believed.
 
-Along one direction u the output is a curve y(t) = f(x + t·u). Central differences over a ladder of halving steps
-are extrapolated by Romberg's scheme; the bar is the spread of neighbouring extrapolations (Ridders, 1982) plus
-four times the rounding noise, which is measured from high-order differences at tiny steps (Moré and Wild, 2011).
-The whole output vector is differenced, so one ladder serves any number of cotangents.
+Along one direction u the output is a curve y(t) = f(x + t·u). Central differences over a ladder of halving
+steps are extrapolated by Romberg's scheme; the bar is the spread of neighbouring extrapolations (Ridders,
+1982) plus four times the rounding noise, measured from high-order differences at tiny steps (Moré and Wild,
+2011). The whole output vector is differenced, so one ladder serves any number of cotangents.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 
 STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
-# Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider ones
-# that of an operation that rounds to a lower one on its way and stands still at the finest.
+# Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider
+# ones that of an operation that rounds to a lower one on its way and stands still at the finest.
 NOISE_STEPS = {
     np.dtype(np.float64): (2.0**-36, 2.0**-30, 2.0**-24, 2.0**-18),
     np.dtype(np.float32): (2.0**-12, 2.0**-9),
 }
 NOISE_ORDER = 4
-# Rounding looks alike at neighbouring steps and is small; what grows with the step, or is larger, is curvature.
+# Rounding looks alike at neighbouring steps and is small; what grows with the step, or is larger, is not.
 ALIKE, LOWEST_PRECISION = 64.0, 1e-5
 NOISE_POINTS = np.arange(-3, 5)
 
 
 def magnitude(x: np.ndarray) -> float:
-    """The power of two just below the spread of x, or below its size where it is constant; 1 where it is zero."""
+    """The power of two just below the spread of x, or below its size where it is constant; 1 where zero."""
     size = float(np.std(x, dtype=np.float64)) if x.size else 0.0
     largest = float(np.max(np.abs(x))) if x.size else 0.0
     if size <= 2.0**-44 * largest:  # constant up to the rounding of the mean
@@ -85,7 +85,7 @@ class Line:
         self._base = base.reshape(-1).astype(np.float64)
         self._cotangents = cotangents
         self._length = math.sqrt(float(np.sum(np.square(u, dtype=np.float64))))
-        # Steps of a few ulp visit the same points again and again: where x is far from zero they must be wider.
+        # Steps of a few ulp visit the same points again and again: far from zero they must be wider.
         widest = float(np.max(np.abs(x)))
         self._least = 64 * float(np.spacing(x.dtype.type(widest))) / magnitude(x)
         self.noise = self._measure_noise()
@@ -104,14 +104,18 @@ class Line:
         noise: np.ndarray = np.fmax(least, self._roughness(steps[0]))
         widest = self._roughness(steps[-1])
         if np.all(widest <= ALIKE * noise):
-            noise = np.fmax(noise, widest)
-            return noise
-        seen = [noise, *(self._roughness(step) for step in steps[1:-1]), widest]
+            between = []  # nothing to tell apart
+        else:
+            between = [self._roughness(step) for step in steps[1:-1]]
+        seen = [noise, *between, widest]
         limit = LOWEST_PRECISION * (np.abs(self._cotangents) @ np.abs(self._base))
         for narrow, wide in itertools.pairwise(seen):
             rounding = (wide <= ALIKE * noise) | ((wide <= ALIKE * narrow) & (wide <= limit))
             noise = np.where(rounding, np.fmax(noise, wide), noise)
-        return noise
+        # A cotangent that looks at one element may meet a quiet one: what the others saw holds for it too.
+        length = np.sqrt(np.sum(self._cotangents**2, axis=1))
+        shared: np.ndarray = length * np.max(noise / length)
+        return shared
 
     def _roughness(self, step: float) -> np.ndarray:
         """The standard deviation of what is not smooth, from fourth differences at this step."""
@@ -183,7 +187,7 @@ class Line:
 
 @functools.cache
 def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-    """Weights of each extrapolation on the slopes, and of its two parents; which slopes it uses; which are finest."""
+    """Of each extrapolation: weights on the slopes, those of its parents, its support, whether finest."""
     table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
     for j in range(1, COLUMNS):
         for i in range(j, len(STEPS)):

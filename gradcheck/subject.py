@@ -124,7 +124,7 @@ class Subject:
 
 
 def _as_array(value: Any, what: str, input: str | None = None) -> np.ndarray:
-    # NumPy turns results without axes into its scalars, so those count as arrays; a float of Python's does not.
+    # NumPy turns results without axes into its scalars, so those count as arrays; Python's floats do not.
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
     raise Violation(Verdict.ERROR, f"{what} must be a NumPy array; it is {type(value).__name__}", input=input)
@@ -149,7 +149,7 @@ def make_subject(
     name: str | None,
     framework: bool,
 ) -> Subject:
-    """Validate the caller's arguments; the TypeError or ValueError raised names the argument and the way out."""
+    """Validate the caller's arguments; a TypeError or ValueError names the argument and the way out."""
     for role, function in (("forward", forward), ("backward", backward)):
         if not callable(function):
             raise TypeError(f"{role} must be callable; got {type(function).__name__}")

@@ -1,26 +1,26 @@
-"""Many checks: what is run, and the record that each one leaves."""
+"""The record that the check of one configuration leaves."""
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gradcheck.axes import Configuration
 from gradcheck.judge import Check, Verdict
 
-__all__ = ["SCHEMA_VERSION", "Result", "run"]
+__all__ = ["SCHEMA_VERSION", "Result"]
 
 SCHEMA_VERSION = 1
+DECLARED_ZERO = "zero, as declared"
 
 
 @dataclass(frozen=True)
 class Result:
     """What was found about one configuration.
 
-    kernels_forward, kernels_vjp: the compiled kernels that ran. source: the user's array the check ran on, as words of the command line.
+    kernels_forward, kernels_vjp: the compiled kernels that ran. source: the words of the command line that
+    name the user's array, where there is one.
     """
 
     configuration: Configuration
@@ -39,12 +39,17 @@ class Result:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why the verdict is not PASS, worst first."""
-        bad = sorted((check for check in self.checks if check.verdict is not Verdict.PASS), key=lambda check: -check.verdict)
-        return tuple(f"{check.name}{f' of {check.input}' if check.input else ''}: {check.reason}" for check in bad)
+        bad = [check for check in self.checks if check.verdict is not Verdict.PASS]
+        named = [(f"{check.name} of {check.input}" if check.input else check.name, check) for check in bad]
+        named.sort(key=lambda item: -item[1].verdict)
+        return tuple(
+            check.reason if check.reason.startswith(check.name) else f"{name}: {check.reason}"
+            for name, check in named
+        )
 
     @property
     def worst(self) -> Check | None:
-        """The check that came nearest to its bar, or went furthest beyond it, among the gradients; among all where it failed."""
+        """The gradient nearest to its bar; where a check failed, the one furthest beyond its bar."""
         measured = [check for check in self.checks if check.error is not None]
         gradients = [check for check in measured if check.name == "gradient"]
         failed = [check for check in measured if check.verdict is self.verdict is not Verdict.PASS]
@@ -52,15 +57,17 @@ class Result:
 
     @property
     def resolution(self) -> float | None:
-        """The coarsest resolution among the gradients: the smallest relative error that would have been seen. None where all are zero."""
-        found = (c.resolution for c in self.checks if c.name == "gradient" and c.resolution is not None)
-        return max((resolution for resolution in found if math.isfinite(resolution)), default=None)
+        """The smallest relative error that every gradient would have shown; None where all are zero."""
+        found = (c.resolution for c in self.checks if c.name == "gradient" and c.reason != DECLARED_ZERO)
+        return max((resolution for resolution in found if resolution is not None), default=None)
 
     @property
     def command(self) -> str:
         """The command that repeats this check."""
         case = shlex.quote(str(self.configuration))
-        return " ".join(["python cli.py gradcheck", *map(shlex.quote, self.source), f"--case {case} --seed {self.seed}"])
+        return " ".join(
+            ["python cli.py gradcheck", *map(shlex.quote, self.source), f"--case {case} --seed {self.seed}"]
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The entry in the list `checks` of a JSON report."""
@@ -79,9 +86,3 @@ class Result:
             "seconds": self.seconds,
             "command": self.command,
         }
-
-
-def run(configurations: Iterable[Configuration], check: Callable[[Configuration], Result]) -> Iterator[Result]:
-    """Check one configuration after the other, giving each result as it comes."""
-    for configuration in configurations:
-        yield check(configuration)

@@ -61,7 +61,7 @@ FILES |= {"cli": ROOT / "cli.py"}
 
 
 def tree_of(module: str) -> ast.Module:
-    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+    return ast.parse(FILES[module].read_text(encoding="utf-8"), filename=str(FILES[module]))
 
 
 def imports_of(module: str, tree: ast.AST, lazy: bool = False) -> Iterator[Import]:

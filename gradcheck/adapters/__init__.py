@@ -1,1 +1,1 @@
-"""One module for each framework whose functions can be checked; each is imported when its tensors are first met."""
+"""One module for each framework whose functions can be checked, imported when its tensors are first met."""

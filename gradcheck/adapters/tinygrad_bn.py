@@ -1,7 +1,8 @@
-"""Functions on `tinygrad_bn.Tensor` as pairs that can be checked, and the built-in operations in every configuration."""
+"""Functions on `tinygrad_bn.Tensor` as pairs that can be checked, and every check of a built-in operation."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,12 @@ __all__ = ["call", "check_configuration", "pair", "recognises"]
 
 TWINS = ("sequential", "parallel")
 INPUTS = ("input", "weight", "bias")
+SEEDS = 1 << 64
+MASKS_TRIED = 1000
+
+
+class Raised(Exception):
+    """An operation raised while it was checked."""
 
 
 def recognises(inputs: Sequence[Any]) -> bool:
@@ -27,8 +34,13 @@ def recognises(inputs: Sequence[Any]) -> bool:
     return any(isinstance(value, Tensor) for value in inputs)
 
 
-def pair(fn: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Callable[..., Any], Callable[..., Any], list[Any], str]:
-    """A function on Tensors as (forward, backward, input arrays, name), for `check_pair`."""
+def pair(
+    fn: Callable[..., Any], inputs: Sequence[Any]
+) -> tuple[Callable[..., Any], Callable[..., Any], list[Any], str]:
+    """A function on Tensors as (forward, backward, input arrays, name), for `check_pair`.
+
+    Floating arrays among the inputs become Tensors too; other arrays are passed on as they are.
+    """
     arrays = [value.numpy() if isinstance(value, Tensor) else value for value in inputs]
     forward, backward = _as_pair(fn)
     return forward, backward, arrays, getattr(fn, "__name__", type(fn).__name__)
@@ -37,23 +49,29 @@ def pair(fn: Callable[..., Any], inputs: Sequence[Any]) -> tuple[Callable[..., A
 def _as_pair(
     fn: Callable[..., Any], lay_out: Callable[[np.ndarray], np.ndarray] = lambda first: first
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """forward and backward of a function on Tensors; `lay_out` puts the first input into another memory layout."""
+    """Forward and backward of a function on Tensors; `lay_out` moves the first input in memory."""
 
     def forward(*arrays: np.ndarray | None) -> tuple[np.ndarray, Any]:
-        arrays = (lay_out(arrays[0]), *arrays[1:]) if arrays else ()
-        tensors = [None if array is None else _leaf(array) for array in arrays]
-        output = fn(*tensors)
+        if arrays and arrays[0] is not None:
+            arrays = (lay_out(arrays[0]), *arrays[1:])
+        inputs = [
+            _leaf(array) if array is not None and array.dtype.kind == "f" else array for array in arrays
+        ]
+        output = fn(*inputs)
         if not isinstance(output, Tensor):
             raise TypeError(f"the function returned {type(output).__name__}, wanted one tinygrad_bn.Tensor")
-        return output.data, (output, tensors)
+        return output.data, (output, inputs)
 
     def backward(saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
-        output, tensors = saved
-        present = [tensor for tensor in tensors if tensor is not None]
-        found = iter(tinygrad_bn.grad(output, present, cotangent, retain_graph=True, allow_unused=True))
-        gradients = [None if tensor is None else next(found) for tensor in tensors]
-        return tuple(None if gradient is None else gradient.data for gradient in gradients)
+        output, inputs = saved
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        gradients = tinygrad_bn.grad(output, tensors, cotangent, retain_graph=True, allow_unused=True)
+        # What the output does not depend on has gradient zero; the numbers tell whether that is right.
+        pairs = zip(tensors, gradients, strict=True)
+        arrays = iter([np.zeros_like(x.data) if gradient is None else gradient.data for x, gradient in pairs])
+        return tuple(next(arrays) if isinstance(value, Tensor) else None for value in inputs)
 
+    functools.update_wrapper(forward, fn, updated=())  # for the names of its inputs
     return forward, backward
 
 
@@ -63,23 +81,25 @@ def _leaf(array: np.ndarray) -> Tensor:
     return tensor
 
 
-def call(configuration: Configuration, arrays: Arrays, kernel: str | None, seed: int) -> Callable[..., Tensor]:
+def call(
+    configuration: Configuration, arrays: Arrays, kernel: str | None, seed: int
+) -> Callable[..., Tensor]:
     """The operation of a configuration as a function of its differentiable inputs."""
     c = configuration
-    affine_and_axis = {"eps": c.eps, "kernel": kernel}
+    mask_seed = _mask_seed(c, seed) if c.operation == "dropout" else seed
+    common: dict[str, Any] = {"eps": c.eps, "kernel": kernel}
 
     def function(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         if c.layout == "broadcast":
             x = functional.broadcast_to(x, c.shape)
         if c.operation == "dropout":
-            generator = tinygrad_bn.Generator(seed)  # the same mask at every call
-            return functional.dropout(
-                x, c.p, c.mode == "training", mode=c.scaling, axis=c.mask_axes, generator=generator, kernel=kernel
-            )
+            generator = tinygrad_bn.Generator(mask_seed)  # the same mask at every call
+            mask: dict[str, Any] = {"p": c.p, "mode": c.scaling, "axis": c.mask_axes, "generator": generator}
+            return functional.dropout(x, training=c.mode == "training", **mask, kernel=kernel)
         if c.tail is not None:
             norm = getattr(functional, c.operation)
-            return norm(x, c.parameters, weight, bias=bias, **affine_and_axis)
-        axis = {"channel_axis": c.channel_axis, **affine_and_axis}
+            return norm(x, c.parameters, weight, bias=bias, **common)
+        axis = {"channel_axis": c.channel_axis, **common}
         if c.groups is not None:
             return functional.group_norm(x, c.groups, weight, bias, **axis)
         norm = getattr(functional, c.operation)
@@ -88,39 +108,62 @@ def call(configuration: Configuration, arrays: Arrays, kernel: str | None, seed:
     return function
 
 
+def _mask_seed(c: Configuration, seed: int) -> int:
+    """The first seed from `seed` on whose mask keeps an element: where all are dropped nothing is checked."""
+    ones = np.ones(c.shape)
+    p = 1.0 if c.p is None else c.p
+    for candidate in range(seed, seed + MASKS_TRIED if p < 1 else seed):
+        generator = tinygrad_bn.Generator(candidate % SEEDS)
+        kept = functional.dropout(ones, p, axis=c.mask_axes, generator=generator, kernel="definition")
+        if kept.data.any():
+            return candidate % SEEDS
+    return seed
+
+
 def check_configuration(
     configuration: Configuration, seed: int = 0, given: np.ndarray | None = None, source: tuple[str, ...] = ()
 ) -> Result:
-    """Every check of one configuration: the kernel's gradient against the numeric derivative of the kernel's own forward, float32 against
-    float64, both twins against the definition and each other, and the facts that the operation obeys.
+    """Every check of one configuration.
 
-    given: the input, where configuration.values is "given". source: the words of a command line that bring it about.
+    They are: the kernel's gradient against the numeric derivative of its own forward pass, float32
+    against float64, both twins against the definition and each other, and the facts that the operation obeys.
+
+    Args:
+        given: the input, where configuration.values is "given".
+        source: the words of a command line that bring `given` about.
     """
     start = time.perf_counter()
     arrays = configuration.draw(seed, given).astype(configuration.dtype)
     kernels_forward, kernels_vjp, problems = _kernels_that_run(configuration, arrays, seed)
     checks = problems or _checks(configuration, arrays, seed)
-    return Result(configuration, seed, tuple(checks), kernels_forward, kernels_vjp, time.perf_counter() - start, source)
+    seconds = time.perf_counter() - start
+    return Result(configuration, seed, tuple(checks), kernels_forward, kernels_vjp, seconds, source)
 
 
 def _kernels_that_run(
     configuration: Configuration, arrays: Arrays, seed: int
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[Check]]:
-    """The compiled kernels that each twin's forward and backward pass really ran; an ERROR where that is not one each."""
+    """The kernels that ran forward and backward in each twin; an ERROR where that is not one each."""
     ran: dict[str, list[str]] = {"forward": [], "vjp": []}
     problems = []
+    ones = np.ones(configuration.shape, configuration.dtype)
     for kernel in TWINS:
         with tinygrad_bn.record() as trace:
             try:
-                _evaluator(kernel, seed)(configuration, arrays, np.ones(configuration.shape, configuration.dtype))
-            except Exception as error:
-                problems.append(Check("kernel", Verdict.ERROR, f"{kernel}: {type(error).__name__}: {error}"))
+                _evaluator(kernel, seed)(configuration, arrays, ones)
+            except Raised as error:
+                problems.append(Check("kernel", Verdict.ERROR, str(error)))
                 continue
         for phase, names in ran.items():
             found = trace.kernels(phase)
             names += found
             if len(found) != 1:
-                problems.append(Check("kernel", Verdict.ERROR, f"{kernel}: {len(found)} compiled kernels ran in {phase}, wanted 1"))
+                reason = f"{kernel}: {len(found)} compiled kernels ran in {phase}, wanted 1"
+                problems.append(Check("kernel", Verdict.ERROR, reason))
+    for phase, names in ran.items():
+        if not problems and len(set(names)) != len(TWINS):
+            reason = f"{' and '.join(TWINS)} are the same kernel in {phase}: {names[0]}"
+            problems.append(Check("kernel", Verdict.ERROR, reason))
     return tuple(ran["forward"]), tuple(ran["vjp"]), problems
 
 
@@ -140,21 +183,33 @@ def _checks(configuration: Configuration, arrays: Arrays, seed: int) -> list[Che
         seed=seed,
     )
     cotangent = rng.normal(size=configuration.shape).astype(configuration.dtype)
-    return [
-        *report.checks,
-        *check_trusted(configuration, arrays, cotangent, twins, _evaluator("definition", seed), rng),
-        check_twins(configuration, arrays, cotangent, sequential, parallel),
-        *check_facts(configuration, arrays, cotangent, sequential, rng),
-    ]
+    at = (configuration, arrays, cotangent)
+    questions: dict[str, Callable[[], Sequence[Check]]] = {
+        "definition": lambda: check_trusted(*at, twins, _evaluator("definition", seed), rng),
+        "twins": lambda: [check_twins(*at, sequential, parallel)],
+        "facts": lambda: check_facts(*at, sequential, rng),
+    }
+    checks = list(report.checks)
+    for name, question in questions.items():
+        try:
+            checks += question()
+        except Raised as error:
+            checks.append(Check(name, Verdict.ERROR, str(error)))
+    return checks
 
 
 def _evaluator(kernel: str, seed: int) -> Evaluate:
-    """Output and gradients by one kernel, or by the definition."""
+    """Output and gradients by one kernel, or by the definition. The function raises Raised."""
 
-    def evaluate(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray) -> dict[str, np.ndarray]:
+    def evaluate(
+        configuration: Configuration, arrays: Arrays, cotangent: np.ndarray
+    ) -> dict[str, np.ndarray]:
         forward, backward = _as_pair(call(configuration, arrays, kernel, seed), configuration.lay_out)
-        output, saved = forward(*arrays.differentiable)
-        gradients = zip(INPUTS, backward(saved, cotangent), strict=True)
+        try:
+            output, saved = forward(*arrays.differentiable)
+            gradients = zip(INPUTS, backward(saved, cotangent), strict=True)
+        except Exception as error:
+            raise Raised(f"{kernel}: {type(error).__name__}: {error}") from error
         return {"output": output, **{name: value for name, value in gradients if value is not None}}
 
     return evaluate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
+from typing import Any
 
 import click
 
@@ -14,11 +15,11 @@ COMMANDS = {
     "gradcheck": "gradcheck.cli.check:gradcheck",
     "ops": "gradcheck.cli.ops:ops",
 }
-INTERNAL_ERROR = 3
+INTERNAL_ERROR, INTERRUPTED = 3, 130
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are named, so that `--help` of one does not pay for all."""
+    """A group whose commands are imported when they are named: `--help` of one does not pay for all."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -29,18 +30,26 @@ class _Lazy(click.Group):
         module, _, attribute = COMMANDS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            context.exit(INTERRUPTED)
+
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tinygrad-bn")
 def cli() -> None:
     """Fused normalization and dropout operations, and the proof that their gradients are right.
 
-    Data goes to stdout, talk to stderr. Exit status: 0 all passed, 1 a check failed, 2 wrong usage, 3 internal error, 4 nothing selected.
+    Data goes to stdout, talk to stderr. Exit status: 0 all passed, 1 a check failed, 2 wrong usage,
+    3 internal error, 4 nothing selected, 130 interrupted.
     """
 
 
 def main() -> None:
-    """Run the command line; an exception that nobody expected is an internal error, with its traceback and exit status 3."""
+    """Run the command line; an unexpected exception is an internal error: traceback and exit status 3."""
     try:
         cli(prog_name="tgbn" if sys.argv[0].endswith("tgbn") else "python cli.py")
     except Exception:

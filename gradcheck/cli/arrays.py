@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,20 @@ __all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file"]
 
 DATASETS = ("digits",)
 DIGITS = 24
+# What NumPy and zipfile raise for files that are cut off, damaged, encrypted, or no arrays at all.
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Unusable(Exception):
@@ -22,7 +38,7 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """An array to check at. name: for the reader. source: the words of the command line that bring it about."""
+    """An array to check at. name: for the reader. source: the words of the command line that name it."""
 
     name: str
     values: np.ndarray
@@ -37,31 +53,42 @@ def from_file(path: str, only: str | None) -> Iterator[Batch]:
         raise Unusable(f"--input: there is no file {path}") from None
     except OSError as error:
         raise Unusable(f"--input: {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise Unusable(f"--input: {path} is not an array file, or holds pickled objects ({error}); write it with numpy.save") from None
+    except UNREADABLE:
+        raise Unusable(
+            f"--input: {path} is damaged, or no file of plain arrays; write it with numpy.save or savez"
+        ) from None
+    name = Path(path).name
     if isinstance(loaded, np.ndarray):
         if only is not None:
             raise Unusable(f"--array: {path} holds a single array; leave --array out")
-        yield _checked(Path(path).name, loaded, ("--input", path))
+        yield _checked(name, loaded, ("--input", path))
         return
     with loaded:
-        names = [only] if only is not None else loaded.files
-        for name in names:
-            if name not in loaded.files:
-                raise Unusable(f"--array: {path} has no array {name!r}; it has {', '.join(loaded.files) or 'none'}")
+        if not loaded.files:
+            raise Unusable(f"--input: {path} holds no arrays; write some with numpy.savez")
+        if only is not None and only not in loaded.files:
+            raise Unusable(f"--array: {path} has no array {only!r}; it has {', '.join(loaded.files)}")
+        for member in loaded.files if only is None else [only]:
             try:
-                values = loaded[name]
-            except (ValueError, OSError, EOFError) as error:
-                raise Unusable(f"--input: array {name!r} of {path} cannot be read ({error}); write it with numpy.savez") from None
-            yield _checked(f"{Path(path).name}:{name}", values, ("--input", path, "--array", name))
+                values = loaded[member]
+            except UNREADABLE:
+                values = None
+            if not isinstance(values, np.ndarray):  # bytes, where a member is not an array file
+                raise Unusable(
+                    f"--input: {member!r} in {path} is damaged, or no plain array; "
+                    "write it with numpy.savez, or choose another with --array"
+                )
+            yield _checked(f"{name}:{member}", values, ("--input", path, "--array", member))
 
 
 def from_dataset(name: str) -> Iterator[Batch]:
-    """A batch of real digit images, 8 × 8, grey values 0 to 1: as feature vectors [N, 64], and as images [N, 1, 8, 8]."""
+    """Real digits, grey 0 to 1: as feature vectors [N, 64], and as images [N, 1, 8, 8]."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise Unusable("--data digits needs scikit-learn, which is not installed: pip install 'tinygrad-bn[data]'") from None
+        raise Unusable(
+            f"--data: {name} needs scikit-learn, which is not installed; pip install 'tinygrad-bn[data]'"
+        ) from None
     pixels = load_digits().data[:DIGITS] / 16
     yield Batch(f"{name} as vectors", pixels, ("--data", name))
     yield Batch(f"{name} as images", pixels.reshape(DIGITS, 1, 8, 8), ("--data", name))
@@ -69,14 +96,19 @@ def from_dataset(name: str) -> Iterator[Batch]:
 
 def _checked(name: str, values: np.ndarray, source: tuple[str, ...]) -> Batch:
     if values.dtype.name not in DTYPES:
-        raise Unusable(f"--input: {name} has dtype {values.dtype}, wanted {' or '.join(DTYPES)}; convert it with .astype('float64')")
+        raise Unusable(
+            f"--input: {name} has dtype {values.dtype}, wanted {' or '.join(DTYPES)}; "
+            "convert it with .astype('float64')"
+        )
     if values.ndim == 0 or values.size == 0:
-        raise Unusable(f"--input: {name} has shape {values.shape}, wanted at least one axis and one element")
+        raise Unusable(
+            f"--input: {name} has shape {values.shape}, wanted at least one axis and one element; reshape it"
+        )
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise Unusable(
-            f"--input: {name} is {values[where]} at {where} ({len(bad)} of {values.size} elements are not finite); "
-            "a derivative there is not defined: remove or replace them"
+            f"--input: {name} is {values[where]} at {where} ({len(bad)} of {values.size} elements are not "
+            "finite); a derivative there is not defined: remove or replace them"
         )
     return Batch(name, values, source)

@@ -1,8 +1,9 @@
-"""`python cli.py ops`: the registered operations, what is known about one, and which kernel a call would run."""
+"""`python cli.py ops`: the registered operations, one in detail, and which kernel a call would run."""
 
 from __future__ import annotations
 
 import ast
+import textwrap
 from typing import Any
 
 import click
@@ -11,6 +12,8 @@ import numpy as np
 from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
 
 __all__ = ["ops"]
+
+WIDTH = 110
 
 
 @click.group()
@@ -23,11 +26,27 @@ def list_operations() -> None:
     """One line per operation, and the plugins that did not load."""
     import tinygrad_bn  # noqa: F401 -- declares the built-in operations
 
-    for spec in REGISTRY:
-        kernels = ", ".join(dict.fromkeys(f"{k.device} {k.name}" for k in spec.kernels)) if spec.fused else "primitive"
-        click.echo(f"{spec.name:<28}{kernels or 'definition only':<28}{spec.documentation.partition(chr(10))[0]}")
+    specs = list(REGISTRY)
+    rows = [(spec.name, _how(spec), spec.documentation.partition("\n")[0]) for spec in specs]
+    names, kernels = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
+    for name, how, what in rows:
+        start = f"{name:<{names}}  {how:<{kernels}}  "
+        click.echo(start + textwrap.shorten(what, max(WIDTH - len(start), 2), placeholder=" …"))
     for plugin in REGISTRY.broken:
-        click.echo(f"{plugin.namespace}::*  BROKEN: {plugin.distribution} {plugin.version}: {plugin.error}", err=True)
+        click.echo(
+            f"{plugin.namespace}::*  BROKEN: {plugin.distribution} {plugin.version}: {plugin.error}", err=True
+        )
+
+
+def _how(spec: OpSpec) -> str:
+    """What computes an operation, in few words."""
+    if not spec.fused:
+        return "primitive"
+    by_device: dict[str, dict[str, None]] = {}
+    for kernel in spec.kernels:
+        by_device.setdefault(kernel.device, {})[kernel.name] = None
+    shown = (f"{device}: {', '.join(names)}" for device, names in by_device.items())
+    return "; ".join(shown) or "definition only"
 
 
 @ops.command()
@@ -39,13 +58,17 @@ def show(name: str) -> None:
         "operation": spec.name,
         "what": spec.documentation,
         "declared at": spec.origin,
-        "inputs": ", ".join(n + ("" if i in spec.gradients else " (no gradient)") for i, n in enumerate(spec.inputs)),
+        "inputs": ", ".join(
+            n + ("" if i in spec.gradients else " (no gradient)") for i, n in enumerate(spec.inputs)
+        ),
         "dtypes": ", ".join(spec.dtypes),
         "kernels": "\n".join(_kernel_line(kernel) for kernel in spec.kernels) or "none: NumPy and rules",
         "gradient terms": spec.terms or "",
         "state": ", ".join(spec.state),
         "random": "takes seed, stream and call number" if spec.rng else "",
-        "properties": ", ".join(f"{key}" if value is True else f"{key}={value}" for key, value in spec.properties.items()),
+        "properties": ", ".join(
+            f"{key}" if value is True else f"{key}={value}" for key, value in spec.properties.items()
+        ),
         "public function": spec.public,
         "samples": ", ".join(_samples(spec)),
     }
@@ -56,10 +79,18 @@ def show(name: str) -> None:
 
 @ops.command()
 @click.argument("name")
-@click.option("--shape", default=None, metavar="4,3,5", help="Shape of the input; default: that of the first sample.")
+@click.option(
+    "--shape", default=None, metavar="4,3,5", help="Shape of the input; default: that of the first sample."
+)
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(("float32", "float64")))
 @click.option("--kernel", default=None, help="As the argument kernel= of the function.")
-@click.option("--attribute", "settings", multiple=True, metavar="NAME=VALUE", help="An attribute, such as num_groups=4. Repeatable.")
+@click.option(
+    "--attribute",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An attribute, such as num_groups=4. Repeatable.",
+)
 def explain(name: str, shape: str | None, dtype: str, kernel: str | None, settings: tuple[str, ...]) -> None:
     """Which kernel a call of NAME would run, and why each other one would not."""
     from tinygrad_bn import explain as explain_call
@@ -68,19 +99,24 @@ def explain(name: str, shape: str | None, dtype: str, kernel: str | None, settin
     if not spec.fused:
         click.echo(str(explain_call(spec.name)))
         return
-    sample = next(iter(spec.samples(np.random.default_rng(0)))) if spec.samples else None
-    assert sample is not None  # the registry refuses a differentiable operation without samples
+    assert spec.samples is not None  # the registry refuses a differentiable operation without samples
+    sample = next(iter(spec.samples(np.random.default_rng(0))))
     lengths = sample.inputs[0].shape if shape is None else _lengths(shape)
-    attributes = {**sample.attributes, **_follow(sample.attributes, lengths), **dict(map(_setting, settings))}
-    unknown = set(attributes) - set(sample.attributes)
-    if unknown:
-        raise click.UsageError(f"--attribute: {spec.name} has no {', '.join(sorted(unknown))}; it has {', '.join(sample.attributes)}")
-    x = np.broadcast_to(np.zeros((), dtype), lengths)  # of any size without its memory
+    attributes = {**sample.attributes, **_follow(sample.attributes, lengths)}
+    for key, value in map(_setting, settings):
+        if key not in attributes:
+            known = ", ".join(attributes) or "none"
+            raise click.UsageError(f"--attribute: {spec.name} has no {key!r}; its attributes are {known}")
+        attributes[key] = value
     others = [None] * (len(spec.inputs) - 1)
     try:
+        x = np.broadcast_to(np.zeros((), dtype), lengths)  # of any size without its memory
         click.echo(str(explain_call(spec.name, x, *others, kernel=kernel, **attributes)))
-    except (ValueError, TypeError) as problem:
-        raise click.UsageError(str(problem)) from None
+    except Exception as problem:  # the operation's own, about attributes that it was not made for
+        shown = ", ".join(f"{key}={value!r}" for key, value in attributes.items())
+        raise click.UsageError(
+            f"{spec.name} cannot be called on shape {lengths} with {shown}: {problem}"
+        ) from None
 
 
 def _find(name: str) -> OpSpec:
@@ -100,7 +136,11 @@ def _kernel_line(kernel: Any) -> str:
 
 def _samples(spec: OpSpec) -> list[str]:
     found = []
-    for kind, samples in (("ordinary", spec.samples), ("hard", spec.hard_samples), ("error", spec.error_samples)):
+    for kind, samples in (
+        ("ordinary", spec.samples),
+        ("hard", spec.hard_samples),
+        ("error", spec.error_samples),
+    ):
         if samples is not None:
             found.append(f"{len(list(samples(np.random.default_rng(0))))} {kind}")
     return found
@@ -127,4 +167,6 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         return name, ast.literal_eval(value) if equals else None
     except (ValueError, SyntaxError):
-        raise click.UsageError(f"--attribute is {text!r}, wanted name=value with a number or a tuple") from None
+        raise click.UsageError(
+            f"--attribute is {text!r}, wanted name=value with a number or a tuple"
+        ) from None

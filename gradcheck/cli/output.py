@@ -13,23 +13,35 @@ __all__ = ["OutputFile"]
 
 
 class OutputFile:
-    """The destination of a report; None is stdout. Raises click.UsageError at once where the file could not be written."""
+    """The destination of a report; None is stdout.
 
-    def __init__(self, path: str | None):
-        self.path = None if path is None else Path(path)
+    Raises:
+        click.UsageError: at once where the file could not be written, before any work is wasted.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = None if path is None else Path(os.path.realpath(path))
         if self.path is None:
             return
-        if self.path.is_dir():
-            raise click.UsageError(f"--output: {path} is a folder, wanted a file")
-        if not self.path.parent.is_dir():
-            raise click.UsageError(f"--output: there is no folder {self.path.parent} to write {self.path.name} in")
-        target = self.path if self.path.exists() else self.path.parent
-        if not os.access(target, os.W_OK) or not os.access(self.path.parent, os.W_OK | os.X_OK):
-            raise click.UsageError(f"--output: {path} cannot be written: no permission; choose another path")
+        if self.path.is_dir() or not path:
+            raise click.UsageError(f"--output: {path or 'the empty path'} is a folder; name a file in it")
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise click.UsageError(f"--output: there is no folder {folder}; make it, or choose another path")
+        try:
+            if not self._replaceable:
+                return
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                raise PermissionError(0, "it is read-only")
+            descriptor, probe = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
+            os.close(descriptor)
+            os.unlink(probe)
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def format(self, known: Sequence[str]) -> str | None:
         """The format that the suffix names, or None."""
-        suffix = "" if self.path is None else self.path.suffix.removeprefix(".")
+        suffix = "" if self.path is None else self.path.suffix.removeprefix(".").lower()
         return suffix if suffix in known else None
 
     def write(self, text: str) -> None:
@@ -38,16 +50,38 @@ class OutputFile:
             click.echo(text)
             return
         try:
-            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(name, 0o666 & ~mask)
-                os.replace(name, self.path)
-            except BaseException:
-                os.unlink(name)
-                raise
+            if self._replaceable:
+                self._replace(self.path, text + "\n")
+            else:
+                self.path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            raise click.UsageError(f"--output: {self.path} cannot be written: {error.strerror}") from None
+            raise self._unwritable(error) from None
+
+    @property
+    def _replaceable(self) -> bool:
+        """Whether the path is or becomes an ordinary file: a device or a pipe must not be replaced by one."""
+        assert self.path is not None
+        return self.path.is_file() or not self.path.exists()
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    def _unwritable(self, error: OSError) -> click.UsageError:
+        return click.UsageError(
+            f"--output: {self.path} cannot be written ({error.strerror}); choose another path"
+        )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,4 +1,4 @@
-"""A sweep as a table for people: one row per operation and configuration family, then each failure with the command that repeats it."""
+"""A sweep as a table for people, then each failure with the command that repeats it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradcheck.configurations import family
 from gradcheck.judge import Verdict
 from gradcheck.sweep import Result
 
 __all__ = ["as_svg", "as_text", "show", "summary"]
 
 COLOURS = {
-    Verdict.PASS: "green", Verdict.VACUOUS: "yellow", Verdict.INCONCLUSIVE: "yellow", Verdict.FAIL: "bold red",
+    Verdict.PASS: "green",
+    Verdict.VACUOUS: "yellow",
+    Verdict.INCONCLUSIVE: "yellow",
+    Verdict.FAIL: "bold red",
     Verdict.ERROR: "bold red",
-}  # fmt: skip
+}
 WIDTH = 110
 SHOWN = 20
 """How many failures are shown in full."""
@@ -52,10 +56,15 @@ def summary(results: Sequence[Result], seconds: float) -> str:
 
 def _print(console: Console, results: Sequence[Result], seconds: float) -> None:
     console.print(_table(results))
-    failures = sorted((r for r in results if r.verdict is not Verdict.PASS), key=lambda result: -result.verdict)
+    failures = sorted(
+        (r for r in results if r.verdict is not Verdict.PASS), key=lambda result: -result.verdict
+    )
     for result in failures[:SHOWN]:
         console.print()
-        console.print(Text.assemble((str(result.verdict), COLOURS[result.verdict]), f"  {result.configuration}"), soft_wrap=True)
+        console.print(
+            Text.assemble((str(result.verdict), COLOURS[result.verdict]), f"  {result.configuration}"),
+            soft_wrap=True,
+        )
         for reason in result.reasons[:3]:
             console.print(Text(f"  {reason}"), soft_wrap=True)
         console.print(Text(f"  again: {result.command}"), soft_wrap=True)
@@ -75,14 +84,14 @@ def _table(results: Sequence[Result]) -> Table:
     for name in ("worst error", "allowed", "resolution", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = ""
-    for (operation, family), group in _rows(results):
+    for (operation, name), group in _rows(results):
         counts = Counter(result.verdict for result in group)
         verdicts = Text(" ").join(Text(f"{counts[v]} {v}", style=COLOURS[v]) for v in Verdict if counts[v])
         error, allowed = _worst(group)
         resolution = max((r.resolution for r in group if r.resolution is not None), default=None)
         table.add_row(
             operation if operation != previous else "",
-            family,
+            name,
             str(len(group)),
             verdicts,
             error,
@@ -97,7 +106,7 @@ def _table(results: Sequence[Result]) -> Table:
 def _rows(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.configuration.operation, result.configuration.family), []).append(result)
+        groups.setdefault((result.configuration.operation, family(result.configuration)), []).append(result)
     yield from groups.items()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -205,6 +203,15 @@ def test_a_wrong_float32_branch_fails():
     assert verdict_of(PLAIN["tanh"][0], backward, inputs) is Verdict.FAIL
 
 
+def test_float32_that_its_inputs_do_not_determine_is_inconclusive():
+    x = np.full((3, 6), 333.3, np.float32)
+    assert x[0].mean() != x[0, 0], "the mean of a constant row rounds, so the row is not centred to zero"
+    report = gradcheck.check_pair(norm((1,), 1), norm_backward, (x, None, None))
+    (check,) = [check for check in report.checks if check.name == "float32 output"]
+    assert check.verdict is Verdict.INCONCLUSIVE, str(report)
+    assert check.reason.startswith("resolution: off by 0.00965 from zero at (0, 0)")
+
+
 def test_float32_only_callables_are_judged_in_float32():
     def forward(x):
         y = np.tanh(x.astype(np.float32))
@@ -334,106 +341,3 @@ def test_empty_arrays_are_vacuous():
     report = gradcheck.check_pair(*PLAIN["exp"], (np.zeros((0, 3)),))
     assert report.verdict is Verdict.VACUOUS
     assert "x has shape (0, 3)" in report.reasons[0]
-
-
-# --- the arguments
-
-
-def test_absent_and_fixed_inputs():
-    x, _, bias = batch_norm_inputs(RNG())
-    assert verdict_of(batch_norm, norm_backward, (x, None, bias)) is Verdict.PASS
-    labels = RNG().integers(0, 4, 6)
-
-    def pick(x, labels):
-        return x[np.arange(len(x)), labels], (x.shape, labels)
-
-    def pick_backward(saved, cotangent):
-        shape, labels = saved
-        dx = np.zeros(shape)
-        dx[np.arange(len(dx)), labels] = cotangent
-        return dx, None
-
-    assert verdict_of(pick, pick_backward, (x, labels), differentiable=("x",)) is Verdict.PASS
-    with pytest.raises(TypeError, match=r"input labels has dtype int64.*differentiable="):
-        gradcheck.check_pair(pick, pick_backward, (x, labels))
-
-
-@pytest.mark.parametrize(
-    ("inputs", "options", "error", "message"),
-    [
-        (np.ones(3), {}, TypeError, r"inputs must be a tuple of arrays; got ndarray; write \(x,\)"),
-        ((), {}, ValueError, "inputs is empty"),
-        (([1.0, 2.0],), {}, TypeError, "input x must be a NumPy array or None; got list"),
-        ((None,), {}, ValueError, "no input is left to differentiate"),
-        ((np.ones(3, np.float16),), {}, TypeError, "float16; only float32 and float64"),
-        ((np.ones(3, complex),), {}, TypeError, "complex128; only float32 and float64"),
-        ((np.array([None]),), {}, TypeError, "object; only float32 and float64"),
-        ((np.ones(3),), {"zero": "x"}, TypeError, r"zero must be a collection.*\('x',\)"),
-        ((np.ones(3),), {"zero": ("y",)}, ValueError, "zero names 'y'; the inputs are x"),
-        ((np.ones(3),), {"differentiable": (4,)}, ValueError, "differentiable names 4"),
-        ((np.ones(3),), {"input_names": ("a", "b")}, ValueError, "input_names must be 1 different names"),
-        ((np.ones(3),), {"reference": 3}, TypeError, "reference must be callable; got int"),
-    ],
-)
-def test_bad_arguments_are_named(inputs, options, error, message):
-    with pytest.raises(error, match=message):
-        gradcheck.check_pair(*PLAIN["tanh"], inputs, **options)
-
-
-def test_mixed_dtypes_are_refused():
-    with pytest.raises(TypeError, match="mix dtypes .a float32, b float64."):
-        gradcheck.check_pair(matmul, matmul_backward, (np.ones((2, 2), np.float32), np.ones((2, 2))))
-
-
-def test_the_caller_s_arrays_are_never_touched():
-    x = RNG().standard_normal((4, 5))
-    before = x.copy()
-
-    def forward(x):
-        x += 1
-        return x * 1, None
-
-    assert verdict_of(forward, lambda s, c: (c.copy(),), (x,)) is Verdict.ERROR
-    assert np.array_equal(x, before)
-
-
-def test_the_same_seed_gives_the_same_report():
-    inputs = batch_norm_inputs(RNG())
-    first, again, other = (
-        gradcheck.check_pair(batch_norm, norm_backward, inputs, seed=seed).checks for seed in (3, 3, 4)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_the_cost_does_not_depend_on_the_size():
-    counts = set()
-    for rows in (6, 600):
-        report = gradcheck.check_pair(batch_norm, norm_backward, batch_norm_inputs(RNG(), (rows, 4)))
-        counts.add((report.evaluations, report.vjps))
-    assert len(counts) == 1
-    assert counts.pop()[0] < 260
-
-
-# --- check
-
-
-def test_check_finds_the_adapter_that_recognises_the_inputs(monkeypatch):
-    class Box:
-        def __init__(self, array):
-            self.array = array
-
-    def pair(fn, inputs):
-        return fn.forward, fn.backward, [box.array for box in inputs], "boxed"
-
-    adapter = types.ModuleType("gradcheck.adapters.boxes")
-    adapter.recognises = lambda inputs: any(isinstance(value, Box) for value in inputs)
-    adapter.pair = pair
-    monkeypatch.setitem(sys.modules, "gradcheck.adapters.boxes", adapter)
-    monkeypatch.setattr("gradcheck.harness.ADAPTERS", ("boxes",))
-    operation = types.SimpleNamespace(forward=lambda x: (x * 1, None), backward=lambda s, c: (c,))
-    report = gradcheck.check(operation, (Box(RNG().standard_normal(4)),))
-    assert report.name == "boxed"
-    assert report.verdict is Verdict.PASS, "a framework may hand the cotangent on"
-    with pytest.raises(TypeError, match="numpy.ndarray.*check_pair"):
-        gradcheck.check(operation, (np.ones(3),))

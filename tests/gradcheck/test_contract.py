@@ -181,6 +181,20 @@ def test_a_nondeterministic_backward_fails():
     assert any("gives another result" in reason for reason in report.reasons)
 
 
+def test_a_context_that_wears_out_fails():
+    def forward(x):
+        return x * x, (x, [])
+
+    def backward(saved, cotangent):
+        x, calls = saved
+        calls.append(1)
+        return (2 * x * cotangent if len(calls) < 12 else x * cotangent,)
+
+    report = gradcheck.check_pair(forward, backward, (np.ones(3),))
+    assert report.verdict is Verdict.FAIL
+    assert "a second backward over the same context gives another result" in report.reasons[0]
+
+
 def raw_memory(array):
     """What a kernel reads that takes the pointer and forgets the strides."""
     if 0 in array.strides or any(stride < 0 for stride in array.strides) or not array.flags.c_contiguous:

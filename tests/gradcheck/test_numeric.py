@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from pairs import norm
 
-from gradcheck.numeric import Line, direction, magnitude
+from gradcheck.numeric import Estimate, Line, direction, magnitude
 
 
 def line(function, x, seed=0, count=3):
@@ -86,6 +88,15 @@ def test_a_finer_ladder_overrules_a_coarser_one_only_where_they_disagree():
     )
 
 
+def test_the_finer_of_two_that_disagree_is_believed_though_its_bar_is_wider():
+    def estimate(value, bar):
+        return Estimate(np.array([value]), np.array([bar]), np.array([bar]), shift=0)
+
+    assert estimate(1.0, 1e-12).overruled_by(estimate(2.0, 1e-6)).value == 2.0
+    assert estimate(1.0, 1e-12).overruled_by(estimate(1.0 + 1e-6, 1e-6)).value == 1.0
+    assert estimate(1.0, 1e-6).overruled_by(estimate(1.0 + 1e-6, 1e-12)).value == 1.0 + 1e-6
+
+
 def test_noise_is_measured_also_where_the_operation_rounds_to_float32():
     x = np.random.default_rng(0).standard_normal((4, 6))
     smooth, _, cotangents = line(np.tanh, x)
@@ -96,8 +107,9 @@ def test_noise_is_measured_also_where_the_operation_rounds_to_float32():
 
 
 def test_strong_curvature_is_not_mistaken_for_noise():
-    curve, _, _ = line(lambda x: normalize(x, 1e-12), np.zeros((2, 4)))
-    assert np.all(curve.noise < 1e-12)
+    for eps in (1e-12, 1e-16):
+        curve, _, _ = line(functools.partial(normalize, eps=eps), np.zeros((2, 4)))
+        assert np.all(curve.noise < 1e-8)
 
 
 def test_points_outside_the_domain_are_left_out():

@@ -1,4 +1,4 @@
-"""Derivatives of functions: grad, vjp, jvp; first, second and third order, of primitives and through fused operations."""
+"""grad, vjp and jvp, to the third order, of primitives and through fused operations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ FUSED = {
     "rms_norm": (lambda x: F.rms_norm(x, 4, SCALE, bias=SHIFT), (3, 4)),
     "batch_norm": (lambda x: F.batch_norm(x, None, None, SCALE, SHIFT, training=True), (2, 4, 3)),
     "batch_norm [N, C]": (lambda x: F.batch_norm(x, None, None, SCALE, SHIFT, training=True), (5, 4)),
-    "batch_norm channels last": (lambda x: F.batch_norm(x, None, None, SCALE, SHIFT, True, channel_axis=-1), (2, 3, 4)),
+    "batch_norm channels last": (
+        lambda x: F.batch_norm(x, None, None, SCALE, SHIFT, True, channel_axis=-1),
+        (2, 3, 4),
+    ),
     "batch_norm inference": (lambda x: F.batch_norm(x, BIAS, WEIGHT**2, SCALE, SHIFT), (2, 4, 3)),
     "instance_norm": (lambda x: F.instance_norm(x, None, None, SCALE, SHIFT), (2, 4, 3)),
     "group_norm": (lambda x: F.group_norm(x, 2, SCALE, SHIFT), (2, 4, 3)),
@@ -89,7 +92,10 @@ def test_each_result_has_its_own_memory():
 
 def test_unused_inputs():
     x, y = tensor([1.0], requires_grad=True), tensor([2.0], requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"grad: no output depends on input 1 \(shape \(1,\)\); leave it out, or pass allow_unused"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"grad: no output depends on input 1 \(shape \(1,\)\); leave it out, or pass allow_unused",
+    ):
         tg.grad(x * 2, (x, y))
     by_x, by_y = tg.grad(x * 2, (x, y), allow_unused=True)
     assert by_x.item() == 2
@@ -128,7 +134,9 @@ def test_grad_errors():
         tg.grad(x * x, x, [np.ones(1)])
     with pytest.raises(ValueError, match=r"grad: the output has shape \(2,\)"):
         tg.grad(x * x, x)
-    with pytest.raises(RuntimeError, match=r"grad \(inputs\): this tensor of shape \(1,\) is not on the tape"):
+    with pytest.raises(
+        RuntimeError, match=r"grad \(inputs\): this tensor of shape \(1,\) is not on the tape"
+    ):
         tg.grad(x.sum(), tensor([1.0]))
     with pytest.raises(TypeError, match="grad: expected a Tensor, got float"):
         tg.grad(1.0, x)
@@ -214,7 +222,7 @@ def test_penalty_on_the_norm_of_a_gradient(name):
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "batch_norm", "group_norm"])
 def test_third_order_through_a_kernel(name):
-    """Along fixed directions: D³ f [u, v] against differences of D² f [u], which is itself recorded from the kernel's vjp."""
+    """Along fixed directions: D³ f [u, v] against differences of D² f [u], recorded from the kernel's vjp."""
     function, shape = FUSED[name]
     u, v, w = (tensor(normal(*shape, seed=seed)) for seed in (1, 2, 3))
 
@@ -378,7 +386,9 @@ def test_jvp_in_closed_form(function, derivative):
 
 
 def test_jvp_with_several_inputs_and_outputs():
-    outputs, tangents = tg.jvp(lambda x, y: (x * y, x.sum()), ([2.0, 3.0], [5.0, 7.0]), ([1.0, 0.0], [0.0, 10.0]))
+    outputs, tangents = tg.jvp(
+        lambda x, y: (x * y, x.sum()), ([2.0, 3.0], [5.0, 7.0]), ([1.0, 0.0], [0.0, 10.0])
+    )
     np.testing.assert_array_equal(outputs[0].data, [10, 21])
     np.testing.assert_array_equal(tangents[0].data, [5, 30])
     assert tangents[1].item() == 1
@@ -389,7 +399,9 @@ def test_jvp_through_kernels_against_differences(function, shape):
     array, direction = normal(*shape), normal(*shape, seed=1)
     output, tangent = tg.jvp(function, (array,), (direction,))
     step = 1e-5
-    expected = (function(tensor(array + step * direction)).data - function(tensor(array - step * direction)).data) / (2 * step)
+    expected = (
+        function(tensor(array + step * direction)).data - function(tensor(array - step * direction)).data
+    ) / (2 * step)
     np.testing.assert_allclose(tangent.data, expected, rtol=1e-7, atol=1e-8)
     np.testing.assert_array_equal(output.data, function(tensor(array)).data)
 

@@ -93,7 +93,9 @@ def test_the_same_owner_replaces():
 def test_another_owner_is_an_error_that_names_both_places():
     registry = empty()
     first = registry.register(spec("mine::one"))
-    with pytest.raises(RegistryError, match=r"mine::one is declared twice: at define.py:1 and at redefine.py:1; rename one"):
+    with pytest.raises(
+        RegistryError, match=r"mine::one is declared twice: at define.py:1 and at redefine.py:1; rename one"
+    ):
         registry.register(spec("mine::one", redefine))
     assert registry.get("one") is first
 
@@ -114,25 +116,34 @@ def test_the_same_short_name_in_two_namespaces_is_ambiguous():
 
 @pytest.mark.parametrize(
     ("asked", "meant"),
-    [("layernorm", "layer_norm"), ("norm::layernorm", "norm::layer_norm"), ("norms::layer_norm", "norm::layer_norm")],
+    [
+        ("layernorm", "layer_norm"),
+        ("norm::layernorm", "norm::layer_norm"),
+        ("norms::layer_norm", "norm::layer_norm"),
+    ],
 )
 def test_unknown_names_get_a_suggestion(asked, meant):
     registry = empty()
     registry.register(spec("norm::layer_norm"))
-    with pytest.raises(RegistryError, match=f"no operation '{asked}'; did you mean .*{meant}"):
+    with pytest.raises(RegistryError, match=rf"no operation '{asked}'; did you mean .*{meant}"):
         registry.get(asked)
-    with pytest.raises(LookupError, match="`python cli.py ops list` shows all"):
+    with pytest.raises(LookupError, match=r"`python cli\.py ops list` shows all"):
         registry.get("xyzzy")
 
 
 def test_samples_are_required_of_what_is_differentiable():
-    with pytest.raises(RegistryError, match=r"mine::one \(define.py:1\): a differentiable operation needs samples="):
+    with pytest.raises(
+        RegistryError, match=r"mine::one \(define.py:1\): a differentiable operation needs samples="
+    ):
         empty().register(spec("mine::one", samples=None))
     assert empty().register(spec("mine::one", samples=None, differentiable=())).gradients == ()
 
 
 def test_another_registry_version_is_refused():
-    with pytest.raises(RegistryError, match=f"declared for registry version 7, this is version {API_VERSION}; install matching"):
+    with pytest.raises(
+        RegistryError,
+        match=rf"declared for registry version 7, this is version {API_VERSION}; install matching",
+    ):
         empty().register(spec("mine::one", api_version=7))
 
 
@@ -206,7 +217,9 @@ def test_who_asks_for_a_broken_plugin_is_told():
         ):
             registry.get("half::one")
     assert "half::one" not in registry
-    with pytest.raises(RegistryError, match=r"no operation 'one'; .*dist-half 1.2 \(namespace 'half'\) did not load"):
+    with pytest.raises(
+        RegistryError, match=r"no operation 'one'; .*dist-half 1.2 \(namespace 'half'\) did not load"
+    ):
         registry.get("one")
 
 
@@ -227,7 +240,10 @@ def test_a_plugin_that_asks_for_another_is_served():
         assert registry.get("mine::one")
         registry.register(spec("other::two"))
 
-    assert [one.name for one in Registry(Plugins(other=dependent, mine=good("mine::one")))] == ["mine::one", "other::two"]
+    assert [one.name for one in Registry(Plugins(other=dependent, mine=good("mine::one")))] == [
+        "mine::one",
+        "other::two",
+    ]
 
 
 def test_a_broken_plugin_does_not_take_with_it_what_it_loaded():
@@ -245,7 +261,7 @@ def test_strict_raises_and_remembers():
     registry = Registry(Plugins(half=half), strict=True)
     with pytest.raises(ImportError, match="fancy"):
         registry.get("half::one")
-    with pytest.raises(RegistryError, match="dist-half 1.2, did not load"):
+    with pytest.raises(RegistryError, match=r"dist-half 1\.2, did not load"):
         registry.get("half::one")
 
 

@@ -116,9 +116,7 @@ def test_nothing_below_the_lowest_wanted_node_is_visited():
     """A walk would count these parents; none is looked at."""
 
     class Untouchable:
-        op = Linear(1.0, name="untouchable")
-        position = -1
-        hooks = None
+        position = leaf().position
 
         @property
         def parents(self):
@@ -230,7 +228,10 @@ def test_a_hook_belongs_to_one_output():
     seen = []
     x = leaf()
     node = Node(Halves(), ((x, 0),), outputs=2)
-    node.hooks = [(0, lambda cotangent: seen.append(("first", cotangent))), (1, lambda c: seen.append(("second", c)))]
+    node.hooks = [
+        (0, lambda cotangent: seen.append(("first", cotangent))),
+        (1, lambda c: seen.append(("second", c))),
+    ]
     sweep([((node, 1), 1.0)])
     assert seen == [("second", 1.0)]
 

@@ -72,7 +72,7 @@ class Running:
     def check_writable(self) -> None:
         """Raise before anything is computed what `update` would raise after."""
         for name, value in (("running_mean", self.mean), ("running_var", self.variance)):
-            if isinstance(value, np.ndarray) and not value.flags.writeable:
+            if value is not None and not array_of(value).flags.writeable:
                 raise ValueError(f"{self.operation}: {name} is read-only, but training updates it in place; pass a writable array")
             if isinstance(value, Tensor) and value.requires_grad:
                 raise ValueError(f"{self.operation}: {name} requires a gradient, but is updated in place; pass {name}.detach()")

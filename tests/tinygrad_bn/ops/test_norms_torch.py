@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import (
+from norm_cases import (
     AFFINE, KERNELS, Case, all_norms, assert_close, batch_norms, forward_and_back, instance_norms
 )  # fmt: skip
 

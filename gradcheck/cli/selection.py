@@ -1,0 +1,132 @@
+"""What a command line asks to be checked: configurations, each with the user's array where there is one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from gradcheck import axes, configurations
+from gradcheck.axes import Configuration
+from gradcheck.cli import arrays
+
+__all__ = ["Job", "Selection"]
+
+Job = tuple[Configuration, arrays.Batch | None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The options that select; the empty tuple and None select everything.
+
+    Raises:
+        click.UsageError: options that contradict each other, or values that no configuration could have.
+    """
+
+    operations: tuple[str, ...]
+    ranks: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    modes: tuple[str, ...]
+    layouts: tuple[str, ...]
+    cases: tuple[str, ...]
+    exhaustive: bool
+    input_path: str | None
+    array_name: str | None
+    dataset: str | None
+
+    def __post_init__(self) -> None:
+        for name in self.operations:
+            if name not in axes.OPERATIONS:
+                raise click.UsageError(f"--op: no operation {name!r}; {_suggestion(name)}")
+        if self.input_path is not None and self.dataset is not None:
+            raise click.UsageError("--input and --data each say where the input comes from; pass one of them")
+        if self.array_name is not None and self.input_path is None:
+            raise click.UsageError("--array names an array of an .npz file; pass --input FILE.npz with it")
+        if self.exhaustive and (self.cases or self._given):
+            raise click.UsageError(
+                "--exhaustive widens what is chosen, but --case, --input and --data choose; leave one out"
+            )
+        if not self._given:  # an array of the user's may have a higher rank
+            self._check_ranks()
+
+    @property
+    def _given(self) -> bool:
+        return self.input_path is not None or self.dataset is not None
+
+    def _check_ranks(self) -> None:
+        names = self.operations or axes.OPERATIONS
+        existing = {rank for name in names for rank in axes.RANKS[name]}
+        for rank in self.ranks:
+            if rank not in existing:
+                known = "; ".join(
+                    f"{name}: {axes.RANKS[name][0]} to {axes.RANKS[name][-1]}" for name in names
+                )
+                raise click.UsageError(f"--rank: there is no rank {rank} to check; the ranks are {known}")
+
+    def jobs(self) -> list[Job]:
+        """What passes all filters, in order; empty where nothing does."""
+        return [job for job in self._candidates() if self._wants(job[0])]
+
+    def _wants(self, configuration: Configuration) -> bool:
+        filters = (
+            (self.operations, configuration.operation),
+            (self.ranks, configuration.rank),
+            (self.dtypes, configuration.dtype),
+            (self.modes, configuration.mode),
+            (self.layouts, configuration.layout),
+        )
+        return all(not allowed or value in allowed for allowed, value in filters)
+
+    def _candidates(self) -> Iterator[Job]:
+        batches = self._batches()
+        if self.cases:
+            for text in self.cases:
+                yield from _case(text, batches)
+        elif self._given:
+            for batch in batches:
+                for each in configurations.of_shape(batch.values.shape, batch.values.dtype.name):
+                    yield each, batch
+        else:
+            chosen = configurations.exhaustive if self.exhaustive else configurations.covering
+            for operation in self.operations or axes.OPERATIONS:
+                for each in chosen(operation):
+                    yield each, None
+
+    def _batches(self) -> list[arrays.Batch]:
+        try:
+            if self.input_path is not None:
+                return list(arrays.from_file(self.input_path, self.array_name))
+            return [] if self.dataset is None else list(arrays.from_dataset(self.dataset))
+        except arrays.Unusable as problem:
+            raise click.UsageError(str(problem)) from None
+
+
+def _case(text: str, batches: list[arrays.Batch]) -> Iterator[Job]:
+    """A configuration by its text form, on every array of its shape where it is to be given one."""
+    try:
+        configuration = Configuration.parse(text)
+    except ValueError as problem:
+        raise click.UsageError(f"--case: {problem}") from None
+    if configuration.values != "given":
+        if batches:
+            raise click.UsageError(
+                f"--case: {text!r} draws its own input; leave --input and --data out, or write values=given"
+            )
+        yield configuration, None
+        return
+    fitting = [batch for batch in batches if batch.values.shape == configuration.shape]
+    if not fitting:
+        there = ", ".join(f"{batch.name} has shape {batch.values.shape}" for batch in batches)
+        raise click.UsageError(
+            f"--case: values=given needs --input with an array of shape {configuration.shape}; "
+            f"{there or 'none was given'}"
+        )
+    for batch in fitting:
+        yield configuration, batch
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name, axes.OPERATIONS, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(axes.OPERATIONS)}"

@@ -1,0 +1,170 @@
+"""Which configurations there are: every ordinary one, the corners, and those that a default run checks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gradcheck.axes import (
+    AFFINES,
+    CHANNELLED,
+    DTYPES,
+    LAYOUTS,
+    MODES,
+    RANKS,
+    SCALINGS,
+    VALUES,
+    Configuration,
+)
+
+__all__ = ["corners", "covering", "exhaustive", "family", "of_shape", "product"]
+
+CHANNELS = 6
+DRAWN = tuple(values for values in VALUES if values != "given")
+
+
+def exhaustive(operation: str) -> list[Configuration]:
+    """Every ordinary configuration of an operation, and every corner."""
+    return [*product(operation), *corners(operation)]
+
+
+def covering(operation: str) -> list[Configuration]:
+    """Part of `product(operation)` in which all its pairs of settings occur, and every corner."""
+    configurations = list(product(operation))
+    order = np.random.default_rng(0).permutation(len(configurations))
+    seen: set[Any] = set()
+    chosen = []
+    for position in order:
+        pairs = set(itertools.combinations(_settings(configurations[position]), 2))
+        if not pairs <= seen:
+            seen |= pairs
+            chosen.append(int(position))
+    return [configurations[position] for position in sorted(chosen)] + list(corners(operation))
+
+
+def _settings(c: Configuration) -> tuple[tuple[str, Any], ...]:
+    """What is varied, by name."""
+    where = c.groups if c.groups is not None else c.tail if c.tail is not None else c.mask_axes
+    return (
+        ("rank", c.rank), ("channel_axis", c.channel_axis), ("where", where), ("affine", c.affine),
+        ("mode", c.mode), ("dtype", c.dtype), ("layout", c.layout), ("scaling", c.scaling), ("p", c.p),
+    )  # fmt: skip
+
+
+def product(operation: str) -> Iterator[Configuration]:
+    """Every ordinary configuration of an operation: all its settings in all combinations."""
+    for place in _places(operation):
+        for affine, mode, dtype, layout in itertools.product(
+            ("none",) if operation == "dropout" else AFFINES, MODES, DTYPES, LAYOUTS
+        ):
+            configuration = Configuration(
+                operation, **place, affine=affine, mode=mode, dtype=dtype, layout=layout
+            )
+            if configuration.problem is None:
+                yield configuration
+
+
+def _places(operation: str) -> Iterator[dict[str, Any]]:
+    """Shapes of every rank with the axes, groups or masks that the operation can have on them."""
+    for rank in RANKS[operation]:
+        if operation in CHANNELLED:
+            for channel_axis in (1, -1):
+                shape = _channelled_shape(rank, channel_axis)
+                for groups in _divisors(CHANNELS) if operation == "group_norm" else [None]:
+                    yield {"shape": shape, "channel_axis": channel_axis, "groups": groups}
+        elif operation == "dropout":
+            shape = (3, 4, 5, 2)[:rank]
+            for k in range(1, rank + 1):
+                for mask_axes in itertools.combinations(range(rank), k):
+                    for p, scaling in itertools.product((0.25, 0.5), SCALINGS):
+                        yield {"shape": shape, "mask_axes": mask_axes, "p": p, "scaling": scaling}
+        else:
+            shape = ((7,), (4, 5), (3, 2, 4), (2, 3, 2, 3))[rank - 1]
+            for tail in range(1, rank + 1):
+                yield {"shape": shape, "tail": tail}
+
+
+def _channelled_shape(rank: int, channel_axis: int) -> tuple[int, ...]:
+    batch, spatial = (5, 2, 2, 2)[rank - 2], ((), (3,), (3, 2), (2, 3, 2))[rank - 2]
+    return (batch, CHANNELS, *spatial) if channel_axis == 1 else (batch, *spatial, CHANNELS)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def corners(operation: str) -> Iterator[Configuration]:
+    """Where correct-looking code breaks: short, odd and long reductions, ε that matters, ill values."""
+    place: dict[str, Any]
+    if operation == "dropout":
+        places = list(itertools.product((0.0, 1.0, 0.001, 1 / 3), ((1,), (17,), (3, 43), (2, 131))))
+        for p, shape in [*places, (0.999, (3, 2731))]:  # in the last, few survive of many
+            place = {"mask_axes": tuple(range(len(shape))), "p": p, "scaling": "upscale_in_train"}
+            yield Configuration(operation, shape, affine="none", **place)
+        return
+    for shape, place in _corner_places(operation):
+        for affine, dtype in (("both", "float64"), ("none", "float64"), ("both", "float32")):
+            configuration = Configuration(operation, shape, affine=affine, dtype=dtype, **place)
+            if configuration.problem is None:
+                yield configuration
+    shape, place = ((3, 4, 5), {"channel_axis": 1}) if operation in CHANNELLED else ((4, 5), {"tail": 1})
+    if operation == "group_norm":
+        place["groups"] = 2
+    for values, eps in itertools.product(DRAWN, (1e-5, 1e-3, 0.0)):
+        if (values, eps) == ("normal", 1e-5) or (eps == 0 and values in ("zeros", "constant row")):
+            continue
+        for mode in MODES:
+            configuration = Configuration(operation, shape, **place, mode=mode, values=values, eps=eps)
+            if configuration.problem is None:
+                yield configuration
+
+
+def _corner_places(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+    """Batch 1; statistics of m values for m = 1, 2, odd, ≥ 64, ≥ 130; one channel, one group, all groups."""
+    if operation in ("layer_norm", "rms_norm"):
+        one_axis = [(1, 5), (3, 1), (3, 2), (2, 67), (2, 131)]
+        for shape, tail in [*((shape, 1) for shape in one_axis), ((1, 3, 43), 2), ((5, 1, 1), 2)]:
+            yield shape, {"tail": tail}
+        return
+    samples = [(1, 3, 5), (3, 1, 3), (2, 3, 1), (1, 2, 2), (1, 2, 67), (3, 2, 44), (2, 4, 3, 22)]
+    if operation == "batch_norm":
+        samples += [(2, 3), (67, 2), (131, 1)]
+    for channel_axis in (1, -1):
+        for batch, channels, *spatial in samples:
+            shape = (batch, channels, *spatial) if channel_axis == 1 else (batch, *spatial, channels)
+            for groups in sorted({1, channels}) if operation == "group_norm" else [None]:
+                yield shape, {"channel_axis": channel_axis, "groups": groups}
+
+
+def of_shape(shape: tuple[int, ...], dtype: str) -> list[Configuration]:
+    """Every way to apply the operations to an array of the user's, of that shape and dtype."""
+    common: dict[str, Any] = {"shape": shape, "dtype": dtype, "values": "given"}
+    candidates = []
+    for channel_axis, mode in itertools.product((1, -1), MODES):
+        if len(shape) > 1:
+            place: dict[str, Any] = {"channel_axis": channel_axis, "mode": mode, **common}
+            divisors = _divisors(shape[channel_axis])
+            candidates += [Configuration(operation, **place) for operation in ("batch_norm", "instance_norm")]
+            for groups in sorted({1, divisors[len(divisors) // 2], divisors[-1]}):
+                candidates.append(Configuration("group_norm", groups=groups, **place))
+    for tail in range(1, len(shape) + 1):
+        candidates += [
+            Configuration(operation, tail=tail, **common) for operation in ("layer_norm", "rms_norm")
+        ]
+    mask: dict[str, Any] = {"mask_axes": tuple(range(len(shape))), "p": 0.5, "affine": "none"}
+    for scaling, mode in itertools.product(SCALINGS, MODES):
+        candidates.append(Configuration("dropout", scaling=scaling, mode=mode, **mask, **common))
+    return [c for c in candidates if c.problem is None]
+
+
+def family(configuration: Configuration) -> str:
+    """What configurations of one operation are counted together in a table."""
+    c = configuration
+    if c.values == "given":
+        return f"{c.mode}, given array"
+    ordinary = any(place["shape"] == c.shape for place in _places(c.operation))
+    ordinary &= c.values == "normal" and c.eps == Configuration.eps
+    return f"{c.mode} {c.dtype}" if ordinary else "corners"

@@ -1,0 +1,36 @@
+"""The rounding granted to the analytic side: how arguments are moved, and what a sum may lose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradcheck import budget
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_element_moves_by_three_or_four_of_its_ulp(dtype):
+    x = np.asfortranarray(np.random.default_rng(0).standard_normal((30, 4)).astype(dtype))
+    x[0] = 0
+    moved = budget.jiggled(x, np.random.default_rng(1))
+    assert moved.flags.f_contiguous and moved.dtype == x.dtype
+    assert set(np.round((moved - x)[1:] / np.spacing(np.abs(x[1:]))).flat) == {-4, -3, 3, 4}
+    assert not moved[0].any(), "zero has no neighbours worth visiting"
+
+
+def test_float64_copies_of_float32_move_by_float32_ulp():
+    x = np.array([1.0, 2.0, 0.1])
+    moved = budget.jiggled(x, np.random.default_rng(1), np.dtype(np.float32))
+    ulp = np.spacing(x.astype(np.float32)).astype(np.float64)
+    assert set(np.abs(np.round((moved - x) / ulp))) <= {3, 4}
+
+
+def test_a_cotangent_moves_by_ulp_of_its_largest_element():
+    cotangent = np.array([0.0, 1e-9, 4.0])
+    moved = budget.jiggled_cotangent(cotangent, np.random.default_rng(1))
+    assert set(np.abs(moved - cotangent) / np.spacing(4.0)) <= {3, 4}
+
+
+def test_a_sum_of_n_terms_may_lose_eight_units_times_the_root_of_n():
+    assert budget.rounding_floor(np.dtype(np.float64), 16) == 8 * 2.0**-53 * 4
+    assert budget.rounding_floor(np.dtype(np.float32), 1) == 8 * 2.0**-24
