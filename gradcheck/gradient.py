@@ -86,6 +86,8 @@ class _Ask:
         self._moved = np.max(np.abs((jiggled.reshape(*jiggled.shape[:2], -1) - rows) @ flat), axis=0)
         self._floor = budget.rounding_floor(subject.dtype, max(x.size, output.size))
         self._unit = float(np.finfo(subject.dtype).eps) / 2
+        # A gradient that is declared to be zero has no scale of its own: it is measured against an identity's.
+        self._identity = float(np.mean(np.abs(flat))) if index in subject.zero else 0.0
 
         def value(moved: np.ndarray) -> np.ndarray:
             return subject.run_forward(subject.replaced(index, moved))[0]
@@ -133,7 +135,8 @@ class _Ask:
         # What the output itself is made of bounds what may have cancelled on the way; its noise shows it too.
         terms = scale + size @ self._output
         tolerance = budget.SAFETY * self._moved + self._floor * terms
-        return _Bars(tolerance, scale, np.maximum(terms, self._line.noise / self._unit))
+        yardstick = np.maximum(terms, self._line.noise / self._unit)
+        return _Bars(tolerance, scale, np.maximum(yardstick, self._identity * size.sum(axis=1)))
 
     def _disagrees(self, estimate: Estimate, bars: _Bars) -> np.ndarray:
         agrees: np.ndarray = np.abs(self._analytic - estimate.value) <= 2 * estimate.bar + bars.tolerance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 
@@ -94,7 +95,8 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
         return _check(evidence, worst, input, Verdict.INCONCLUSIVE, _why_loose(evidence, worst, goal))
     worst = _largest(error / allowed, np.ones_like(wrong))
     if at_floor and zero:
-        return _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
+        check = _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
+        return dataclasses.replace(check, resolution=None)  # there is nothing that an error could be relative to
     if at_floor:
         reason = (
             "the gradient is zero to rounding: nothing was checked, and a backward returning zeros would do"
