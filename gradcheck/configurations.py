@@ -110,7 +110,8 @@ def corners(operation: str) -> Iterator[Configuration]:
             configuration = Configuration(operation, shape, affine=affine, dtype=dtype, **place)
             if configuration.problem is None:
                 yield configuration
-    shape, place = ((3, 4, 5), {"channel_axis": 1}) if operation in CHANNELLED else ((4, 5), {"tail": 1})
+    shape = (3, 4, 5) if operation in CHANNELLED else (4, 5)
+    place = {"channel_axis": 1} if operation in CHANNELLED else {"tail": 1}
     if operation == "group_norm":
         place["groups"] = 2
     for values, eps in itertools.product(DRAWN, (1e-5, 1e-3, 0.0)):
@@ -129,7 +130,7 @@ def _corner_places(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, 
         for shape, tail in [*((shape, 1) for shape in one_axis), ((1, 3, 43), 2), ((5, 1, 1), 2)]:
             yield shape, {"tail": tail}
         return
-    samples = [(1, 3, 5), (3, 1, 3), (2, 3, 1), (1, 2, 2), (1, 2, 67), (3, 2, 44), (2, 4, 3, 22)]
+    samples = [(1, 3, 5), (3, 1, 3), (2, 3, 1), (1, 2, 2), (1, 2, 67), (1, 2, 131), (3, 2, 44), (2, 4, 3, 22)]
     if operation == "batch_norm":
         samples += [(2, 3), (67, 2), (131, 1)]
     for channel_axis in (1, -1):

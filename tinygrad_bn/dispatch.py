@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -22,10 +22,8 @@ from .rules import Aval, restore
 from .tape import Node, is_grad_enabled
 from .tensor import Tensor
 
-__all__ = ["EVERY", "Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
+__all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
 
-EVERY = (-1,)
-"""`keeps=EVERY`: the backward pass reads all inputs, where their number varies."""
 
 
 class Saved:
@@ -95,9 +93,9 @@ def _own(value: Any) -> Any:
 
 
 def keep(
-    spec: OpSpec, values: Sequence[Any], arrays: Sequence[Any]
+    values: Sequence[Any], arrays: Sequence[Any], read: Collection[int]
 ) -> tuple[tuple[Any, ...], list[tuple[int, list[int], int]]]:
-    """What a node saves of its inputs, and the versions of the tensors among it.
+    """What a node saves of its inputs, of which those at the positions `read` are read again; and the versions of the tensors among them.
 
     An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a copy of its own.
     """
@@ -105,14 +103,13 @@ def keep(
     for position, (value, array) in enumerate(zip(values, arrays, strict=True)):
         if not isinstance(array, np.ndarray):
             kept.append(array)
-        elif position in spec.keeps or spec.keeps == EVERY:
-            if type(value) is Tensor:
-                kept.append(array)
-                versions.append((position, value._version, value._version[0]))
-            else:
-                kept.append(array.copy())
-        else:
+        elif position not in read:
             kept.append(Aval(array.shape, array.dtype))
+        elif type(value) is Tensor:
+            kept.append(array)
+            versions.append((position, value._version, value._version[0]))
+        else:
+            kept.append(array.copy())
     return tuple(kept), versions
 
 
@@ -134,6 +131,7 @@ class Primitive:
         self.name = spec.name
         parameters = list(inspect.signature(spec.definition).parameters.values())[len(spec.inputs) :]
         self._arity = len(spec.inputs)
+        self._rules = () if spec.variadic else tuple(spec.vjps)
         self._attributes = [p.name for p in parameters]
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -161,9 +159,9 @@ class Primitive:
                 output = result._array
         saved = None
         if is_grad_enabled():
-            parents = tuple([value._edge if type(value) is Tensor else None for value in values])
+            parents = self._parents(values)
             if any(parents):
-                kept, versions = keep(spec, values, arrays)
+                kept, versions = keep(values, arrays, self._read(parents))
                 if spec.keeps_output:
                     versions.append((len(kept), result._version, result._version[0]))
                 saved = Saved(kept, attributes, versions, output if spec.keeps_output else None)
@@ -171,6 +169,20 @@ class Primitive:
         if tracing is not None:
             write_trace(tracing, "forward", self.name, "primitive", arrays, output, saved, start)
         return result
+
+    def _parents(self, values: Sequence[Any]) -> tuple[Edge | None, ...]:
+        """Where the inputs that a rule serves are on the tape."""
+        edges = [value._edge if type(value) is Tensor else None for value in values]
+        if None in self._rules:
+            edges = [None if rule is None else edge for edge, rule in zip(edges, self._rules, strict=True)]
+        return tuple(edges)
+
+    def _read(self, parents: Sequence[Edge | None]) -> Collection[int]:
+        """The positions of the inputs that the rules of these parents read."""
+        keeps = self.spec.keeps
+        if keeps is None:
+            return range(len(parents))
+        return [p for parent, read in zip(parents, keeps, strict=False) if parent is not None for p in read]
 
     def pull(
         self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
@@ -190,9 +202,6 @@ class Primitive:
                 results.append(None)
                 continue
             rule = spec.vjps(position) if spec.variadic else spec.vjps[position]
-            if rule is None:
-                results.append(None)
-                continue
             given = saved.inputs[position]
             cotangent = rule(xp, cotangents[0], output, *inputs, **saved.attributes)
             results.append(restore(xp, cotangent, given.shape, given.dtype))
@@ -218,6 +227,7 @@ def primitive(
 
     def declare(function: Callable[..., Any]) -> Primitive:
         vjps = declaration["vjps"]
+        declaration.setdefault("keeps", ((),) * (0 if callable(vjps) else len(vjps)))
         spec = OpSpec(
             name=name,
             definition=function,

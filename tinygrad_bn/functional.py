@@ -25,5 +25,11 @@ __all__ = [
 
 def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
     """Arrays of one shape side by side along a new axis."""
-    key = (slice(None),) * (axis % (parts[0].ndim + 1))
+    parts = list(parts)
+    if not parts:
+        raise ValueError("stack: got no arrays, wanted at least one")
+    rank = parts[0].ndim + 1
+    if not -rank <= axis < rank:
+        raise ValueError(f"stack: axis is {axis}, wanted {-rank} to {rank - 1} for arrays of rank {rank - 1}")
+    key = (slice(None),) * (axis % rank)
     return concatenate([getitem(part, (*key, None)) for part in parts], axis)

@@ -100,7 +100,7 @@ class Fused:
         if is_grad_enabled():
             parents = tuple([value._edge if type(value) is Tensor else None for value in inputs])
             if any(parents[position] for position in spec.gradients):
-                kept, versions = keep(spec, inputs, arrays)
+                kept, versions = keep(inputs, arrays, range(len(inputs)) if spec.keeps is None else spec.keeps[0])
                 saved = Saved(kept, attributes, versions, aux=aux, run=run)
                 result._edge = (Node(self, parents, saved), 0)
         if tracing is not None:

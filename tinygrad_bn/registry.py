@@ -103,7 +103,8 @@ class OpSpec:
     inputs: names of the inputs, in order; attributes are keywords.
     vjps: rules of a primitive, one per input, `rule(xp, cotangent, output, *inputs, **attributes)`; None where there is no derivative.
         A function `position -> rule` where the input is a sequence of arrays. Empty for a fused operation.
-    keeps: positions of the inputs whose values the backward pass reads; the others leave shape and dtype.
+    keeps: for each rule, the positions of the inputs whose values it reads; the others leave shape and dtype. A fused operation has one
+        rule, the vjp of its kernels. None: every rule reads all.
     keeps_output: whether it reads the output's values.
     view: whether the output may share memory with the first input.
     kernels: accelerations of a fused operation, in the order of preference for growing size.
@@ -124,7 +125,7 @@ class OpSpec:
     definition: Callable[..., Any]
     inputs: tuple[str, ...]
     vjps: Any = ()
-    keeps: tuple[int, ...] = ()
+    keeps: tuple[tuple[int, ...], ...] | None = None
     keeps_output: bool = False
     view: bool = False
     kernels: tuple[Kernel, ...] = ()

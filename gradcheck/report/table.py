@@ -107,7 +107,8 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Res
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.configuration.operation, family(result.configuration)), []).append(result)
-    yield from groups.items()
+    order = list(dict.fromkeys(operation for operation, _ in groups))
+    yield from sorted(groups.items(), key=lambda item: order.index(item[0][0]))
 
 
 def _worst(group: Sequence[Result]) -> tuple[str, str]:

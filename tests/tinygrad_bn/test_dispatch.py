@@ -88,7 +88,7 @@ def test_rules_that_nobody_needs_are_not_run(registry):
             lambda xp, g, y, a, b: ran.append("a") or g * b,
             lambda xp, g, y, a, b: ran.append("b") or g * a,
         ),
-        keeps=(0, 1),
+        keeps=((1,), (0,)),
         samples=samples,
     )
     def product(a, b):
@@ -116,7 +116,7 @@ def test_no_derivative_is_no_gradient(registry):
         "mine::choose",
         registry=registry,
         vjps=(None, lambda xp, g, y, c, x: xp.where(c > 0, g, 0.0)),
-        keeps=(0,),
+        keeps=((), (0,)),
         samples=samples,
     )
     def choose(c, x):
@@ -132,7 +132,7 @@ def test_a_number_of_inputs_that_varies(registry):
     def rule(position):
         return lambda xp, g, y, *parts: g * parts[position - 1]
 
-    @primitive("mine::product_of_two", registry=registry, vjps=rule, keeps=(-1,), samples=samples)
+    @primitive("mine::product_of_two", registry=registry, vjps=rule, keeps=None, samples=samples)
     def product_of_two(parts):
         return parts[0] * parts[1]
 

@@ -77,7 +77,7 @@ def declare(registry, target="kernel", **declaration):
     @operation(
         "mine::scaled_tanh",
         registry=registry,
-        **{"kernels": kernels, "keeps": (0, 1), "samples": samples, **declaration},
+        **{"kernels": kernels, "keeps": ((0, 1),), "samples": samples, **declaration},
     )
     def scaled_tanh(xp, x, weight, *, scale=1.0):
         """tanh(scale · x) · weight."""
@@ -189,7 +189,7 @@ def test_a_kernel_that_gives_no_gradient_is_an_error():
 
 def test_values_that_the_declaration_does_not_keep_show_as_nan():
     """The kernel's own vjp needs no x, but the definition's derivative does; a number would be worse."""
-    forgetful = declare(Registry(list), keeps=(1,))
+    forgetful = declare(Registry(list), keeps=((1,),))
     x = tensor(normal(3), requires_grad=True)
     (first,) = tg.grad(forgetful(x, None).sum(), x, create_graph=True)
     assert np.isfinite(first.data).all()

@@ -18,8 +18,9 @@ def tanh(x):
 
 @primitive("math::sigmoid", vjps=(lambda xp, g, y, x: g * y * (1 - y),), keeps_output=True, samples=elementwise())
 def sigmoid(x):
-    """1 / (1 + e⁻ˣ), by way of tanh, which does not overflow."""
-    return 0.5 * np.tanh(0.5 * x) + 0.5
+    """1 / (1 + e⁻ˣ)."""
+    with np.errstate(over="ignore"):  # e⁻ˣ = ∞ gives the right limit, 0
+        return 1 / (1 + np.exp(-x))
 
 
 @primitive(

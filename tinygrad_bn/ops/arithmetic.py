@@ -38,7 +38,7 @@ def subtract(a, b):
 @primitive(
     "math::multiply",
     vjps=(lambda xp, g, y, a, b: g * b, lambda xp, g, y, a, b: g * a),
-    keeps=(0, 1),
+    keeps=((1,), (0,)),
     samples=pairs(),
 )
 def multiply(a, b):
@@ -49,7 +49,7 @@ def multiply(a, b):
 @primitive(
     "math::divide",
     vjps=(lambda xp, g, y, a, b: g / b, lambda xp, g, y, a, b: -g * (y / b)),
-    keeps=(1,),
+    keeps=((1,), (1,)),
     keeps_output=True,
     samples=pairs(gap=0.5),
 )
@@ -75,7 +75,7 @@ def _power_base(xp, g, y, a, b):
 @primitive(
     "math::power",
     vjps=(_power_base, lambda xp, g, y, a, b: g * y * xp.log(xp.where(a > 0, a, 1.0))),
-    keeps=(0, 1),
+    keeps=((0, 1), (0, 1)),
     keeps_output=True,
     samples=pairs(0.5, 2.0),
 )
@@ -90,7 +90,7 @@ def exp(x):
     return np.exp(x)
 
 
-@primitive("math::log", vjps=(lambda xp, g, y, x: g / x,), keeps=(0,), samples=elementwise(0.5, 3.0))
+@primitive("math::log", vjps=(lambda xp, g, y, x: g / x,), keeps=((0,),), samples=elementwise(0.5, 3.0))
 def log(x):
     """The natural logarithm of x."""
     return np.log(x)
@@ -105,7 +105,7 @@ def sqrt(x):
 @primitive(
     "math::abs",
     vjps=(lambda xp, g, y, x: xp.where(x > 0, g, xp.where(x < 0, -g, 0.0)),),
-    keeps=(0,),
+    keeps=((0,),),
     samples=elementwise(gap=0.1),
 )
 def abs(x):
@@ -125,7 +125,7 @@ def _distinct(rng: np.random.Generator) -> Iterator[Sample]:
         lambda xp, g, y, a, b: g * ((a > b) + 0.5 * (a == b)),
         lambda xp, g, y, a, b: g * ((b > a) + 0.5 * (a == b)),
     ),
-    keeps=(0, 1),
+    keeps=((0, 1), (0, 1)),
     samples=_distinct,
 )
 def maximum(a, b):
@@ -139,7 +139,7 @@ def maximum(a, b):
         lambda xp, g, y, a, b: g * ((a < b) + 0.5 * (a == b)),
         lambda xp, g, y, a, b: g * ((b < a) + 0.5 * (a == b)),
     ),
-    keeps=(0, 1),
+    keeps=((0, 1), (0, 1)),
     samples=_distinct,
 )
 def minimum(a, b):
@@ -156,7 +156,7 @@ def _choices(rng: np.random.Generator) -> Iterator[Sample]:
 @primitive(
     "math::where",
     vjps=(None, lambda xp, g, y, c, a, b: xp.where(c, g, 0.0), lambda xp, g, y, c, a, b: xp.where(c, 0.0, g)),
-    keeps=(0,),
+    keeps=((), (0,), (0,)),
     differentiable=(1, 2),
     samples=_choices,
 )

@@ -55,6 +55,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
     plan=lambda shapes, a: Mask(
         shapes[0], a["mask_shape"], a["seed"], a["stream"], a["call"], philox.quantise(a["p"]), a["scale"]
     ),
+    keeps=((),),
     samples=_samples,
     hard_samples=_hard,
     error_samples=_errors,
@@ -76,6 +77,7 @@ def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
         Kernel("parallel", f"{MODULE}:parallel_scale", plan=Scale, preferred_from=PARALLEL_FROM),
     ),
     plan=lambda shapes, attributes: Scale(attributes["factor"]),
+    keeps=((),),
     samples=lambda rng: [Sample(f"{shape}", (rng.normal(size=shape),), {"factor": 0.75}) for shape in ((7,), (3, 4, 5), ())],
     terms="mask",
     bench_shapes=((32, 64, 56, 56),),

@@ -38,7 +38,7 @@ def _right(xp, g, y, a, b):
 @primitive(
     "linalg::matmul",
     vjps=(_left, _right),
-    keeps=(0, 1),
+    keeps=((1,), (0,)),
     samples=calls(
         (((2, 3), (3, 4)), {}),
         (((3,), (3,)), {}),

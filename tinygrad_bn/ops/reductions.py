@@ -57,17 +57,18 @@ def mean(x, axis=None, keepdims=False):
 def _extreme(xp, g, y, x, axis, keepdims):
     kept = _kept(x.shape, axis)
     chosen = x == xp.reshape(y, kept)
-    share = chosen / np.sum(chosen, axis=axis, keepdims=True).reshape(kept)
+    with np.errstate(invalid="ignore"):  # a NaN equals nothing: its slice gets NaN
+        share = chosen / np.sum(chosen, axis=axis, keepdims=True).reshape(kept)
     return xp.reshape(g, kept) * share
 
 
-@primitive("reduce::amax", vjps=(_extreme,), keeps=(0,), keeps_output=True, samples=AXES)
+@primitive("reduce::amax", vjps=(_extreme,), keeps=((0,),), keeps_output=True, samples=AXES)
 def amax(x, axis=None, keepdims=False):
     """The largest element over `axis`; equal ones share the derivative, as in torch's function of this name."""
     return np.amax(x, axis=axis, keepdims=keepdims)
 
 
-@primitive("reduce::amin", vjps=(_extreme,), keeps=(0,), keeps_output=True, samples=AXES)
+@primitive("reduce::amin", vjps=(_extreme,), keeps=((0,),), keeps_output=True, samples=AXES)
 def amin(x, axis=None, keepdims=False):
     """The smallest element over `axis`; equal ones share the derivative."""
     return np.amin(x, axis=axis, keepdims=keepdims)

@@ -75,7 +75,7 @@ class Driver:
             if dtype not in self._compiled:
                 # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python
                 # threads enter it; and without it a small kernel beside a busy Python thread is much slower.
-                dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy())
+                dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
                 try:
                     dispatcher.enable_caching()
                 except RuntimeError:
@@ -85,16 +85,17 @@ class Driver:
                 self._compiled[dtype] = dispatcher
         return self._compiled[dtype]
 
-    def _distinct_copy(self) -> FunctionType:
+    def _distinct_copy(self, dtype: np.dtype) -> FunctionType:
         """The source under a name of its own, because numba's disk cache goes by name and file.
 
         Its key knows neither ``parallel`` nor the files that bodies come from: without the twin in the name
         one twin would be loaded for the other, without the fingerprint old code would outlive a change of a
-        body.
+        body, and without the dtype two processes that save at once would write one index file.
         """
         source = self._source
         assert isinstance(source, FunctionType)
-        name = f"{source.__name__}_{'parallel' if self._parallel else 'sequential'}_{_fingerprint()}"
+        twin = "parallel" if self._parallel else "sequential"
+        name = f"{source.__name__}_{twin}_{np.dtype(dtype).name}_{_fingerprint()}"
         copy = FunctionType(
             source.__code__, source.__globals__, name, source.__defaults__, source.__closure__
         )
