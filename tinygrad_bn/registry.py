@@ -15,7 +15,6 @@ import importlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -200,7 +199,7 @@ class Registry:
     def __init__(self, entry_points: Callable[[], Iterable[Any]] | None = None, *, strict: bool = False):
         self.strict = strict
         self._specs: dict[str, OpSpec] = {}
-        self._entry_points = entry_points or (lambda: metadata.entry_points(group=ENTRY_POINT_GROUP))
+        self._entry_points = entry_points or _installed
         self._pending: dict[str, list[Any]] | None = None
         self._broken: dict[str, Broken] = {}
         self._replaced: dict[str, OpSpec | None] = {}  # what the plugin being loaded has replaced, to be put back if it fails
@@ -280,6 +279,9 @@ class Registry:
         outer, self._replaced = self._replaced, {}  # this plugin may ask for operations of another one, which are not its own
         try:
             entry.load()(self)
+            foreign = [name for name in self._replaced if name.partition("::")[0] != entry.name]
+            if foreign:  # nobody would find them there: a namespace is loaded when it is asked for
+                raise RegistryError(f"registers {', '.join(foreign)}, outside its namespace {entry.name!r}")
         except Exception as error:
             for name, known in self._replaced.items():  # half a plugin is worse than none
                 if known is None:
@@ -309,6 +311,13 @@ class Registry:
         hint = f"did you mean {' or '.join(close)}?" if close else "`python cli.py ops list` shows all"
         missing = "".join(f"; {b.distribution} {b.version} (namespace {b.namespace!r}) did not load" for b in self._broken.values())
         return f"no operation {name!r}; {hint}{'' if namespace else missing}"
+
+
+def _installed() -> Iterable[Any]:
+    """The entry points of installed packages."""
+    from importlib import metadata  # 20 ms that only those pay who look for plugins
+
+    return metadata.entry_points(group=ENTRY_POINT_GROUP)
 
 
 REGISTRY = Registry()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,6 +189,7 @@ def _checks(configuration: Configuration, arrays: Arrays, seed: int) -> list[Che
     questions: dict[str, Callable[[], Sequence[Check]]] = {
         "definition": lambda: check_trusted(*at, twins, _evaluator("definition", seed), rng),
         "twins": lambda: [check_twins(*at, sequential, parallel)],
+        "own forward": lambda: [_check_own_forward(*at, kernel, seed) for kernel in TWINS],
         "facts": lambda: check_facts(*at, sequential, rng),
     }
     checks = list(report.checks)
@@ -205,11 +208,41 @@ def _evaluator(kernel: str, seed: int) -> Evaluate:
         configuration: Configuration, arrays: Arrays, cotangent: np.ndarray
     ) -> dict[str, np.ndarray]:
         forward, backward = _as_pair(call(configuration, arrays, kernel, seed), configuration.lay_out)
-        try:
+        with _raising(kernel):
             output, saved = forward(*arrays.differentiable)
             gradients = zip(INPUTS, backward(saved, cotangent), strict=True)
-        except Exception as error:
-            raise Raised(f"{kernel}: {type(error).__name__}: {error}") from error
         return {"output": output, **{name: value for name, value in gradients if value is not None}}
 
     return evaluate
+
+
+@contextlib.contextmanager
+def _raising(kernel: str) -> Iterator[None]:
+    """Whatever is raised inside is an operation's, and is raised as Raised."""
+    try:
+        yield
+    except Exception as error:
+        raise Raised(f"{kernel}: {type(error).__name__}: {error}") from error
+
+
+def _check_own_forward(
+    configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, kernel: str, seed: int
+) -> Check:
+    """Forward A, forward B, backward A, backward B, against each alone; dropout has another mask in B."""
+    other = dataclasses.replace(configuration, values="normal").draw(seed + 1).astype(configuration.dtype)
+    calls = []
+    for its_arrays, its_seed in ((arrays, seed), (other, (seed + MASKS_TRIED) % SEEDS)):
+        forward, backward = _as_pair(call(configuration, its_arrays, kernel, its_seed), configuration.lay_out)
+        calls.append((functools.partial(forward, *its_arrays.differentiable), backward))
+    with _raising(kernel):
+        alone = [backward(forward()[1], cotangent) for forward, backward in calls]
+        contexts = [forward()[1] for forward, _ in calls]
+        together = [backward(saved, cotangent) for saved, (_, backward) in zip(contexts, calls, strict=True)]
+    for name, *pairs in zip(INPUTS, *alone, *together, strict=True):
+        first, second, first_again, second_again = (
+            None if gradient is None else gradient.tobytes() for gradient in pairs
+        )
+        if (first, second) != (first_again, second_again):
+            reason = f"{kernel}: the gradient depends on another call of forward than its own"
+            return Check("own forward", Verdict.FAIL, reason, name)
+    return Check("own forward", Verdict.PASS)

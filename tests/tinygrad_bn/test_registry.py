@@ -230,6 +230,12 @@ def test_a_plugin_that_redeclares_what_exists_is_broken():
     assert registry.get("here::zero") is zero
 
 
+def test_a_plugin_stays_in_its_namespace():
+    registry = Registry(Plugins(mine=good("yours::one")))
+    assert list(registry) == []
+    assert registry.broken[0].error == "RegistryError: registers yours::one, outside its namespace 'mine'"
+
+
 def test_a_plugin_for_another_version_is_broken():
     registry = Registry(Plugins(mine=lambda r: r.register(spec("mine::one", api_version=API_VERSION + 1))))
     assert "declared for registry version" in registry.broken[0].error

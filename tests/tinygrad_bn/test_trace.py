@@ -31,7 +31,7 @@ def test_primitives_forward_and_backward(x):
         ("vjp", "math::exp", "primitive"),
         ("vjp", "math::multiply", "primitive"),
     ]
-    assert [e.saved for e in tape] == [12 * 8 + 3 * 8, 12 * 8, 0, 0, 0, 0]
+    assert [e.saved for e in tape] == [3 * 8, 12 * 8, 0, 0, 0, 0]
     assert tape[0].shapes == ((4, 3), (3,))
     assert all(e.dtype == "float64" and e.milliseconds > 0 for e in tape)
     assert tape.kernels("forward") == tape.kernels("vjp") == []

@@ -1,4 +1,4 @@
-"""Calls of fused operations for the property tests: shapes and attributes are drawn, values come from a seed."""
+"""Calls of fused operations for the property tests: shapes and attributes drawn, values from a seed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Call:
 
 
 def spread(rng: np.random.Generator, shape: Shape) -> np.ndarray:
-    """Numbers from −2 to 2 that keep apart: a group of variance near 0 is no place for difference quotients."""
+    """Numbers from −2 to 2 that keep apart: no group of them has a variance near 0."""
     size = prod(shape)
     places = rng.permutation(size) + rng.uniform(0.2, 0.8, size)
     return (4 * places / max(size, 1) - 2).reshape(shape)
@@ -141,7 +141,7 @@ CONFIGURATIONS: Mapping[str, Callable[[int], st.SearchStrategy[Configuration]]] 
 
 
 def configurations(spec: OpSpec, least: int = 1) -> st.SearchStrategy[Configuration]:
-    """Shapes, no axis shorter than `least`, and attributes; of an operation without an entry above, its samples'."""
+    """Shapes, no axis shorter than `least`, and attributes; without an entry above, those of the samples."""
     if spec.name in CONFIGURATIONS:
         return CONFIGURATIONS[spec.name](least)
     assert spec.samples is not None

@@ -117,8 +117,17 @@ def test_a_dropped_element_is_zero_whatever_it_was(kernel):
 @KERNELS
 @pytest.mark.parametrize(
     ("axis", "mask_shape"),
-    [(None, SHAPE), (0, (3, 1, 1)), (-1, (1, 1, 5)), ((0, 1), (3, 4, 1)), ((0, -1), (3, 1, 5)), ([0, 1, 2], SHAPE), ((), (1, 1, 1))],
-)  # fmt: skip
+    [
+        (None, SHAPE),
+        (0, (3, 1, 1)),
+        (-1, (1, 1, 5)),
+        ((0, 1), (3, 4, 1)),
+        ((0, -1), (3, 1, 5)),
+        ([0, 1, 2], SHAPE),
+        ((), (1, 1, 1)),
+    ],
+    ids=str,
+)
 def test_the_mask_varies_along_axis_only(axis, mask_shape, kernel):
     mask = np.broadcast_to(philox.keep_mask(11, 0, 0, 0.5, mask_shape), SHAPE)
     x = Tensor(ones(), requires_grad=True)

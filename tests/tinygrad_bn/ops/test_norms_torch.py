@@ -1,6 +1,6 @@
-"""The normalizations against torch: values, gradients and running statistics, for the kernels and for the definition.
+"""The normalizations against torch: values, gradients and running statistics, of the kernels and of the definition.
 
-torch runs in float64 on the very numbers that we get, also where ours are float32: it then has no rounding of its own to excuse.
+torch runs in float64 on the very numbers that we get, also where ours are float32: then the rounding is all ours.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from norm_cases import (
-    AFFINE, KERNELS, Case, all_norms, assert_close, batch_norms, forward_and_back, instance_norms
-)  # fmt: skip
+    AFFINE,
+    KERNELS,
+    Case,
+    all_norms,
+    assert_close,
+    batch_norms,
+    forward_and_back,
+    instance_norms,
+)
 
 from tinygrad_bn import Tensor, functional
 
@@ -21,20 +28,28 @@ torch = pytest.importorskip("torch", reason="oracle torch is not installed")
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 ALL_KERNELS = pytest.mark.parametrize("kernel", KERNELS)
 UNITS = 32.0
+"""Roundings that a result may be off, measured by its terms before they cancel; a handful of operations make up to about 8."""
 MOMENTA = (0.0, 0.1, 0.5, 1.0)
 
 
-def reference(case: Case, x: Any, weight: Any, bias: Any, cotangent: Any, eps: float, **running: Any) -> dict[str, Any]:
+def double(array: Any) -> Any:
+    return torch.tensor(array, dtype=torch.float64)
+
+
+def reference(
+    case: Case, x: Any, weight: Any, bias: Any, cotangent: Any, eps: float, **running: Any
+) -> dict[str, Any]:
     """What torch gives, in float64; running statistics, where given, are torch tensors and are written to."""
     leaves = {
-        name: torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        name: double(value).requires_grad_()
         for name, value in (("x", x), ("weight", weight), ("bias", bias))
         if value is not None
     }
     options = dict(case.options)
     weight, bias = leaves.get("weight"), leaves.get("bias")
-    # Contiguous: torch 2.13 crashes in the backward of group_norm on some channels-last inputs.
-    first = torch.movedim(leaves["x"], case.channel_axis, 1).contiguous() if "channel_axis" in options else leaves["x"]
+    first = leaves["x"]
+    if "channel_axis" in options:  # contiguous, because torch 2.13 crashes in group_norm on some that are not
+        first = torch.movedim(first, case.channel_axis, 1).contiguous()
     functions = torch.nn.functional
     if case.operation == "batch_norm":
         y = functions.batch_norm(
@@ -44,7 +59,7 @@ def reference(case: Case, x: Any, weight: Any, bias: Any, cotangent: Any, eps: f
     elif case.operation == "instance_norm":
         y = functions.instance_norm(first, weight=weight, bias=bias, eps=eps, **running)
     elif case.operation == "group_norm":
-        if weight is None and bias is not None:  # torch 2.13 cannot differentiate that: "tensor does not have a device"
+        if weight is None and bias is not None:  # "tensor does not have a device", says torch 2.13 of that
             weight = torch.ones_like(bias)
         y = functions.group_norm(first, options["num_groups"], weight, bias, eps)
     elif case.operation == "layer_norm":
@@ -54,7 +69,7 @@ def reference(case: Case, x: Any, weight: Any, bias: Any, cotangent: Any, eps: f
         y = y if bias is None else y + bias
     if "channel_axis" in options:
         y = torch.movedim(y, 1, case.channel_axis)
-    y.backward(torch.tensor(cotangent, dtype=torch.float64))
+    y.backward(double(cotangent))
     gradients = {f"d{name}": leaf.grad.numpy() for name, leaf in leaves.items()}
     return {"y": y.detach().numpy(), **gradients}
 
@@ -89,7 +104,8 @@ def test_values_and_gradients(case, kernel, dtype):
 
 def running_statistics(case: Case, dtype: Any, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.normal(size=case.parameters).astype(dtype), rng.uniform(0.5, 2.0, case.parameters).astype(dtype)
+    mean, variance = rng.normal(size=case.parameters), rng.uniform(0.5, 2.0, case.parameters)
+    return mean.astype(dtype), variance.astype(dtype)
 
 
 @DTYPES
@@ -100,10 +116,8 @@ def test_inference(case, kernel, dtype):
     mean, variance = running_statistics(case, dtype)
     for affine in AFFINE:
         arrays = case.draw(dtype, affine)
-        want = reference(
-            case, *arrays, 1e-3, **inference,
-            running_mean=torch.tensor(mean, dtype=torch.float64), running_var=torch.tensor(variance, dtype=torch.float64),
-        )  # fmt: skip
+        theirs = {"running_mean": double(mean), "running_var": double(variance)}
+        want = reference(case, *arrays, 1e-3, **theirs, **inference)
         options = {"running_mean": mean, "running_var": variance, "eps": 1e-3, "kernel": kernel, **inference}
         assert_same(case, forward_and_back(case, *arrays, **options), want, arrays, 1e-3)
 
@@ -114,7 +128,7 @@ def test_inference(case, kernel, dtype):
 def test_running_statistics_over_several_batches(case, kernel, dtype):
     for momentum in MOMENTA:
         mean, variance = running_statistics(case, dtype)
-        theirs = [torch.tensor(value, dtype=torch.float64) for value in (mean, variance)]
+        theirs = [double(value) for value in (mean, variance)]
         for seed in range(3):
             arrays = case.draw(dtype, seed=seed)
             case(*arrays[:3], running_mean=mean, running_var=variance, momentum=momentum, kernel=kernel)
@@ -128,14 +142,15 @@ def test_running_statistics_over_several_batches(case, kernel, dtype):
 @ALL_KERNELS
 @pytest.mark.parametrize("momentum", [None, "default"])
 def test_the_momentum_of_torchs_layer(momentum, kernel, dtype):
-    """The cumulative average and the default momentum, against nn.BatchNorm1d, which counts the batches itself."""
+    """The cumulative average and the default momentum; nn.BatchNorm1d counts the batches itself."""
     layer = torch.nn.BatchNorm1d(3, dtype=torch.float64, **({"momentum": None} if momentum is None else {}))
     mean, variance = np.zeros(3, dtype), np.ones(3, dtype)
     case = Case("batch_norm", (4, 3, 5))
     for batch in range(4):
         x = case.draw(dtype, seed=batch)[0]
-        layer(torch.tensor(x, dtype=torch.float64))
-        case(x, running_mean=mean, running_var=variance, momentum=momentum, num_batches_tracked=batch, kernel=kernel)
+        layer(double(x))
+        running = {"running_mean": mean, "running_var": variance, "num_batches_tracked": batch}
+        case(x, momentum=momentum, kernel=kernel, **running)
     assert_close(mean, layer.running_mean, UNITS, scale=1.0)
     assert_close(variance, layer.running_var, UNITS)
 

@@ -1,4 +1,4 @@
-"""What holds of every fused operation, on drawn calls: each kernel against the definition and against mathematics."""
+"""What holds of every fused operation: each kernel against the definition and against mathematics."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def present(spec: OpSpec, arrays: Any) -> list[int]:
 
 
 def complex_step(spec: OpSpec, call: Call, arrays: Any, cotangent: Any) -> dict[str, np.ndarray]:
-    """The definition, and its gradients by f(x + ih) = f(x) + ih f'(x): no difference is taken, so nothing cancels."""
+    """The definition, and its gradients by f(x + ih) = f(x) + ih f'(x): no difference, so nothing cancels."""
     step = 1e-30
     output, _ = spec.definition(namespace.arrays, *arrays, **call.attributes)
     results = {"output": output}
@@ -65,7 +65,7 @@ def complex_step(spec: OpSpec, call: Call, arrays: Any, cotangent: Any) -> dict[
 def sizes(
     spec: OpSpec, call: Call, arrays: Any, cotangent: Any, want: dict[str, Any], ill: bool
 ) -> dict[str, float]:
-    """What rounding is measured by: the largest value, and in a norm also that of the terms before they cancel.
+    """What rounding is measured by: the largest value, in a norm also that of the terms before they cancel.
 
     ill: count in that x − mean loses digits, by |x| / σ, where the mean is as precise as x.
     """
@@ -99,7 +99,7 @@ def assert_near(
 @QUICK
 @given(data=st.data())
 def test_kernels_equal_the_definition(operation: str, data: Any):
-    """Forward and vjp in every layout, against the definition and its complex step; nothing given is written to."""
+    """Forward and vjp in every layout, against the definition and its complex step; nothing is written to."""
     spec = tinygrad_bn.REGISTRY.get(operation)
     call = data.draw(calls(spec))
     arrays, cotangent = call.inputs(spec), call.cotangent()
@@ -138,7 +138,7 @@ def test_float32_is_float64_rounded(operation: str, data: Any):
 @QUICK
 @given(data=st.data())
 def test_vjps_equal_difference_quotients(operation: str, data: Any):
-    """Of the kernel's own forward, along one direction in each input; and of its own vjp, for the second order."""
+    """Of the kernel's own forward, along a direction in each input; and of its own vjp, for the second order."""
     spec = tinygrad_bn.REGISTRY.get(operation)
     call = data.draw(calls(spec, plain=True))
     if "eps" in call.attributes:  # a smaller one makes the function bend within the steps

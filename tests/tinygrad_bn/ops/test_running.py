@@ -58,14 +58,12 @@ def test_what_each_convention_writes(options, mean, variance, kernel):
 @ALL_KERNELS
 @pytest.mark.parametrize("convention", ["torch", "paddle"])
 def test_the_cumulative_average_is_the_average_of_all_batches(case, kernel, convention):
-    """Inference by the average of all training batches, with the variance m / (m − 1) or 1, as the convention has it."""
+    """Inference by the average over all training batches, the variance unbiased or not by the convention."""
     batches = [case.draw(seed=seed)[0] for seed in range(6)]
     running_mean, running_var = np.full(3, 77.0), np.full(3, 88.0)  # forgotten by the first batch
     for position, x in enumerate(batches):
-        case(
-            x, running_mean=running_mean, running_var=running_var,
-            momentum=None, num_batches_tracked=position, convention=convention, kernel=kernel,
-        )  # fmt: skip
+        counted = {"momentum": None, "num_batches_tracked": position, "convention": convention}
+        case(x, running_mean=running_mean, running_var=running_var, kernel=kernel, **counted)
     ddof = 1 if convention == "torch" else 0
     axes = (0, 2) if case is BATCH else (2,)
     means = [x.mean(axes).reshape(-1, 3).mean(axis=0) for x in batches]
@@ -142,7 +140,7 @@ def test_tensors_keep_their_memory_and_their_version_rises(case):
     case(x, running_mean=mean, running_var=variance)
     assert np.abs(memory[0]).min() > 0
     np.testing.assert_array_equal(before[0].data, memory[0])
-    with pytest.raises(RuntimeError, match="multiply.*changed in place"):
+    with pytest.raises(RuntimeError, match=r"multiply.*changed in place"):
         used.backward()
 
 
