@@ -15,7 +15,7 @@ from gradcheck import budget
 from gradcheck.axes import Arrays, Configuration
 from gradcheck.judge import Check, Verdict
 
-__all__ = ["Evaluate", "check_facts", "check_trusted", "check_twins"]
+__all__ = ["Evaluate", "check_facts", "check_trusted", "check_twins", "same_bits"]
 
 Values = dict[str, np.ndarray]
 """The output of a call and the gradients of its inputs, by name; "output" first."""
@@ -46,14 +46,15 @@ def check_twins(
 ) -> Check:
     """Two kernels that must give the same bits."""
     first, second = one(configuration, arrays, cotangent), other(configuration, arrays, cotangent)
-    differing = [name for name in {**first, **second} if not _same_bits(first.get(name), second.get(name))]
+    differing = [name for name in {**first, **second} if not same_bits(first.get(name), second.get(name))]
     if not differing:
         return Check("twins", Verdict.PASS)
     reason = f"the sequential and the parallel kernel differ in the bits of {', '.join(differing)}"
     return Check("twins", Verdict.FAIL, reason)
 
 
-def _same_bits(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+def same_bits(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether both are there, alike in shape and dtype, and equal bit by bit."""
     if one is None or other is None:
         return False
     return (one.shape, one.dtype) == (other.shape, other.dtype) and one.tobytes() == other.tobytes()

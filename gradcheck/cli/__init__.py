@@ -38,8 +38,18 @@ class _Lazy(click.Group):
             context.exit(INTERRUPTED)
 
 
+def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import tinygrad_bn  # not by its metadata: a checkout need not be installed
+
+        click.echo(tinygrad_bn.__version__)
+        context.exit()
+
+
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tinygrad-bn")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+)
 def cli() -> None:
     """Fused normalization and dropout operations, and the proof that their gradients are right.
 

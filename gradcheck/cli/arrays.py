@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,20 +15,6 @@ __all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file"]
 
 DATASETS = ("digits",)
 DIGITS = 24
-# What NumPy and zipfile raise for files that are cut off, damaged, encrypted, or no arrays at all.
-UNREADABLE = (
-    ValueError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class Unusable(Exception):
@@ -48,37 +33,50 @@ class Batch:
 def from_file(path: str, only: str | None) -> Iterator[Batch]:
     """The array of an .npy file, or those of an .npz file. Nothing is unpickled. Raises Unusable."""
     try:
-        loaded = np.load(path, allow_pickle=False)
+        file = open(path, "rb")  # noqa: SIM115 -- closed below; NumPy leaves damaged files open
     except FileNotFoundError:
         raise Unusable(f"--input: there is no file {path}") from None
     except OSError as error:
-        raise Unusable(f"--input: {path} cannot be read: {error.strerror or error}") from None
-    except UNREADABLE:
-        raise Unusable(
-            f"--input: {path} is damaged, or no file of plain arrays; write it with numpy.save or savez"
-        ) from None
-    name = Path(path).name
-    if isinstance(loaded, np.ndarray):
-        if only is not None:
-            raise Unusable(f"--array: {path} holds a single array; leave --array out")
-        yield _checked(name, loaded, ("--input", path))
-        return
-    with loaded:
-        if not loaded.files:
-            raise Unusable(f"--input: {path} holds no arrays; write some with numpy.savez")
-        if only is not None and only not in loaded.files:
-            raise Unusable(f"--array: {path} has no array {only!r}; it has {', '.join(loaded.files)}")
-        for member in loaded.files if only is None else [only]:
-            try:
-                values = loaded[member]
-            except UNREADABLE:
-                values = None
-            if not isinstance(values, np.ndarray):  # bytes, where a member is not an array file
-                raise Unusable(
-                    f"--input: {member!r} in {path} is damaged, or no plain array; "
-                    "write it with numpy.savez, or choose another with --array"
+        raise Unusable(f"--input: {path} cannot be read: {error.strerror}") from None
+    with file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+        except Exception:  # damage shows as any of a dozen types, of NumPy, zipfile, zlib and tokenize
+            raise Unusable(
+                f"--input: {path} is damaged, or no file of plain arrays; write it with numpy.save or savez"
+            ) from None
+        name = Path(path).name
+        if not isinstance(loaded, np.ndarray):
+            for member in _members(path, loaded.files, only):
+                yield _checked(
+                    f"{name}:{member}", _read(path, loaded, member), ("--input", path, "--array", member)
                 )
-            yield _checked(f"{name}:{member}", values, ("--input", path, "--array", member))
+        elif only is not None:
+            raise Unusable(f"--array: {path} holds a single array; leave --array out")
+        else:
+            yield _checked(name, loaded, ("--input", path))
+
+
+def _members(path: str, names: list[str], only: str | None) -> list[str]:
+    """The arrays of an .npz file that are wanted."""
+    if not names:
+        raise Unusable(f"--input: {path} holds no arrays; write some with numpy.savez")
+    if only is not None and only not in names:
+        raise Unusable(f"--array: {path} has no array {only!r}; it has {', '.join(names)}")
+    return names if only is None else [only]
+
+
+def _read(path: str, archive: Mapping[str, Any], member: str) -> np.ndarray:
+    try:
+        values = archive[member]
+    except Exception:  # as above
+        values = None
+    if not isinstance(values, np.ndarray):  # bytes, where a member is no array file
+        raise Unusable(
+            f"--input: {member!r} in {path} is damaged, or no plain array; "
+            "write it with numpy.savez, or choose another with --array"
+        )
+    return values
 
 
 def from_dataset(name: str) -> Iterator[Batch]:

@@ -165,8 +165,8 @@ def _follow(attributes: Any, lengths: tuple[int, ...]) -> dict[str, Any]:
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     try:
-        return name, ast.literal_eval(value) if equals else None
+        if equals:
+            return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        raise click.UsageError(
-            f"--attribute is {text!r}, wanted name=value with a number or a tuple"
-        ) from None
+        pass
+    raise click.UsageError(f"--attribute is {text!r}, wanted name=value with a number or a tuple")

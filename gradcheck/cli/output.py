@@ -23,15 +23,15 @@ class OutputFile:
         self.path = None if path is None else Path(os.path.realpath(path))
         if self.path is None:
             return
-        if self.path.is_dir() or not path:
+        if os.path.isdir(self.path) or not path:  # of pathlib's, some raise on a name that is too long
             raise click.UsageError(f"--output: {path or 'the empty path'} is a folder; name a file in it")
         folder = self.path.parent
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise click.UsageError(f"--output: there is no folder {folder}; make it, or choose another path")
         try:
             if not self._replaceable:
                 return
-            if self.path.exists() and not os.access(self.path, os.W_OK):
+            if os.path.exists(self.path) and not os.access(self.path, os.W_OK):
                 raise PermissionError(0, "it is read-only")
             descriptor, probe = tempfile.mkstemp(dir=folder, prefix=f".{self.path.name}.")
             os.close(descriptor)
@@ -61,7 +61,7 @@ class OutputFile:
     def _replaceable(self) -> bool:
         """Whether the path is or becomes an ordinary file: a device or a pipe must not be replaced by one."""
         assert self.path is not None
-        return self.path.is_file() or not self.path.exists()
+        return os.path.isfile(self.path) or not os.path.exists(self.path)
 
     @staticmethod
     def _replace(path: Path, text: str) -> None:

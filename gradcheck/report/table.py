@@ -51,7 +51,8 @@ def summary(results: Sequence[Result], seconds: float) -> str:
     """One line: how many configurations, how many of each verdict, how long."""
     counts = Counter(result.verdict for result in results)
     shown = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-    return f"{len(results)} configurations: {shown} in {seconds:.1f} s"
+    plural = "" if len(results) == 1 else "s"
+    return f"{len(results)} configuration{plural}: {shown} in {seconds:.1f} s"
 
 
 def _print(console: Console, results: Sequence[Result], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Every normalization in plain NumPy, forward and backward, from its configuration; with places to go wrong."""
+"""Every normalization in plain NumPy, forward and backward, from its configuration; and ways to be wrong."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Norm:
             y = (seen - mean) / (np.sqrt(variance) + plan.eps)
         if self.wrong == "forward without the mean":
             y = seen * rstd
-        if self.wrong == "forward stale statistic":
+        if self.wrong == "forward statistic of the previous call":
             stale, self.statistics = self.statistics, rstd
             y = y if stale is None or stale.shape != rstd.shape else (seen - mean) * stale
         y = y * (1 if weight is None else weight.reshape(parameters))

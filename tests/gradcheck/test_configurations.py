@@ -41,7 +41,7 @@ def settings(operation):
 
 
 def legal(operation, pair):
-    """A single slice that is all of the input cannot be broadcast and keep a spread; nothing else excludes a pair."""
+    """A slice that is all of a rank 1 input has no spread when broadcast; nothing else excludes a pair."""
     alone = operation in ("layer_norm", "rms_norm") and pair.get("rank") == 1
     return not (alone and pair.get("layout") == "broadcast")
 

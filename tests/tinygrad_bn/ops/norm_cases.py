@@ -1,4 +1,4 @@
-"""What the tests of the normalizations share: configurations, inputs, a call forward and back, a tolerance."""
+"""What the tests of the normalizations share: configurations, inputs, calls forward and back, a tolerance."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def group_norms() -> list[Case]:
     for shape in ((5, 6), (3, 6, 4), (2, 6, 3, 2), (2, 6, 2, 3, 2), (2, 6, 17, 19)):
         for axis in (1, -1):
             moved = shape if axis == 1 else (shape[0], *shape[2:], shape[1])
-            for groups in (1, 2, 3, 6):
-                cases.append(Case("group_norm", moved, (("num_groups", groups), ("channel_axis", axis))))
+            options = ((("num_groups", groups), ("channel_axis", axis)) for groups in (1, 2, 3, 6))
+            cases += [Case("group_norm", moved, chosen) for chosen in options]
     return cases
 
 
@@ -148,7 +148,7 @@ def tensor_over(array: np.ndarray) -> Tensor:
 
 
 def assert_close(got: Any, want: Any, units: float, scale: float = 0.0, dtype: Any = None) -> None:
-    """Equal within `units` roundings of the largest value, or of `scale` where that is larger; in got's dtype."""
+    """Equal within `units` roundings, in got's dtype, of the largest value, or of `scale` if larger."""
     got, want = np.asarray(got), np.asarray(want)
     scale = max(np.abs(want[np.isfinite(want)]).max(initial=0.0), scale)
     atol = units * np.finfo(got.dtype if dtype is None else dtype).eps * scale

@@ -72,7 +72,7 @@ def test_the_four_dimensional_example(kernel):
 @EVERY_NORM
 @ALL_KERNELS
 def test_weight_and_bias_can_undo_the_normalization(case, kernel):
-    """weight = √(σ² + ε) and bias = μ do, where they have the shape of the statistics; for the others by hand."""
+    """weight = √(σ² + ε) and bias = μ do in BatchNorm, where each channel has one statistic; else by hand."""
     x = np.random.default_rng(0).normal(3.0, 2.0, case.shape)
     shape, axes = case.grouped
     if case.operation == "batch_norm":

@@ -1,6 +1,6 @@
-"""The normalizations against torch: values, gradients and running statistics, of the kernels and of the definition.
+"""The normalizations against torch: values, gradients and running statistics, of kernels and definition.
 
-torch runs in float64 on the very numbers that we get, also where ours are float32: then the rounding is all ours.
+torch runs in float64 on the very numbers that we get, also where those are float32: the rounding is all ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ torch = pytest.importorskip("torch", reason="oracle torch is not installed")
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 ALL_KERNELS = pytest.mark.parametrize("kernel", KERNELS)
 UNITS = 32.0
-"""Roundings that a result may be off, measured by its terms before they cancel; a handful of operations make up to about 8."""
+"""How many roundings a result may be off, each of the size of its terms before they cancel."""
 MOMENTA = (0.0, 0.1, 0.5, 1.0)
 
 

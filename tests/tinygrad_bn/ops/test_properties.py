@@ -75,9 +75,14 @@ def sizes(
     _, (_, variance) = spec.definition(namespace.arrays, *arrays, **call.attributes)
     rstd = float(1 / np.sqrt(np.min(variance) + call.attributes["eps"]))
     weight = 1.0 if arrays[1] is None else np.abs(arrays[1]).max()
-    along = np.abs(cotangent).max()
+    along, added = np.abs(cotangent).max(), np.abs(cotangent).sum()
     lost = 1 + (np.abs(arrays[0]).max() * rstd if ill else 0.0)
-    terms = {"output": weight * lost, "input": along * weight * rstd * lost, "weight": along * lost}
+    terms = {
+        "output": weight * lost,
+        "input": along * weight * rstd * lost,
+        "weight": added * lost,
+        "bias": added,
+    }
     return {name: max(size, terms.get(name, 0.0)) for name, size in largest.items()}
 
 
@@ -138,7 +143,7 @@ def test_float32_is_float64_rounded(operation: str, data: Any):
 @QUICK
 @given(data=st.data())
 def test_vjps_equal_difference_quotients(operation: str, data: Any):
-    """Of the kernel's own forward, along a direction in each input; and of its own vjp, for the second order."""
+    """Of the kernel's own forward, along a direction in each input; of its own vjp, for the second order."""
     spec = tinygrad_bn.REGISTRY.get(operation)
     call = data.draw(calls(spec, plain=True))
     if "eps" in call.attributes:  # a smaller one makes the function bend within the steps

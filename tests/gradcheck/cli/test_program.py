@@ -1,0 +1,82 @@
+"""The program as it is started from a shell: its streams, signals and plugins."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+CASE = ("--case", "rms_norm shape=4,5 tail=1")
+
+
+def start(*words, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "cli.py", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_a_check_from_the_shell_prints_json_and_nothing_else():
+    status, out, err = finish(start("gradcheck", *CASE, "--format", "json"))
+    assert status == 0, err
+    assert json.loads(out)["checks"][0]["verdict"] == "PASS"
+    assert err.startswith("1 configuration: 1 PASS in ") and err.count("\n") == 1
+
+
+def test_no_colour_in_a_pipe_or_where_it_is_not_wanted():
+    status, out, err = finish(start("gradcheck", *CASE, TERM="xterm-256color", NO_COLOR="1"))
+    assert (status, err) == (0, "") and "\x1b" not in out and out.startswith("operation")
+
+
+def test_wrong_usage_from_the_shell():
+    status, out, err = finish(start("gradcheck", "--op", "layer_norn"))
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == "Error: --op: no operation 'layer_norn'; did you mean layer_norm?"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_control_c_ends_with_130_without_a_traceback_and_leaves_the_old_report(tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text("old")
+    process = start("gradcheck", "--op", "batch_norm", "--output", str(report))
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    status, out, err = finish(process)
+    assert (status, out, err) == (130, "", "Interrupted.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"] and report.read_text() == "old"
+
+
+def test_a_plugin_that_does_not_load_is_shown_and_breaks_nothing_else(tmp_path):
+    about = tmp_path / "their_ops-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-ops\nVersion: 1.2\n")
+    (about / "entry_points.txt").write_text("[tinygrad_bn.ops]\ntheirs = nowhere_at_all:register\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    status, out, err = finish(start("ops", "list", PYTHONPATH=path))
+    assert status == 0 and "norm::layer_norm" in out
+    assert err == (
+        "theirs::*  BROKEN: their-ops 1.2: ModuleNotFoundError: No module named 'nowhere_at_all'\n"
+    )
+    status, _, err = finish(start("ops", "show", "theirs::op", PYTHONPATH=path))
+    assert status == 2
+    assert (
+        "the plugin that provides it, their-ops 1.2, did not load (ModuleNotFoundError"
+        in err.splitlines()[-1]
+    )

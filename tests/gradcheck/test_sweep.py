@@ -1,0 +1,98 @@
+"""What is read off the checks of one configuration: verdict, reasons, worst numbers, how to repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+
+import pytest
+
+from gradcheck.axes import Configuration
+from gradcheck.judge import Check, Verdict
+from gradcheck.sweep import Result
+
+CASE = Configuration("layer_norm", (4, 5), tail=1)
+GOOD = Check("gradient", Verdict.PASS, "", "input", error=1e-12, bar=1e-12, tolerance=2e-12, resolution=1e-11)
+BETTER = Check(
+    "gradient", Verdict.PASS, "", "bias", error=1e-13, bar=1e-12, tolerance=2e-12, resolution=1e-13
+)
+ZERO = Check(
+    "gradient",
+    Verdict.PASS,
+    "zero, as declared",
+    "weight",
+    error=0.0,
+    bar=1e-9,
+    tolerance=0.0,
+    resolution=40.0,
+)
+TWINS = Check("twins", Verdict.FAIL, "the bits differ")
+OFF = Check("definition", Verdict.FAIL, "off", "input", error=1e-3, bar=1e-9, tolerance=0.0)
+FAR = Check("definition", Verdict.FAIL, "far off", "weight", error=1.0, bar=1e-9, tolerance=0.0)
+BROKEN = Check("call", Verdict.ERROR, "call raised")
+
+
+def result(*checks, **changes):
+    made = Result(CASE, 3, checks, ("a", "b"), ("c",), 0.5)
+    return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_worst_verdict_counts(verdict):
+    assert result(GOOD, Check("twins", verdict), BETTER).verdict is verdict
+
+
+def test_reasons_are_the_worst_first_and_say_of_what():
+    assert result(GOOD, OFF, TWINS, BROKEN, ZERO).reasons == (
+        "call raised",
+        "definition of input: off",
+        "twins: the bits differ",
+    )
+    assert result(GOOD, ZERO).reasons == ()
+
+
+def test_the_worst_of_a_pass_is_the_gradient_nearest_to_its_bar():
+    near = Check("definition", Verdict.PASS, error=0.9, bar=0.5, tolerance=0.0)
+    assert result(BETTER, GOOD, near).worst is GOOD
+    assert result(near).worst is near
+    assert result(TWINS).worst is None
+
+
+def test_the_worst_of_a_failure_is_the_check_furthest_beyond_its_bar():
+    assert result(GOOD, OFF, FAR, TWINS).worst is FAR
+    assert result(GOOD, TWINS).worst is GOOD
+
+
+def test_the_resolution_is_the_coarsest_of_the_gradients_that_are_not_zero_by_nature():
+    assert result(GOOD, BETTER, ZERO, OFF).resolution == 1e-11
+    assert result(ZERO).resolution is None
+    assert result(TWINS).resolution is None
+
+
+def test_the_command_is_one_line_for_a_shell():
+    assert result(GOOD).command == "python cli.py gradcheck --case 'layer_norm shape=4,5 tail=1' --seed 3"
+    source = ("--input", "it's mine.npz", "--array", "a b")
+    command = result(GOOD, source=source).command
+    assert shlex.split(command)[3:7] == list(source)
+
+
+def test_the_json_entry_of_a_pass_and_of_an_error():
+    assert result(GOOD).as_json() == {
+        "operation": "layer_norm",
+        "configuration": "layer_norm shape=4,5 tail=1",
+        "kernel_forward": "a, b",
+        "kernel_vjp": "c",
+        "verdict": "PASS",
+        "reasons": [],
+        "error": 1e-12,
+        "bar": 1e-12,
+        "tolerance": 2e-12,
+        "resolution": 1e-11,
+        "seconds": 0.5,
+        "command": result(GOOD).command,
+    }
+    entry = result(BROKEN).as_json()
+    assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]
+    assert entry["error"] is entry["bar"] is entry["tolerance"] is entry["resolution"] is None
+    json.dumps(entry, allow_nan=False)
