@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
+FLOAT32 = 1.2e-7  # the spacing of float32 at 1
+
+
 class Verdict(enum.IntEnum):
     """The five verdicts, in order of severity; the worst of a report's checks is the report's own."""
 
@@ -123,7 +126,7 @@ def _mismatch(evidence: Evidence, at: int, error: float) -> str:
     relative = error / evidence.scale[at] if evidence.scale[at] > 0 else np.inf
     values = f"analytic {analytic:.8g}, numeric {numeric:.8g} ± {evidence.bar[at]:.1g}"
     text = f"{values}: off by {relative:.1e} of its scale"
-    if 1e-9 < relative < 1e-6:
+    if 1e-9 < relative < FLOAT32:
         text += " (the accuracy of float32: is something rounded to float32 on the way?)"
     return text
 

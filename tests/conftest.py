@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or threads that spin for tiny inputs hold the machine
+
 # The same examples at every run and on every machine; `--hypothesis-profile=explore` looks for new ones.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None)

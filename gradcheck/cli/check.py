@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -117,6 +118,10 @@ def _run(jobs: Sequence[Job], seed: int) -> Iterator[Result]:
     """Run the checks, with a progress bar where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
+
+    # The parallel kernels run on tiny inputs here. Where threads wait for each other by spinning, as OpenMP's do
+    # unless told otherwise before they start, anything else that runs on the machine makes that several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from gradcheck.adapters.tinygrad_bn import check_configuration
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gradcheck.axes import DTYPES, MODES
 from gradcheck.configurations import family
 from gradcheck.judge import Verdict
 from gradcheck.sweep import Result
@@ -109,7 +111,13 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Res
     for result in results:
         groups.setdefault((result.configuration.operation, family(result.configuration)), []).append(result)
     order = list(dict.fromkeys(operation for operation, _ in groups))
-    yield from sorted(groups.items(), key=lambda item: order.index(item[0][0]))
+
+    def place(item: tuple[tuple[str, str], list[Result]]) -> tuple[Any, ...]:
+        (operation, name), (first, *_) = item
+        c = first.configuration
+        return order.index(operation), name == "corners", MODES.index(c.mode), DTYPES.index(c.dtype)
+
+    yield from sorted(groups.items(), key=place)
 
 
 def _worst(group: Sequence[Result]) -> tuple[str, str]:

@@ -20,9 +20,12 @@ def render(report: Report) -> str:
         if check.name != "gradient" and check.verdict is Verdict.PASS and not check.reason:
             quiet += 1
             continue
-        lines.append(f"  {_label(check):<{LABEL}}{_numbers(check)}")
-        if check.reason:
-            lines.append(f"  {'':<{LABEL}}{check.verdict}: {check.reason}")
+        numbers, reason = _numbers(check), f"{check.verdict}: {check.reason}" if check.reason else ""
+        if reason and numbers and check.name == "gradient" and check.verdict is Verdict.FAIL:
+            numbers = ""  # its reason has them
+        texts = [text for text in (numbers, reason) if text]
+        for label, text in zip((_label(check), ""), texts, strict=False):
+            lines.append(f"  {label:<{LABEL}}{text}")
     spent = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
     lines.append(f"  {quiet} other checks passed; {spent}; seed {report.seed}")
     return "\n".join(line.rstrip() for line in lines)

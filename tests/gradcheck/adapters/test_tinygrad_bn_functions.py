@@ -261,9 +261,9 @@ def test_groups_of_one_or_two_values_pass(text):
 
 
 def test_a_given_array_is_what_is_checked():
-    c = Configuration("layer_norm", (4, 5), tail=1, values="given", affine="none")
+    c = Configuration("layer_norm", (4, 5), tail=1, values="given")
     result = adapter.check_configuration(c, 0, X, ("--input", "x.npy"))
     assert result.verdict is Verdict.PASS
-    words = "--input x.npy --case 'layer_norm shape=4,5 tail=1 affine=none values=given' --seed 0"
+    words = "--input x.npy --case 'layer_norm shape=4,5 tail=1 values=given' --seed 0"
     assert result.command == f"python cli.py gradcheck {words}"
     assert adapter.check_configuration(c, 0, np.ones((4, 5))).verdict is Verdict.VACUOUS
