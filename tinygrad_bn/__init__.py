@@ -1,4 +1,4 @@
-"""A minimal tape-based autograd framework whose normalizations and dropouts are fused kernels. No relation to tinygrad.
+"""A minimal tape-based autograd framework whose normalizations and dropouts are fused kernels.
 
     >>> import tinygrad_bn as tg
     >>> x = tg.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 7.0]], requires_grad=True)
@@ -6,6 +6,8 @@
     >>> (y * y * y).sum().backward()
     >>> x.grad.shape
     (2, 3)
+
+It has no relation to the project named tinygrad.
 """
 
 from . import functional, ops
@@ -20,6 +22,7 @@ from .trace import record
 __version__ = "0.1.0"
 
 __all__ = [
-    "REGISTRY", "Generator", "Kernel", "OpSpec", "Registry", "Sample", "Tensor", "default_generator", "enable_grad", "explain",
-    "functional", "grad", "is_grad_enabled", "jvp", "manual_seed", "no_grad", "operation", "ops", "record", "tensor", "vjp",
+    "REGISTRY", "Generator", "Kernel", "OpSpec", "Registry", "Sample", "Tensor", "default_generator",
+    "enable_grad", "explain", "functional", "grad", "is_grad_enabled", "jvp", "manual_seed", "no_grad",
+    "operation", "ops", "record", "tensor", "vjp",
 ]  # fmt: skip

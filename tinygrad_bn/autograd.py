@@ -55,15 +55,17 @@ def grad(
 def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:
     """The output of `function(*inputs)` and its pull-back, v ↦ (vᵀ · ∂f/∂input for each input).
 
-    The pull-back takes one cotangent per output and can be called again; an input without influence gets zeros.
-    """
+    The pull-back takes one cotangent per output and can be called again; an input without influence gets
+    zeros."""
     with enable_grad():
         primals = [_fresh(value) for value in inputs]
         output = function(*primals)
     outputs = _sequence(output)
     for value in outputs:
         if not isinstance(value, Tensor):
-            raise TypeError(f"vjp: the function gave a {type(value).__name__}, wanted a Tensor or a sequence of Tensors")
+            raise TypeError(
+                f"vjp: the function gave a {type(value).__name__}, wanted a Tensor or a sequence of Tensors"
+            )
     live = [value for value in outputs if value.requires_grad]
 
     def pull(*cotangents: Any, create_graph: bool = False) -> tuple[Tensor, ...]:
@@ -79,16 +81,17 @@ def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., 
 def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """The output of `function(*inputs)` and its derivative along `tangents`, Σ ∂f/∂input · tangent.
 
-    Forward mode by transposing twice: v ↦ Jᵀv is linear, and *its* pull-back of u is J·u. So every rule that can be differentiated
-    serves forward mode too, at the price of one backward pass; and a wrong rule is wrong in both modes alike.
-    The derivative can be differentiated in its turn where an input or a tangent requires a gradient.
-    """
+    Forward mode by transposing twice: v ↦ Jᵀv is linear, and *its* pull-back of u is J·u. So every rule
+    that can be differentiated serves forward mode too, at the price of one backward pass; and a wrong rule
+    is wrong in both modes alike. The derivative can be differentiated in its turn where an input or a
+    tangent requires a gradient."""
     if len(inputs) != len(tangents):
         raise ValueError(f"jvp: got {len(tangents)} tangents for {len(inputs)} inputs")
     for position, (value, tangent) in enumerate(zip(inputs, tangents, strict=True)):
         if np.shape(array_of(value)) != np.shape(array_of(tangent)):
             raise ValueError(
-                f"jvp: tangent {position} has shape {np.shape(array_of(tangent))}, its input has {np.shape(array_of(value))}"
+                f"jvp: tangent {position} has shape {np.shape(array_of(tangent))}, its input has "
+                f"{np.shape(array_of(value))}"
             )
     nested = any(isinstance(value, Tensor) and value.requires_grad for value in (*inputs, *tangents))
     output, pull = vjp(function, *inputs)

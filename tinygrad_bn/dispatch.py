@@ -1,9 +1,9 @@
 """Calling a primitive operation and pulling back through it.
 
-`Primitive` is both ends of an operation that has rules: called, it runs the array function and puts a node on the tape; `pull`, which the
-tape calls, applies the rules. The rules are themselves made of primitives, so under `create_graph` they run on Tensors and are recorded.
-What fused operations do instead stands in `fused.py`; both share how values are saved and traced.
-"""
+`Primitive` is both ends of an operation that has rules: called, it runs the array function and puts a node
+on the tape; `pull`, which the tape calls, applies the rules. The rules are themselves made of primitives,
+so under `create_graph` they run on Tensors and are recorded. What fused operations do instead stands in
+`fused.py`; both share how values are saved and traced."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ import numpy as np
 from . import namespace, trace
 from .registry import REGISTRY, OpSpec, Registry
 from .rules import Aval, restore
-from .tape import Node, is_grad_enabled
+from .tape import Edge, Node, is_grad_enabled
 from .tensor import Tensor
 
 __all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
 
 
-
 class Saved:
-    """What a node keeps: inputs (arrays, or an `Aval` in place of one), the output if it is read, attributes, auxiliary arrays of a
-    kernel; and the version that each array had."""
+    """What a node keeps: inputs (arrays, or an `Aval` in place of one), the output if it is read,
+    attributes, auxiliary arrays of a kernel; and the version that each array had.
+    """
 
     __slots__ = ("attributes", "aux", "inputs", "output", "run", "versions")
 
@@ -56,8 +56,10 @@ class Saved:
                 what = "the output" if output else self._called(spec, position)
                 array = self.output if output else self.inputs[position]
                 raise RuntimeError(
-                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after the tape saved it "
-                    f"(version {version} then, {cell[0]} now); change a copy instead, or wait until after the backward pass"
+                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place "
+                    "after the tape saved it "
+                    f"(version {version} then, {cell[0]} now); change a copy instead, or wait until "
+                    "after the backward pass"
                 )
 
     def _called(self, spec: OpSpec, position: int) -> str:
@@ -66,7 +68,8 @@ class Saved:
         return "the cotangent"
 
     def wrapped(self, node: Node) -> tuple[list[Any], Tensor | None]:
-        """The inputs and the output as Tensors at their places on the tape, for a pass that is itself recorded.
+        """The inputs and the output as Tensors at their places on the tape, for a pass that is itself
+        recorded.
 
         They share the versions of the tensors that they were, so that the new nodes notice a change too.
         """
@@ -95,10 +98,11 @@ def _own(value: Any) -> Any:
 def keep(
     values: Sequence[Any], arrays: Sequence[Any], read: Collection[int]
 ) -> tuple[tuple[Any, ...], list[tuple[int, list[int], int]]]:
-    """What a node saves of its inputs, of which those at the positions `read` are read again; and the versions of the tensors among them.
+    """What a node saves of its inputs, of which those at the positions `read` are read again; and the
+    versions of the tensors among them.
 
-    An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a copy of its own.
-    """
+    An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a
+    copy of its own."""
     kept, versions = [], []
     for position, (value, array) in enumerate(zip(values, arrays, strict=True)):
         if not isinstance(array, np.ndarray):
@@ -114,7 +118,9 @@ def keep(
 
 
 def operand(value: Any) -> Any:
-    """The array of a tensor; numbers stay Python numbers, which do not promote float32 as NumPy scalars would."""
+    """The array of a tensor; numbers stay Python numbers, which do not promote float32 as NumPy scalars
+    would.
+    """
     if type(value) is Tensor:
         return value._array
     if isinstance(value, np.generic):
@@ -139,7 +145,10 @@ class Primitive:
         if self._attributes or len(arguments) != self._arity:
             arguments, rest = arguments[: self._arity], arguments[self._arity :]
             if len(arguments) < self._arity or len(rest) > len(self._attributes):
-                raise TypeError(f"{self.name}: got {len(arguments) + len(rest)} arguments, wanted {inspect.signature(self)}")
+                raise TypeError(
+                    f"{self.name}: got {len(arguments) + len(rest)} arguments, wanted "
+                    f"{inspect.signature(self)}"
+                )
             attributes = {**self._defaults, **dict(zip(self._attributes, rest, strict=False)), **attributes}
         return self._run(tuple(arguments[0]) if self.spec.variadic else arguments, attributes)
 
@@ -148,7 +157,9 @@ class Primitive:
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
         arrays = [operand(value) for value in values]
-        output = spec.definition(arrays, **attributes) if spec.variadic else spec.definition(*arrays, **attributes)
+        output = (
+            spec.definition(arrays, **attributes) if spec.variadic else spec.definition(*arrays, **attributes)
+        )
         result = Tensor.wrap(output)
         output = result._array
         if spec.view and isinstance(arrays[0], np.ndarray) and np.may_share_memory(output, arrays[0]):
@@ -219,11 +230,13 @@ class Primitive:
 def primitive(
     name: str, *, registry: Registry = REGISTRY, **declaration: Any
 ) -> Callable[[Callable[..., Any]], Primitive]:
-    """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,), keeps_output=True, samples=...)`.
+    """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,),
+    keeps_output=True, samples=...)`.
 
-    The first parameters, as many as there are rules, are the inputs, the others attributes. The declaration's fields are those of `OpSpec`. In the
-    global registry the function also joins the namespaces under its own name: as it is for arrays, as an operation for Tensors.
-    """
+    The first parameters, as many as there are rules, are the inputs, the others attributes. The
+    declaration's fields are those of `OpSpec`. In the
+    global registry the function also joins the namespaces under its own name: as it is for arrays, as an
+    operation for Tensors."""
 
     def declare(function: Callable[..., Any]) -> Primitive:
         vjps = declaration["vjps"]

@@ -1,4 +1,7 @@
-"""Every operation as a function. Norms and dropout have torch's names and argument order; array functions have NumPy's."""
+"""Every operation as a function.
+
+Norms and dropout have torch's names and argument order; array functions have NumPy's.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,19 @@ from typing import Any
 
 from .ops.activations import relu, sigmoid, tanh
 from .ops.arithmetic import (
-    abs, add, divide, exp, log, maximum, minimum, multiply, negative, power, sqrt, subtract, where,
+    abs,
+    add,
+    divide,
+    exp,
+    log,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    sqrt,
+    subtract,
+    where,
 )  # fmt: skip
 from .ops.dropouts import dropout
 from .ops.linalg import matmul
@@ -17,9 +32,10 @@ from .ops.shaping import astype, broadcast_to, concatenate, getitem, pad, reshap
 from .tensor import Tensor
 
 __all__ = [
-    "abs", "add", "amax", "amin", "astype", "batch_norm", "broadcast_to", "concatenate", "divide", "dropout", "exp", "getitem",
-    "group_norm", "instance_norm", "layer_norm", "log", "matmul", "maximum", "mean", "minimum", "multiply", "negative", "pad", "power",
-    "relu", "reshape", "rms_norm", "scatter", "sigmoid", "sqrt", "stack", "subtract", "sum", "tanh", "transpose", "where",
+    "abs", "add", "amax", "amin", "astype", "batch_norm", "broadcast_to", "concatenate", "divide",
+    "dropout", "exp", "getitem", "group_norm", "instance_norm", "layer_norm", "log", "matmul", "maximum",
+    "mean", "minimum", "multiply", "negative", "pad", "power", "relu", "reshape", "rms_norm", "scatter",
+    "sigmoid", "sqrt", "stack", "subtract", "sum", "tanh", "transpose", "where",
 ]  # fmt: skip
 
 

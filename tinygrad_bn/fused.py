@@ -1,10 +1,10 @@
 """Calling a fused operation: a definition with kernels, and the way back through both.
 
-A `Fused` call runs one kernel and is one node, which is pulled back by the kernel's vjp. Under `create_graph` that vjp is recorded in
-its turn, as a node of `_FusedVjp`, whose own pull-back differentiates the definition. So first-order gradients are the same bits with and
-without `create_graph`, and higher orders come from the definition. Where no kernel serves, or `kernel="definition"` is asked for, the
-definition runs on Tensors and the tape records its primitives; `explain` says which and why.
-"""
+A `Fused` call runs one kernel and is one node, which is pulled back by the kernel's vjp. Under
+`create_graph` that vjp is recorded in its turn, as a node of `_FusedVjp`, whose own pull-back
+differentiates the definition. So first-order gradients are the same bits with and without `create_graph`,
+and higher orders come from the definition. Where no kernel serves, or `kernel="definition"` is asked for,
+the definition runs on Tensors and the tape records its primitives; `explain` says which and why."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class _Run:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Which kernel a call runs, and why each other one does not. `kernel` is None where the definition runs."""
+    """Which kernel a call runs, and why each other one does not. `kernel` is None where the definition
+    runs.
+    """
 
     operation: str
     kernel: Kernel | None
@@ -56,7 +58,9 @@ class Explanation:
 
 
 class Fused:
-    """A fused operation: `op(*inputs, kernel=None, **attributes)` on Tensors and arrays. Made by `@operation`."""
+    """A fused operation: `op(*inputs, kernel=None, **attributes)` on Tensors and arrays. Made by
+    `@operation`.
+    """
 
     def __init__(self, spec: OpSpec):
         functools.update_wrapper(self, spec.definition)
@@ -88,7 +92,10 @@ class Fused:
         plan = _plan(spec, arrays, attributes)
         chosen = _choose(spec, plan, arrays[0], kernel)
         if chosen is None:
-            tensors = [v if type(v) is Tensor or a is None else Tensor(a) for v, a in zip(inputs, arrays, strict=True)]
+            tensors = [
+                v if type(v) is Tensor or a is None else Tensor(a)
+                for v, a in zip(inputs, arrays, strict=True)
+            ]
             output, aux = spec.definition(namespace.tensors, *tensors, **attributes)
             if output.dtype != arrays[0].dtype:  # an input without a gradient may be wider
                 output = output.astype(arrays[0].dtype)
@@ -100,18 +107,31 @@ class Fused:
         if is_grad_enabled():
             parents = tuple([value._edge if type(value) is Tensor else None for value in inputs])
             if any(parents[position] for position in spec.gradients):
-                kept, versions = keep(inputs, arrays, range(len(inputs)) if spec.keeps is None else spec.keeps[0])
+                kept, versions = keep(
+                    inputs, arrays, range(len(inputs)) if spec.keeps is None else spec.keeps[0]
+                )
                 saved = Saved(kept, attributes, versions, aux=aux, run=run)
                 result._edge = (Node(self, parents, saved), 0)
         if tracing is not None:
-            write_trace(tracing, "forward", self.name, run.label("forward", output.dtype), arrays, output, saved, start)
+            write_trace(
+                tracing,
+                "forward",
+                self.name,
+                run.label("forward", output.dtype),
+                arrays,
+                output,
+                saved,
+                start,
+            )
         return result, aux
 
     def _arrays(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """The arrays of the inputs; those that have a gradient share the dtype of the first."""
         spec = self.spec
         if len(inputs) != len(spec.inputs):
-            raise TypeError(f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}")
+            raise TypeError(
+                f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}"
+            )
         arrays: list[Any] = []
         for position, (name, value) in enumerate(zip(spec.inputs, inputs, strict=True)):
             array = value._array if type(value) is Tensor else None if value is None else np.asarray(value)
@@ -122,19 +142,26 @@ class Fused:
                 if array.dtype not in self._dtypes or (wanted is not None and array.dtype != wanted):
                     raise TypeError(
                         f"{spec.name}: {name} has dtype {array.dtype}, wanted "
-                        f"{wanted if wanted is not None else ' or '.join(spec.dtypes)}; convert it with .astype()"
+                        f"{wanted if wanted is not None else ' or '.join(spec.dtypes)}; convert it with "
+                        ".astype()"
                     )
             elif type(value) is Tensor and value.requires_grad and is_grad_enabled():
-                raise ValueError(f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass {name}.detach()")
+                raise ValueError(
+                    f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
+                    f"{name}.detach()"
+                )
             arrays.append(array)
         return tuple(arrays)
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes with the definition's defaults; a kernel would not notice a wrong or a missing one."""
+        """The attributes with the definition's defaults; a kernel would not notice a wrong or a missing
+        one.
+        """
         bound = {**self._defaults, **attributes}
         if bound.keys() != self._attributes:
             raise TypeError(
-                f"{self.name}: got the keywords {sorted(attributes)}, wanted {sorted(self._attributes)}; inputs go by position"
+                f"{self.name}: got the keywords {sorted(attributes)}, wanted "
+                f"{sorted(self._attributes)}; inputs go by position"
             )
         return bound
 
@@ -157,9 +184,13 @@ class Fused:
                 if results[position] is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
-                results[position] = results[position].reshape(saved.inputs[position].shape)  # a view: kernels see weight as [M]
+                results[position] = results[position].reshape(
+                    saved.inputs[position].shape
+                )  # a view: kernels see weight as [M]
         if tracing is not None:
-            write_trace(tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start)
+            write_trace(
+                tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
+            )
         if not create_graph:
             return results
         versions = [*saved.versions, (len(needs), cotangent._version, cotangent._version[0])]
@@ -195,7 +226,9 @@ class _FusedVjp:
     def pull(
         self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
     ) -> Sequence[Any]:
-        """Differentiate the definition twice: once for the gradients that were recorded, once along `cotangents`."""
+        """Differentiate the definition twice: once for the gradients that were recorded, once along
+        `cotangents`.
+        """
         spec, saved = self.spec, node.saved
         saved.check_versions(spec)
         with enable_grad():
@@ -205,21 +238,34 @@ class _FusedVjp:
             first = [p for p, wanted in zip(primals, saved.run, strict=True) if wanted]
             gradients = grad(output, first, cotangent, create_graph=True, allow_unused=True)
             given = [c for c, wanted in zip(cotangents, saved.run, strict=True) if wanted]
-            pairs = [(g, c) for g, c in zip(gradients, given, strict=True) if g is not None and c is not None and g.requires_grad]
+            pairs = [
+                (g, c)
+                for g, c in zip(gradients, given, strict=True)
+                if g is not None and c is not None and g.requires_grad
+            ]
             wanted_inputs = [copy for copy, needed in zip(copies, needs, strict=True) if needed]
             results = grad(
-                [g for g, _ in pairs], wanted_inputs, [c for _, c in pairs], True, create_graph, allow_unused=True
+                [g for g, _ in pairs],
+                wanted_inputs,
+                [c for _, c in pairs],
+                True,
+                create_graph,
+                allow_unused=True,
             )
         found = iter(results)
         return [_as_cotangent(next(found), create_graph) if needed else None for needed in needs]
 
     def _copies(self, saved: Saved, parents: Sequence[Edge | None], create_graph: bool) -> list[Any]:
-        """The inputs and the cotangent, each at a place of its own on the tape: a tensor that was passed twice counts once for each use,
-        and what one input was computed from does not leak into the derivative by another."""
+        """The inputs and the cotangent, each at a place of its own on the tape: a tensor that was passed
+        twice counts once for each use, and what one input was computed from does not leak into the
+        derivative by another.
+        """
         copies: list[Any] = []
         cells = {position: cell for position, cell, _ in saved.versions}
         for position, (value, edge) in enumerate(zip(saved.inputs, parents, strict=True)):
-            if type(value) is Aval:  # the derivative does not depend on its values: if it does, `keeps` is wrong, and NaN shows it
+            if (
+                type(value) is Aval
+            ):  # the derivative does not depend on its values: if it does, `keeps` is wrong, and NaN shows it
                 value = np.full(value.shape, np.nan, value.dtype)
             differentiable = position == len(parents) - 1 or position in self.spec.gradients
             if not isinstance(value, np.ndarray) or not differentiable:
@@ -238,8 +284,12 @@ def _as_cotangent(value: Tensor | None, create_graph: bool) -> Any:
     return value if value is None or create_graph else value._array
 
 
-def explain(operation: str | Fused, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
-    """Which kernel a call of `operation` (or its name) with these inputs and attributes would run, and why each other one would not."""
+def explain(
+    operation: str | Fused, *inputs: Any, kernel: str | None = None, **attributes: Any
+) -> Explanation:
+    """Which kernel a call of `operation` (or its name) with these inputs and attributes would run, and why
+    each other one would not.
+    """
     if isinstance(operation, str):
         spec = REGISTRY.get(operation)
         if not spec.fused:
@@ -256,7 +306,9 @@ def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) ->
 
 
 def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kernel | None:
-    """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None for the definition."""
+    """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None
+    for the definition.
+    """
     chosen = None
     if requested != DEFINITION:
         for kernel in spec.kernels:
@@ -266,7 +318,8 @@ def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kerne
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, requested, None)
             raise ValueError(
-                f"{spec.name}: kernel={requested!r} cannot run this call ({'; '.join(f'{n}: {r}' for n, r in why[:-1])}); "
+                f"{spec.name}: kernel={requested!r} cannot run this call "
+                f"({'; '.join(f'{n}: {r}' for n, r in why[:-1])}); "
                 f"leave kernel= out, or pass {DEFINITION!r}"
             )
     return chosen
@@ -285,7 +338,11 @@ def _reasons(
             reason = f"is named {kernel.name!r}, kernel={requested!r} was asked for"
         elif reason is None:
             few = array.size < kernel.preferred_from
-            reason = f"preferred from {kernel.preferred_from:,} elements, these are {array.size:,}" if few else "gives way to a later kernel"
+            reason = (
+                f"preferred from {kernel.preferred_from:,} elements, these are {array.size:,}"
+                if few
+                else "gives way to a later kernel"
+            )
         reasons.append((kernel.target, reason))
     if chosen is not None:
         last = "serves higher orders, and is the reference"
@@ -301,11 +358,12 @@ def _by_name(name: str) -> Fused:
 def operation(
     name: str, *, registry: Registry = REGISTRY, **declaration: Any
 ) -> Callable[[Callable[..., Any]], Fused]:
-    """Declare a definition as a fused operation: `@operation("norm::layer_norm", kernels=..., plan=..., samples=...)`.
+    """Declare a definition as a fused operation: `@operation("norm::layer_norm", kernels=..., plan=...,
+    samples=...)`.
 
-    The definition's first parameter is the namespace `xp`; the other positional ones are the inputs (None where an optional one is absent),
-    keywords are attributes; it returns `(output, aux)`. The declaration's fields are those of `OpSpec`.
-    """
+    The definition's first parameter is the namespace `xp`; the other positional ones are the inputs (None
+    where an optional one is absent), keywords are attributes; it returns `(output, aux)`. The declaration's
+    fields are those of `OpSpec`."""
 
     def declare(definition: Callable[..., Any]) -> Fused:
         parameters = list(inspect.signature(definition).parameters.values())[1:]

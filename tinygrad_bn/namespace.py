@@ -1,9 +1,8 @@
 """The array functions `xp` that definitions and rules are written on.
 
-There are two namespaces with the same names: `arrays` works on NumPy arrays (also complex ones), `tensors` on Tensors and
-records what it does. A definition or a rule takes one of them as `xp` and so serves both. Each primitive operation, where it is
-declared in `ops/`, puts its two faces here; nothing else does.
-"""
+There are two namespaces with the same names: `arrays` works on NumPy arrays (also complex ones), `tensors`
+on Tensors and records what it does. A definition or a rule takes one of them as `xp` and so serves both.
+Each primitive operation, where it is declared in `ops/`, puts its two faces here; nothing else does."""
 
 from __future__ import annotations
 
@@ -20,11 +19,17 @@ class Namespace:
         self._name = name
 
     def check(self, function: Callable[..., Any]) -> None:
-        """Raise NameError where another function has this one's name: rules everywhere would call the wrong one."""
+        """Raise NameError where another function has this one's name: rules everywhere would call the wrong
+        one.
+        """
         known = vars(self).get(function.__name__)
-        if known is not None and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
+        if known is not None and (known.__module__, known.__qualname__) != (
+            function.__module__,
+            function.__qualname__,
+        ):
             raise NameError(
-                f"xp.{function.__name__}: {function.__module__} declares a function of this name, but {known.__module__} did so before; "
+                f"xp.{function.__name__}: {function.__module__} declares a function of this name, but "
+                f"{known.__module__} did so before; "
                 "give yours another name"
             )
 

@@ -1,11 +1,12 @@
 """What an operation is (`OpSpec`), and where operations are found (`Registry`).
 
-Declaring an operation writes one record, and everything else reads that record: dispatch, `explain`, the gradient checks, the property
-tests, `ops show`. Kernels are named by dotted strings and imported at their first call, so a declaration costs nothing.
+Declaring an operation writes one record, and everything else reads that record: dispatch, `explain`, the
+gradient checks, the property tests, `ops show`. Kernels are named by dotted strings and imported at their
+first call, so a declaration costs nothing.
 
-Packages add operations through the entry-point group `tinygrad_bn.ops`: the entry's name is the namespace, its value a function that takes
-the registry. A package that fails to load takes only its own namespace with it.
-"""
+Packages add operations through the entry-point group `tinygrad_bn.ops`: the entry's name is the namespace,
+its value a function that takes the registry. A package that fails to load takes only its own namespace with
+it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class RegistryError(LookupError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of an operation: a name for reports, the input arrays (None for an absent one), and the attributes.
+    """One call of an operation: a name for reports, the input arrays (None for an absent one), and the
+    attributes.
 
     An error sample says in `raises` and `match` which exception the public function must raise for it.
     """
@@ -52,8 +54,9 @@ Samples = Callable[[np.random.Generator], Iterable[Sample]]
 @dataclass(frozen=True)
 class Kernel:
     """A fused implementation: an object with `forward(plan, *arrays) -> (output, aux)` and
-    `vjp(plan, needs, cotangent, arrays, aux) -> gradients`, named by a dotted string `module:object`. Gradients are one per input, None where
-    `needs` is False; inputs at the end that have no gradient may be left out.
+    `vjp(plan, needs, cotangent, arrays, aux) -> gradients`, named by a dotted string `module:object`.
+    Gradients are one per input, None where `needs` is False; inputs at the end that have no gradient may be
+    left out.
 
     name: what `kernel=` selects it by; kernels of one operation that serve different plans may share a name.
     plan: the type of plan that it serves; None: any.
@@ -97,12 +100,15 @@ class OpSpec:
     """One operation.
 
     name: `namespace::operation`.
-    definition: the array function. Of a primitive: `definition(*arrays, **attributes) -> output`. Of a fused operation:
+    definition: the array function. Of a primitive: `definition(*arrays, **attributes) -> output`. Of a
+        fused operation:
         `definition(xp, *inputs, **attributes) -> (output, aux)`, written on the namespace `xp` alone.
     inputs: names of the inputs, in order; attributes are keywords.
-    vjps: rules of a primitive, one per input, `rule(xp, cotangent, output, *inputs, **attributes)`; None where there is no derivative.
+    vjps: rules of a primitive, one per input, `rule(xp, cotangent, output, *inputs, **attributes)`; None
+        where there is no derivative.
         A function `position -> rule` where the input is a sequence of arrays. Empty for a fused operation.
-    keeps: for each rule, the positions of the inputs whose values it reads; the others leave shape and dtype. A fused operation has one
+    keeps: for each rule, the positions of the inputs whose values it reads; the others leave shape and
+        dtype. A fused operation has one
         rule, the vjp of its kernels. None: every rule reads all.
     keeps_output: whether it reads the output's values.
     view: whether the output may share memory with the first input.
@@ -111,12 +117,14 @@ class OpSpec:
     differentiable: positions of the inputs that have a gradient; default: all.
     samples, hard_samples, error_samples: functions of a NumPy Generator, giving `Sample`s.
     terms: name of the family of gradient terms, for the diagnosis of a wrong gradient.
-    shape_rule: `shape_rule(shapes, attributes) -> shape` of the output, where it is not that of the first input.
+    shape_rule: `shape_rule(shapes, attributes) -> shape` of the output, where it is not that of the first
+        input.
     state: names of arguments of the public function that it writes to.
     rng: whether it takes a seed and a call number.
     properties: named facts that tests check, e.g. {"shift_invariant": True}.
     bench_shapes: shapes worth timing.
-    public: dotted string of the function that users call, where that is another than the operation itself; it takes the inputs and
+    public: dotted string of the function that users call, where that is another than the operation itself;
+        it takes the inputs and
         the attributes of error samples as keywords.
     """
 
@@ -176,7 +184,9 @@ class OpSpec:
 
     @property
     def owner(self) -> tuple[str, str]:
-        """Who declares it: the same owner may declare it again (a notebook cell, a reload), another may not."""
+        """Who declares it: the same owner may declare it again (a notebook cell, a reload), another may
+        not.
+        """
         return self.definition.__module__, self.definition.__qualname__
 
 
@@ -202,22 +212,28 @@ class Registry:
         self._entry_points = entry_points or _installed
         self._pending: dict[str, list[Any]] | None = None
         self._broken: dict[str, Broken] = {}
-        self._replaced: dict[str, OpSpec | None] = {}  # what the plugin being loaded has replaced, to be put back if it fails
+        self._replaced: dict[
+            str, OpSpec | None
+        ] = {}  # what the plugin being loaded has replaced, to be put back if it fails
         self._lock = threading.RLock()
 
     def register(self, spec: OpSpec) -> OpSpec:
         """Add an operation; declaring the same one again replaces it."""
         namespace, separator, short = spec.name.partition("::")
         if not (separator and namespace.isidentifier() and short.isidentifier()):
-            raise RegistryError(f"operation name {spec.name!r}: wanted 'namespace::operation', both Python identifiers")
+            raise RegistryError(
+                f"operation name {spec.name!r}: wanted 'namespace::operation', both Python identifiers"
+            )
         if spec.api_version != API_VERSION:
             raise RegistryError(
-                f"{spec.name}: declared for registry version {spec.api_version}, this is version {API_VERSION}; "
+                f"{spec.name}: declared for registry version {spec.api_version}, this is version "
+                f"{API_VERSION}; "
                 "install matching versions of the plugin and tinygrad_bn"
             )
         if spec.gradients and spec.samples is None:
             raise RegistryError(
-                f"{spec.name} ({spec.origin}): a differentiable operation needs samples=, a function of a NumPy Generator "
+                f"{spec.name} ({spec.origin}): a differentiable operation needs samples=, a function of "
+                "a NumPy Generator "
                 "that gives Samples; without them its gradient could never be checked"
             )
         known = self._specs.get(spec.name)
@@ -276,7 +292,10 @@ class Registry:
                     self._load_plugin(entry)
 
     def _load_plugin(self, entry: Any) -> None:
-        outer, self._replaced = self._replaced, {}  # this plugin may ask for operations of another one, which are not its own
+        outer, self._replaced = (
+            self._replaced,
+            {},
+        )  # this plugin may ask for operations of another one, which are not its own
         try:
             entry.load()(self)
             foreign = [name for name in self._replaced if name.partition("::")[0] != entry.name]
@@ -303,13 +322,17 @@ class Registry:
         failed = self._broken.get(namespace) if namespace else None
         if failed is not None:
             return (
-                f"operation {name!r}: the plugin that provides it, {failed.distribution} {failed.version}, did not load "
+                f"operation {name!r}: the plugin that provides it, {failed.distribution} "
+                f"{failed.version}, did not load "
                 f"({failed.error}); reinstall or remove it"
             )
         candidates = list(self._specs) + [spec.short_name for spec in self._specs.values()]
         close = difflib.get_close_matches(name, candidates, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "`python cli.py ops list` shows all"
-        missing = "".join(f"; {b.distribution} {b.version} (namespace {b.namespace!r}) did not load" for b in self._broken.values())
+        missing = "".join(
+            f"; {b.distribution} {b.version} (namespace {b.namespace!r}) did not load"
+            for b in self._broken.values()
+        )
         return f"no operation {name!r}; {hint}{'' if namespace else missing}"
 
 

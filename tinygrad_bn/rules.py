@@ -25,12 +25,16 @@ def restore(xp: Any, cotangent: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     if cotangent.shape != shape:
         extra = len(cotangent.shape) - len(shape)
         axes = tuple(range(extra)) + tuple(
-            axis + extra for axis, length in enumerate(shape) if axis + extra >= 0 and length == 1 != cotangent.shape[axis + extra]
+            axis + extra
+            for axis, length in enumerate(shape)
+            if axis + extra >= 0 and length == 1 != cotangent.shape[axis + extra]
         )
         if axes:
             cotangent = xp.sum(cotangent, axis=axes, keepdims=True)
         if extra > 0:
             cotangent = xp.reshape(cotangent, cotangent.shape[extra:])
-        if cotangent.shape != shape:  # a rule may give less than the shape, for what is constant along an axis
+        if (
+            cotangent.shape != shape
+        ):  # a rule may give less than the shape, for what is constant along an axis
             cotangent = xp.broadcast_to(cotangent, shape)
     return cotangent if cotangent.dtype == dtype else xp.astype(cotangent, dtype)

@@ -1,15 +1,16 @@
 """The tape: recorded operations, and the reverse sweep over them.
 
-Every recorded operation is a `Node`. A node knows the nodes that its inputs came from, and its *position*, a number that
-only counts up. An operation can use only what existed before it, so the reachable nodes sorted by falling position are
-the tape read backwards. That is the whole idea, and it has three consequences:
+Every recorded operation is a `Node`. A node knows the nodes that its inputs came from, and its *position*,
+a number that only counts up. An operation can use only what existed before it, so the reachable nodes
+sorted by falling position are the tape read backwards. That is the whole idea, and it has three
+consequences:
 
 - no recursion: a chain of 100,000 operations differentiates;
 - no global list: a node lives as long as something refers to it, so dropping the last output drops its nodes;
 - nothing below the lowest node that is wanted is ever visited.
 
-This module knows no arrays. It adds cotangents with `+` and calls `op.pull`; plain floats will do, and the tests use them.
-"""
+This module knows no arrays. It adds cotangents with `+` and calls `op.pull`; plain floats will do, and the
+tests use them."""
 
 from __future__ import annotations
 
@@ -90,10 +91,12 @@ def sweep(
 ) -> dict[Edge, Any]:
     """Carry the cotangents `seeds` backwards and return the cotangent of every wanted edge that they reach.
 
-    wanted: the edges whose cotangents are asked for, or None for every leaf. Only nodes on a way to a wanted edge are
+    wanted: the edges whose cotangents are asked for, or None for every leaf. Only nodes on a way to a
+        wanted edge are
         visited, so gradients that nobody asked for are not computed.
     retain_graph: keep the saved values of the visited nodes for another sweep.
-    create_graph: tell every operation to record its own pull-back, also inside `no_grad`. Hooks run in the same mode.
+    create_graph: tell every operation to record its own pull-back, also inside `no_grad`. Hooks run in the
+        same mode.
 
     Raises RuntimeError where a node was released by an earlier sweep.
     """
@@ -130,9 +133,7 @@ def _sweep(
         if node.hooks:
             _run_hooks(node, cotangents)
         for index, cotangent in enumerate(cotangents):
-            if cotangent is not None and (
-                node.op is LEAF if targets is None else (node, index) in targets
-            ):
+            if cotangent is not None and (node.op is LEAF if targets is None else (node, index) in targets):
                 found[node, index] = cotangent
         needs = [parent is not None and parent[0] in useful for parent in node.parents]
         if not any(needs):
@@ -188,7 +189,9 @@ is_grad_enabled = _grad_enabled.get
 
 
 class _GradMode(ContextDecorator):
-    """Switches recording on or off, as a context manager or a decorator; nests, and is local to a thread or task."""
+    """Switches recording on or off, as a context manager or a decorator; nests, and is local to a thread or
+    task.
+    """
 
     enabled: bool
 

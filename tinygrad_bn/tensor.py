@@ -1,4 +1,6 @@
-"""`Tensor`: a NumPy array with a place on the tape. No mathematics here: operators call the operations in `ops/`."""
+"""`Tensor`: a NumPy array with a place on the tape. No mathematics here: operators call the operations in
+`ops/`.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,15 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 class Tensor:
     """An n-dimensional array of float32 or float64 that can be differentiated.
 
-    data: anything `numpy.asarray` accepts; it is copied, so that nobody changes it behind the tape's back. Integers and booleans become
+    data: anything `numpy.asarray` accepts; it is copied, so that nobody changes it behind the tape's back.
+        Integers and booleans become
         float64. Other dtypes (float16, complex, object) are a TypeError.
     dtype: float32 or float64; default: that of `data`.
     requires_grad: record what is done with this tensor, and give it a `.grad` in `backward`.
 
-    Changing a tensor in place (`t[...] = v`, `t += v`, `t.copy_(v)`, `t.data = v`) counts up a version that it shares with its views;
-    a backward pass that needs an array which was changed since it was saved raises an error. `.data` is a read-only view for that reason.
-    """
+    Changing a tensor in place (`t[...] = v`, `t += v`, `t.copy_(v)`, `t.data = v`) counts up a version that
+    it shares with its views; a backward pass that needs an array which was changed since it was saved
+    raises an error. `.data` is a read-only view for that reason."""
 
     __slots__ = ("__weakref__", "_array", "_edge", "_version", "grad")
 
@@ -48,7 +51,8 @@ class Tensor:
 
     @classmethod
     def wrap(cls, array: Any, edge: Edge | None = None, version: list[int] | None = None) -> Tensor:
-        """A tensor *over* `array`, without a copy: what operations return, and a way to share memory with NumPy.
+        """A tensor *over* `array`, without a copy: what operations return, and a way to share memory with
+        NumPy.
 
         Writing to a shared array other than through a tensor is not seen by the version counter.
         """
@@ -143,22 +147,29 @@ class Tensor:
             leaf.grad = total if leaf.grad is None else leaf.grad + total
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> Callable[[], None]:
-        """Call `hook(gradient)` whenever the gradient of this tensor has been computed; a result other than None replaces it.
+        """Call `hook(gradient)` whenever the gradient of this tensor has been computed; a result other than
+        None replaces it.
 
         Returns a function that removes the hook.
         """
         node, index = edge_of(self, "register_hook")
-        shape, dtype = self.shape, self.dtype  # a hook that held the tensor would keep its node alive in a circle
+        shape, dtype = (
+            self.shape,
+            self.dtype,
+        )  # a hook that held the tensor would keep its node alive in a circle
 
         def call(cotangent: Any) -> Any:
             recorded = isinstance(cotangent, Tensor)
-            # The cotangent may be another tensor's too, or end as a .grad: the hook gets a copy that it may keep and change.
+            # The cotangent may be another tensor's too, or end as a .grad: the hook gets a copy that it may
+            # keep and change.
             result = hook(cotangent if recorded else Tensor(cotangent))
             if result is None:
                 return None
             result = result if isinstance(result, Tensor) else Tensor(result, dtype)
             if result.shape != shape:
-                raise ValueError(f"register_hook: the hook gave a gradient of shape {result.shape}, wanted {shape}")
+                raise ValueError(
+                    f"register_hook: the hook gave a gradient of shape {result.shape}, wanted {shape}"
+                )
             return result.astype(dtype) if recorded else result._array.astype(dtype)
 
         entry = (index, call)
@@ -181,7 +192,8 @@ class Tensor:
             self.requires_grad or (isinstance(values, Tensor) and values.requires_grad)
         ):
             raise RuntimeError(
-                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the tape could not follow it; "
+                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the "
+                "tape could not follow it; "
                 "use an operation such as where(), or change it inside `with no_grad():`"
             )
         self._array[key] = values._array if isinstance(values, Tensor) else values
@@ -288,7 +300,9 @@ class Tensor:
 
     def transpose(self, *axes: Any) -> Tensor:
         """Permute the axes; without arguments, reverse them (as NumPy does, and unlike torch)."""
-        return ops.transpose(self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None)
+        return ops.transpose(
+            self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None
+        )
 
     @property
     def T(self) -> Tensor:  # noqa: N802 -- NumPy's name
@@ -296,7 +310,9 @@ class Tensor:
 
     def expand(self, *shape: Any) -> Tensor:
         """Repeat along axes of length 1, without copying, to `shape`."""
-        return ops.broadcast_to(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return ops.broadcast_to(
+            self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        )
 
     def astype(self, dtype: Any) -> Tensor:
         return ops.astype(self, dtype)
@@ -341,7 +357,9 @@ class Tensor:
 
     def __dlpack__(self, **arguments: Any) -> Any:
         if self.requires_grad:
-            raise BufferError("__dlpack__: this tensor is on the tape, which others cannot follow; export detach() instead")
+            raise BufferError(
+                "__dlpack__: this tensor is on the tape, which others cannot follow; export detach() instead"
+            )
         return self._array.__dlpack__(**arguments)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -373,7 +391,8 @@ def edge_of(value: Any, operation: str) -> Edge:
         raise TypeError(f"{operation}: expected a Tensor, got {type(value).__name__}")
     if value._edge is None:
         raise RuntimeError(
-            f"{operation}: this tensor of shape {value.shape} is not on the tape; give an input of its computation "
+            f"{operation}: this tensor of shape {value.shape} is not on the tape; give an input of its "
+            "computation "
             "requires_grad=True, and compute it outside no_grad()"
         )
     return value._edge
@@ -384,7 +403,8 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
     if given is None:
         if output.size != 1:
             raise ValueError(
-                f"{operation}: the output has shape {output.shape}; only one element has a gradient without a cotangent: "
+                f"{operation}: the output has shape {output.shape}; only one element has a gradient "
+                "without a cotangent: "
                 f"pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
         given = np.ones(output.shape, output.dtype)
@@ -400,16 +420,17 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
 def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> list[Any]:
     """The cotangents that a sweep from `seeds` found, as Tensors; None stays None.
 
-    A rule may pass one array to several parents, or a view of it. Those who asked may write to a gradient, so each gets memory that is
-    neither another one's nor a seed's, at the same place on the tape.
-    """
+    A rule may pass one array to several parents, or a view of it. Those who asked may write to a gradient,
+    so each gets memory that is neither another one's nor a seed's, at the same place on the tape."""
     taken = {id(array_of(cotangent)) for _, cotangent in seeds}
     results = []
     for cotangent in found:
         if cotangent is not None:
             array = array_of(cotangent)
             if id(array) in taken or array.base is not None:
-                cotangent = Tensor.wrap(array.copy(), cotangent._edge if isinstance(cotangent, Tensor) else None)
+                cotangent = Tensor.wrap(
+                    array.copy(), cotangent._edge if isinstance(cotangent, Tensor) else None
+                )
             elif not isinstance(cotangent, Tensor):
                 cotangent = Tensor.wrap(cotangent)
             taken.add(id(array))
@@ -419,7 +440,10 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
 
 def _checked(array: np.ndarray) -> np.ndarray:
     if array.dtype not in DTYPES:
-        raise TypeError(f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with dtype='float32'")
+        raise TypeError(
+            f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with "
+            "dtype='float32'"
+        )
     return array
 
 

@@ -10,13 +10,17 @@ from .samples import elementwise
 __all__ = ["relu", "sigmoid", "tanh"]
 
 
-@primitive("math::tanh", vjps=(lambda xp, g, y, x: g * (1 - y * y),), keeps_output=True, samples=elementwise())
+@primitive(
+    "math::tanh", vjps=(lambda xp, g, y, x: g * (1 - y * y),), keeps_output=True, samples=elementwise()
+)
 def tanh(x):
     """The hyperbolic tangent of x."""
     return np.tanh(x)
 
 
-@primitive("math::sigmoid", vjps=(lambda xp, g, y, x: g * y * (1 - y),), keeps_output=True, samples=elementwise())
+@primitive(
+    "math::sigmoid", vjps=(lambda xp, g, y, x: g * y * (1 - y),), keeps_output=True, samples=elementwise()
+)
 def sigmoid(x):
     """1 / (1 + e⁻ˣ)."""
     with np.errstate(over="ignore"):  # e⁻ˣ = ∞ gives the right limit, 0

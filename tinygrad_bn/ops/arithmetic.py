@@ -11,7 +11,8 @@ from ..registry import Sample
 from .samples import elementwise, pairs
 
 __all__ = [
-    "abs", "add", "divide", "exp", "log", "maximum", "minimum", "multiply", "negative", "power", "sqrt", "subtract", "where",
+    "abs", "add", "divide", "exp", "log", "maximum", "minimum", "multiply", "negative", "power",
+    "sqrt", "subtract", "where",
 ]  # fmt: skip
 
 
@@ -96,7 +97,9 @@ def log(x):
     return np.log(x)
 
 
-@primitive("math::sqrt", vjps=(lambda xp, g, y, x: g * 0.5 / y,), keeps_output=True, samples=elementwise(0.5, 3.0))
+@primitive(
+    "math::sqrt", vjps=(lambda xp, g, y, x: g * 0.5 / y,), keeps_output=True, samples=elementwise(0.5, 3.0)
+)
 def sqrt(x):
     """√x."""
     return np.sqrt(x)

@@ -1,4 +1,6 @@
-"""Checks of arguments that the public functions share; every message says what was got, what was wanted and the way out."""
+"""Checks of arguments that the public functions share; every message says what was got, what was wanted and
+the way out.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,18 @@ def shape_of(operation: str, value: Any) -> tuple[int, ...]:
 
 def check_rank(operation: str, shape: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
     if not low <= len(shape) <= high:
-        raise ValueError(f"{operation}: input has rank {len(shape)}, shape {shape}; wanted rank {low} to {high}, the batch first")
+        raise ValueError(
+            f"{operation}: input has rank {len(shape)}, shape {shape}; wanted rank {low} to {high}, the "
+            "batch first"
+        )
     return shape
 
 
 def check_channel_axis(operation: str, channel_axis: int) -> int:
     if channel_axis not in (1, -1):
-        raise ValueError(f"{operation}: channel_axis is {channel_axis!r}, wanted 1 (channels first) or -1 (channels last)")
+        raise ValueError(
+            f"{operation}: channel_axis is {channel_axis!r}, wanted 1 (channels first) or -1 (channels last)"
+        )
     return channel_axis
 
 
@@ -47,11 +54,14 @@ def check_affine(
     *,
     trailing: bool = True,
 ) -> tuple[int, ...]:
-    """The shape of weight and bias, after seeing that they have it, and that the input ends in it where `trailing`."""
+    """The shape of weight and bias, after seeing that they have it, and that the input ends in it where
+    `trailing`.
+    """
     expected = (int(wanted),) if isinstance(wanted, (int, np.integer)) else tuple(int(n) for n in wanted)
     if trailing and (not expected or shape[-len(expected) :] != expected):
         raise ValueError(
-            f"{operation}: normalized_shape is {expected}, wanted the last axes of the input, whose shape is {shape}"
+            f"{operation}: normalized_shape is {expected}, wanted the last axes of the input, whose "
+            f"shape is {shape}"
         )
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and np.shape(array_of(value)) != expected:

@@ -1,4 +1,6 @@
-"""Dropout. The mask is a function of (seed, stream, call number) and of the element's index, in the format of `kernels/philox.py`."""
+"""Dropout. The mask is a function of (seed, stream, call number) and of the element's index, in the format
+of `kernels/philox.py`.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,26 @@ PARALLEL_FROM = 1 << 16
 
 
 def _samples(rng: np.random.Generator) -> Iterator[Sample]:
-    for shape, mask_shape in (((7,), (7,)), ((3, 5), (3, 5)), ((3, 4, 5), (3, 4, 1)), ((2, 3, 4), (2, 1, 4)), ((), ())):
+    for shape, mask_shape in (
+        ((7,), (7,)),
+        ((3, 5), (3, 5)),
+        ((3, 4, 5), (3, 4, 1)),
+        ((2, 3, 4), (2, 1, 4)),
+        ((), ()),
+    ):
         for p, scale in ((0.5, 2.0), (0.25, 1.0), (0.0, 1.0), (1.0, 1.0)):
             attributes = {"p": p, "mask_shape": mask_shape, "seed": 7, "stream": 0, "call": 3, "scale": scale}
             yield Sample(f"{shape} mask {mask_shape} p {p}", (rng.normal(size=shape),), attributes)
 
 
 def _hard(rng: np.random.Generator) -> Iterator[Sample]:
-    attributes = {"mask_shape": (40,), "seed": 2**64 - 1, "stream": 2**32 - 1, "call": 2**32 - 1, "scale": 1.0}
+    attributes = {
+        "mask_shape": (40,),
+        "seed": 2**64 - 1,
+        "stream": 2**32 - 1,
+        "call": 2**32 - 1,
+        "scale": 1.0,
+    }
     for p in (1e-3, 0.5, 1 - 1e-3):
         yield Sample(f"p {p}", (rng.normal(size=40) * 1e4,), {**attributes, "p": p})
 
@@ -78,7 +92,9 @@ def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
     ),
     plan=lambda shapes, attributes: Scale(attributes["factor"]),
     keeps=((),),
-    samples=lambda rng: [Sample(f"{shape}", (rng.normal(size=shape),), {"factor": 0.75}) for shape in ((7,), (3, 4, 5), ())],
+    samples=lambda rng: [
+        Sample(f"{shape}", (rng.normal(size=shape),), {"factor": 0.75}) for shape in ((7,), (3, 4, 5), ())
+    ],
     terms="mask",
     bench_shapes=((32, 64, 56, 56),),
 )
@@ -104,14 +120,16 @@ def dropout(
     | "upscale_in_train" | y = mask · x / (1 − p) | y = x |
     | "downscale_in_infer" | y = mask · x | y = (1 − p) · x |
 
-    p counts for each element by itself: 12 elements at p = 0.5 need not give six zeros. It is rounded to a multiple of 2⁻¹⁶ (2⁻³² where that
-    would change p or 1 − p by more than 0.1 %), and the same rounded p scales. A dropped element is 0 even where x is NaN or infinite.
+    p counts for each element by itself: 12 elements at p = 0.5 need not give six zeros. It is rounded to a
+    multiple of 2⁻¹⁶ (2⁻³² where that would change p or 1 − p by more than 0.1 %), and the same rounded p
+    scales. A dropped element is 0 even where x is NaN or infinite.
 
     Args:
         input: any shape, float32 or float64.
         p: the probability of dropping, 0 to 1, both exact.
         training: draw a mask; each such call takes one call number of the generator.
-        axis: the axes along which the mask varies; the elements along the others share a decision. Default: all.
+        axis: the axes along which the mask varies; the elements along the others share a decision. Default:
+            all.
             For input [N, C, H, W], axis=(0, 1) drops whole feature maps.
         generator: where the mask comes from; default: the one that `manual_seed` sets.
         kernel: "sequential", "parallel" or "definition"; default: by size.
@@ -125,7 +143,9 @@ def dropout(
     if mode not in MODES:
         raise ValueError(f"dropout: mode is {mode!r}, wanted {' or '.join(map(repr, MODES))}")
     if generator is not None and not isinstance(generator, Generator):
-        raise TypeError(f"dropout: generator is {type(generator).__name__}, wanted a tinygrad_bn.Generator or None")
+        raise TypeError(
+            f"dropout: generator is {type(generator).__name__}, wanted a tinygrad_bn.Generator or None"
+        )
     quantised = philox.quantise(p)
     mask_shape = _mask_shape(shape, axis)
     upscale = mode == "upscale_in_train"
@@ -154,6 +174,9 @@ def _mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tup
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     for a in axes:
         if not -len(shape) <= a < len(shape):
-            raise ValueError(f"dropout: axis is {a}, wanted {-len(shape)} to {len(shape) - 1} for an input of shape {shape}")
+            raise ValueError(
+                f"dropout: axis is {a}, wanted {-len(shape)} to {len(shape) - 1} for an input of shape "
+                f"{shape}"
+            )
     varying = {a % len(shape) for a in axes}
     return tuple(n if a in varying else 1 for a, n in enumerate(shape))

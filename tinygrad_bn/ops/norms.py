@@ -1,8 +1,8 @@
 """The normalizations. Each is a definition of a few lines, its kernels, and the public function beside it.
 
-All of them are y = (x − E[x]) / √(Var[x] + ε) · weight + bias, with the biased variance; they differ in the axes over which the mean
-and the variance are taken. RMSNorm leaves out the mean. At inference, BatchNorm and InstanceNorm take both from running statistics.
-"""
+All of them are y = (x − E[x]) / √(Var[x] + ε) · weight + bias, with the biased variance; they differ in the
+axes over which the mean and the variance are taken. RMSNorm leaves out the mean. At inference, BatchNorm
+and InstanceNorm take both from running statistics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ CHANNELS_INFERENCE = _kernels(views.Split, "_inference") + _kernels(views.Cols, 
 
 
 def _standardize(xp: Any, x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any, Any]:
-    """(x − mean) / √(variance + eps) over `axes`; and the mean and the biased variance, with length 1 along `axes`."""
+    """(x − mean) / √(variance + eps) over `axes`; and the mean and the biased variance, with length 1 along
+    `axes`.
+    """
     mean = xp.mean(x, axes, True)
     centred = x - mean
     variance = xp.mean(centred * centred, axes, True)
@@ -105,7 +107,8 @@ def layer_norm(
 ) -> Tensor:
     """Layer normalization: each sample over its last axes.
 
-    y = (x − E[x]) / √(Var[x] + eps) · weight + bias, mean and biased variance over the axes of `normalized_shape`.
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias, mean and biased variance over the axes of
+    `normalized_shape`.
 
     Args:
         input: [..., *normalized_shape], float32 or float64.
@@ -195,7 +198,9 @@ def rms_norm(
     public="tinygrad_bn.functional:batch_norm",
 )
 def _batch_norm(xp, input, weight, bias, *, channel_axis, eps):
-    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each channel over all other axes."""
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each channel over all other
+    axes.
+    """
     y, mean, variance = _standardize(xp, input, _all_but(input, channel_axis), eps)
     return _affine(xp, y, weight, bias, _along_channels(input, channel_axis)), (mean, variance)
 
@@ -238,23 +243,26 @@ def batch_norm(
 ) -> Tensor:
     """Batch normalization: each channel over the batch and all other axes.
 
-    y = (x − E[x]) / √(Var[x] + eps) · weight + bias. In training, mean and biased variance are those of the batch, and the running
-    statistics, where given, are updated in place after the operation succeeded; at inference they are the running statistics.
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias. In training, mean and biased variance are those of the
+    batch, and the running statistics, where given, are updated in place after the operation succeeded; at
+    inference they are the running statistics.
 
     Args:
         input: rank 2 to 5, the batch first, channels along `channel_axis`; float32 or float64.
         running_mean, running_var: [C], arrays or Tensors; both or neither; needed at inference.
         weight, bias: [C], input's dtype; each may be None.
         momentum, convention, num_batches_tracked: how the running statistics are updated:
-            "torch": new = (1 − momentum) · old + momentum · batch, momentum 0.1 by default, unbiased variance;
-            "paddle": new = momentum · old + (1 − momentum) · batch, momentum 0.9 by default, biased variance;
-            momentum=None: the cumulative average, with num_batches_tracked the number of batches before this one.
+            "torch": new = (1 − momentum) · old + momentum · batch, momentum 0.1 by default, unbiased
+            variance; "paddle": new = momentum · old + (1 − momentum) · batch, momentum 0.9 by default,
+            biased variance; momentum=None: the cumulative average, with num_batches_tracked the number of
+            batches before this one.
         eps: ≥ 0, added to the variance.
         channel_axis: 1, or −1 for channels last.
         kernel: "sequential", "parallel" or "definition"; default: by size.
 
     Raises:
-        ValueError: shapes, rank, momentum or eps do not fit; one value per channel in training. TypeError: another dtype.
+        ValueError: shapes, rank, momentum or eps do not fit; one value per channel in training. TypeError:
+        another dtype.
 
     Source: Ioffe, Szegedy, Batch Normalization, 2015, algorithms 1 and 2.
     """
@@ -274,12 +282,18 @@ def batch_norm(
     )
     if not training:
         if not running.present:
-            raise ValueError(f"{name}: running_mean and running_var are None, but inference needs them; or pass training=True")
-        return _batch_norm_inference(input, weight, bias, running_mean, running_var, kernel=kernel, **attributes)
+            raise ValueError(
+                f"{name}: running_mean and running_var are None, but inference needs them; or pass "
+                "training=True"
+            )
+        return _batch_norm_inference(
+            input, weight, bias, running_mean, running_var, kernel=kernel, **attributes
+        )
     count = math.prod(shape) // max(channels, 1)
     if count == 1:
         raise ValueError(
-            f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient nothing; "
+            f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its "
+            "gradient nothing; "
             "use a larger batch, or training=False"
         )
     running.check_writable()
@@ -304,7 +318,9 @@ def batch_norm(
     public="tinygrad_bn.functional:instance_norm",
 )
 def _instance_norm(xp, input, weight, bias, *, channel_axis, eps):
-    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each sample and channel over the spatial axes."""
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each sample and channel over the
+    spatial axes.
+    """
     y, mean, variance = _standardize(xp, input, _all_but(input, 0, channel_axis), eps)
     return _affine(xp, y, weight, bias, _along_channels(input, channel_axis)), (mean, variance)
 
@@ -326,8 +342,9 @@ def instance_norm(
 ) -> Tensor:
     """Instance normalization: each channel of each sample over the spatial axes.
 
-    y = (x − E[x]) / √(Var[x] + eps) · weight + bias. With `use_input_stats`, mean and biased variance are those of the input, and running
-    statistics, where given, are updated with their average over the batch; without, they are the running statistics, as in `batch_norm`.
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias. With `use_input_stats`, mean and biased variance are
+    those of the input, and running statistics, where given, are updated with their average over the batch;
+    without, they are the running statistics, as in `batch_norm`.
 
     Args:
         input: rank 3 to 5, the batch first, channels along `channel_axis`; float32 or float64.
@@ -339,7 +356,8 @@ def instance_norm(
         kernel: "sequential", "parallel" or "definition"; default: by size.
 
     Raises:
-        ValueError: shapes, rank, momentum or eps do not fit; one spatial element with use_input_stats. TypeError: another dtype.
+        ValueError: shapes, rank, momentum or eps do not fit; one spatial element with use_input_stats.
+        TypeError: another dtype.
 
     Source: Ulyanov, Vedaldi, Lempitsky, Instance Normalization, 2016, eq. 2.
     """
@@ -359,8 +377,12 @@ def instance_norm(
     )
     if not use_input_stats:
         if not running.present:
-            raise ValueError(f"{name}: running_mean and running_var are None, but use_input_stats=False needs them")
-        return _batch_norm_inference(input, weight, bias, running_mean, running_var, kernel=kernel, **attributes)
+            raise ValueError(
+                f"{name}: running_mean and running_var are None, but use_input_stats=False needs them"
+            )
+        return _batch_norm_inference(
+            input, weight, bias, running_mean, running_var, kernel=kernel, **attributes
+        )
     count = math.prod(shape[2:] if channel_axis == 1 else shape[1:-1])
     if count == 1:
         raise ValueError(
@@ -389,7 +411,9 @@ def instance_norm(
     public="tinygrad_bn.functional:group_norm",
 )
 def _group_norm(xp, input, weight, bias, *, num_groups, channel_axis, eps):
-    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each sample over a group of neighbouring channels."""
+    """y = (x − E[x]) / √(Var[x] + ε) · weight + bias, mean and variance of each sample over a group of
+    neighbouring channels.
+    """
     axis = channel_axis % input.ndim
     channels = input.shape[axis]
     grouped = (*input.shape[:axis], num_groups, channels // num_groups, *input.shape[axis + 1 :])
@@ -409,10 +433,12 @@ def group_norm(
     channel_axis: int = 1,
     kernel: str | None = None,
 ) -> Tensor:
-    """Group normalization: each group of neighbouring channels of each sample, over the group and the spatial axes.
+    """Group normalization: each group of neighbouring channels of each sample, over the group and the
+    spatial axes.
 
-    y = (x − E[x]) / √(Var[x] + eps) · weight + bias, mean and biased variance over C / num_groups channels and all spatial axes.
-    One group is LayerNorm over the sample, one channel per group InstanceNorm, each up to the shape of the affine parameters.
+    y = (x − E[x]) / √(Var[x] + eps) · weight + bias, mean and biased variance over C / num_groups channels
+    and all spatial axes. One group is LayerNorm over the sample, one channel per group InstanceNorm, each
+    up to the shape of the affine parameters.
 
     Args:
         input: rank 2 to 5, the batch first, channels along `channel_axis`; float32 or float64.
@@ -423,8 +449,8 @@ def group_norm(
         kernel: "sequential", "parallel" or "definition"; default: by size.
 
     Raises:
-        ValueError: shapes, rank or eps do not fit, the groups do not divide the channels, or there is one value per group in all.
-        TypeError: another dtype.
+        ValueError: shapes, rank or eps do not fit, the groups do not divide the channels, or there is one
+        value per group in all. TypeError: another dtype.
 
     Source: Wu, He, Group Normalization, 2018, eq. 7.
     """
@@ -433,11 +459,14 @@ def group_norm(
     channels = shape[check_channel_axis(name, channel_axis)]
     if not isinstance(num_groups, (int, np.integer)) or num_groups < 1 or channels % num_groups:
         divisors = [g for g in range(1, channels + 1) if channels % g == 0]
-        raise ValueError(f"{name}: num_groups is {num_groups!r}, wanted a divisor of the {channels} channels: {divisors}")
+        raise ValueError(
+            f"{name}: num_groups is {num_groups!r}, wanted a divisor of the {channels} channels: {divisors}"
+        )
     check_affine(name, shape, channels, weight, bias, trailing=False)
     if math.prod(shape) == num_groups:
         raise ValueError(
-            f"{name}: one sample with one value per group, shape {shape}, {num_groups} groups: the variance is 0 and the gradient "
+            f"{name}: one sample with one value per group, shape {shape}, {num_groups} groups: the "
+            "variance is 0 and the gradient "
             "nothing; use fewer groups"
         )
     attributes = {"num_groups": int(num_groups), "channel_axis": channel_axis, "eps": check_eps(name, eps)}

@@ -64,7 +64,9 @@ def _extreme(xp, g, y, x, axis, keepdims):
 
 @primitive("reduce::amax", vjps=(_extreme,), keeps=((0,),), keeps_output=True, samples=AXES)
 def amax(x, axis=None, keepdims=False):
-    """The largest element over `axis`; equal ones share the derivative, as in torch's function of this name."""
+    """The largest element over `axis`; equal ones share the derivative, as in torch's function of this
+    name.
+    """
     return np.amax(x, axis=axis, keepdims=keepdims)
 
 

@@ -9,9 +9,8 @@ Libraries disagree on what `momentum` means and which variance is stored. `conve
 | "torch"  | the batch, w = momentum         | 0.1 | unbiased, m / (m − 1) |
 | "paddle" | the old value, w = 1 − momentum | 0.9 | biased |
 
-`momentum=None` is the cumulative average over all batches, w = 1 / (num_batches_tracked + 1). It needs the number of batches that the
-statistics already hold.
-"""
+`momentum=None` is the cumulative average over all batches, w = 1 / (num_batches_tracked + 1). It needs the
+number of batches that the statistics already hold."""
 
 from __future__ import annotations
 
@@ -42,7 +41,9 @@ CONVENTIONS = {
 
 
 class Running:
-    """The running statistics of one call: checked when made, written by `update` after the operation succeeded."""
+    """The running statistics of one call: checked when made, written by `update` after the operation
+    succeeded.
+    """
 
     def __init__(
         self,
@@ -56,7 +57,9 @@ class Running:
         num_batches_tracked: Any = None,
     ):
         if (mean is None) != (variance is None):
-            given, missing = ("running_mean", "running_var") if variance is None else ("running_var", "running_mean")
+            given, missing = (
+                ("running_mean", "running_var") if variance is None else ("running_var", "running_mean")
+            )
             raise ValueError(f"{operation}: {given} was given without {missing}; pass both or neither")
         self.operation = operation
         self.mean, self.variance = mean, variance
@@ -73,12 +76,20 @@ class Running:
         """Raise before anything is computed what `update` would raise after."""
         for name, value in (("running_mean", self.mean), ("running_var", self.variance)):
             if value is not None and not array_of(value).flags.writeable:
-                raise ValueError(f"{self.operation}: {name} is read-only, but training updates it in place; pass a writable array")
+                raise ValueError(
+                    f"{self.operation}: {name} is read-only, but training updates it in place; pass a "
+                    "writable array"
+                )
             if isinstance(value, Tensor) and value.requires_grad:
-                raise ValueError(f"{self.operation}: {name} requires a gradient, but is updated in place; pass {name}.detach()")
+                raise ValueError(
+                    f"{self.operation}: {name} requires a gradient, but is updated in place; pass "
+                    f"{name}.detach()"
+                )
 
     def update(self, mean: np.ndarray, variance: np.ndarray, count: int) -> None:
-        """Write the statistics of a batch: `mean` and biased `variance`, [C], each over `count` values. An empty batch says nothing."""
+        """Write the statistics of a batch: `mean` and biased `variance`, [C], each over `count` values. An
+        empty batch says nothing.
+        """
         if count == 0:
             return
         if self._unbiased:
@@ -97,26 +108,37 @@ class Running:
             got = array.dtype if isinstance(array, np.ndarray) else type(value).__name__
             raise TypeError(f"{self.operation}: {name} is {got}, wanted an array or Tensor of floats")
         if array.shape != (channels,):
-            raise ValueError(f"{self.operation}: {name} has shape {array.shape}, wanted ({channels},), one value per channel")
+            raise ValueError(
+                f"{self.operation}: {name} has shape {array.shape}, wanted ({channels},), one value per "
+                "channel"
+            )
 
     def _reading(self, momentum: Any, convention: str, num_batches_tracked: Any) -> tuple[float, bool]:
         """The weight of the batch, and whether the variance stored is the unbiased one."""
         if convention not in CONVENTIONS:
-            raise ValueError(f"{self.operation}: convention is {convention!r}, wanted {' or '.join(map(repr, CONVENTIONS))}")
+            raise ValueError(
+                f"{self.operation}: convention is {convention!r}, wanted "
+                f"{' or '.join(map(repr, CONVENTIONS))}"
+            )
         chosen = CONVENTIONS[convention]
         if momentum is None:
             if not self.present:
                 return 1.0, chosen.unbiased
             if num_batches_tracked is None:
                 raise ValueError(
-                    f"{self.operation}: momentum=None is the cumulative average, which needs num_batches_tracked=, the number of "
+                    f"{self.operation}: momentum=None is the cumulative average, which needs "
+                    "num_batches_tracked=, the number of "
                     "batches that running_mean and running_var already hold (0 for the first)"
                 )
-            batches = operator.index(getattr(array_of(num_batches_tracked), "item", lambda: num_batches_tracked)())
+            batches = operator.index(
+                getattr(array_of(num_batches_tracked), "item", lambda: num_batches_tracked)()
+            )
             if batches < 0:
                 raise ValueError(f"{self.operation}: num_batches_tracked is {batches}, wanted 0 or more")
             return 1.0 / (batches + 1), chosen.unbiased
         value = chosen.momentum if momentum == "default" else momentum
         if isinstance(value, str) or not 0 <= value <= 1:
-            raise ValueError(f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None")
+            raise ValueError(
+                f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None"
+            )
         return (value if chosen.of_batch else 1 - value), chosen.unbiased

@@ -21,7 +21,9 @@ def values(rng: np.random.Generator, shape: Sequence[int], low: float, high: flo
     return drawn + np.where(drawn < 0, -gap, gap)
 
 
-def elementwise(low: float = -2.0, high: float = 2.0, gap: float = 0.0) -> Callable[[np.random.Generator], Iterator[Sample]]:
+def elementwise(
+    low: float = -2.0, high: float = 2.0, gap: float = 0.0
+) -> Callable[[np.random.Generator], Iterator[Sample]]:
     """One input, ranks 0 to 3."""
 
     def samples(rng: np.random.Generator) -> Iterator[Sample]:
@@ -44,7 +46,9 @@ def pairs(
     return samples
 
 
-def calls(*shapes_and_attributes: tuple[Sequence[Sequence[int]], Mapping[str, Any]]) -> Callable[[np.random.Generator], Iterator[Sample]]:
+def calls(
+    *shapes_and_attributes: tuple[Sequence[Sequence[int]], Mapping[str, Any]],
+) -> Callable[[np.random.Generator], Iterator[Sample]]:
     """The given calls: shapes of the inputs, and attributes."""
 
     def samples(rng: np.random.Generator) -> Iterator[Sample]:

@@ -26,7 +26,9 @@ def reshape(x, shape):
 
 
 def _transpose(xp, g, y, x, axes):
-    return xp.transpose(g, None if axes is None else tuple(int(a) for a in np.argsort(np.array(axes) % x.ndim)))
+    return xp.transpose(
+        g, None if axes is None else tuple(int(a) for a in np.argsort(np.array(axes) % x.ndim))
+    )
 
 
 @primitive(
@@ -34,7 +36,10 @@ def _transpose(xp, g, y, x, axes):
     vjps=(_transpose,),
     view=True,
     samples=calls(
-        (((2, 3),), {}), (((2, 3, 4),), {"axes": (2, 0, 1)}), (((2, 3, 4),), {"axes": (-1, 1, 0)}), (((),), {})
+        (((2, 3),), {}),
+        (((2, 3, 4),), {"axes": (2, 0, 1)}),
+        (((2, 3, 4),), {"axes": (-1, 1, 0)}),
+        (((),), {}),
     ),
 )
 def transpose(x, axes=None):
@@ -91,13 +96,18 @@ def getitem(x, key):
 
 def _is_basic(key: object) -> bool:
     parts = key if isinstance(key, tuple) else (key,)
-    return all(p is None or p is ... or isinstance(p, (slice, int, np.integer)) and not isinstance(p, bool) for p in parts)
+    return all(
+        p is None or p is ... or (isinstance(p, (slice, int, np.integer)) and not isinstance(p, bool))
+        for p in parts
+    )
 
 
 def _scattered(rng: np.random.Generator) -> Iterator[Sample]:
     for sample in _keys(rng):
         key = sample.attributes["key"]
-        yield Sample(sample.name, (rng.normal(size=sample.inputs[0][key].shape),), {"key": key, "shape": (3, 4)})
+        yield Sample(
+            sample.name, (rng.normal(size=sample.inputs[0][key].shape),), {"key": key, "shape": (3, 4)}
+        )
 
 
 @primitive(
@@ -106,7 +116,9 @@ def _scattered(rng: np.random.Generator) -> Iterator[Sample]:
     samples=_scattered,
 )
 def scatter(values, key, shape):
-    """Zeros of `shape`, with `values` added at `key`; what is named twice is added twice. The transpose of indexing."""
+    """Zeros of `shape`, with `values` added at `key`; what is named twice is added twice. The transpose of
+    indexing.
+    """
     values = np.asarray(values)
     result = np.zeros(shape, values.dtype)
     if _is_basic(key):
@@ -142,7 +154,9 @@ def _widths(pad_width, ndim: int) -> tuple[tuple[int, int], ...]:
 
 def _pad(xp, g, y, x, pad_width, value):
     widths = _widths(pad_width, x.ndim)
-    return xp.getitem(g, tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True)))
+    return xp.getitem(
+        g, tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True))
+    )
 
 
 @primitive(
@@ -155,5 +169,7 @@ def _pad(xp, g, y, x, pad_width, value):
     ),
 )
 def pad(x, pad_width, value=0.0):
-    """x with `value` around it; `pad_width` as in numpy.pad: a number, (before, after), or one such pair for each axis."""
+    """x with `value` around it; `pad_width` as in numpy.pad: a number, (before, after), or one such pair
+    for each axis.
+    """
     return np.pad(x, _widths(pad_width, np.ndim(x)), constant_values=value)

@@ -248,8 +248,14 @@ def test_gradients_of_weight_and_bias_have_the_shape_of_weight(view):
 @DTYPES
 @pytest.mark.parametrize(
     "view",
-    [Rows(3, 4096, EPS), Rows(50, 130, EPS), Split(1, 8, 3, 1, 900, EPS), Split(2, 1, 3, 2, 400, EPS)]
-    + [Cols(1, 4096, 3, 1, EPS), Cols(2, 300, 6, 2, EPS)],
+    [
+        Rows(3, 4096, EPS),
+        Rows(50, 130, EPS),
+        Split(1, 8, 3, 1, 900, EPS),
+        Split(2, 1, 3, 2, 400, EPS),
+        Cols(1, 4096, 3, 1, EPS),
+        Cols(2, 300, 6, 2, EPS),
+    ],
     ids=str,
 )
 def test_statistics_and_output_of_values_far_from_zero(view, dtype):
@@ -373,7 +379,7 @@ def test_broadcast_input_and_cotangent(view):
 
 
 @TWINS
-@pytest.mark.parametrize("view", ONE_OF_EACH + [Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)], ids=str)
+@pytest.mark.parametrize("view", [*ONE_OF_EACH, Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_arguments_are_neither_modified_nor_returned(view, training, twin):
     x, weight, bias, cotangent = draw(view, np.float64)
@@ -396,14 +402,19 @@ def test_arguments_are_neither_modified_nor_returned(view, training, twin):
 @TWINS
 @pytest.mark.parametrize(
     "view",
-    [Rows(0, 4, EPS), Rows(3, 0, EPS), Rows(3, 0, EPS, centred=False), Rows(0, 0, EPS)]
-    + [
+    [
+        Rows(0, 4, EPS),
+        Rows(3, 0, EPS),
+        Rows(3, 0, EPS, centred=False),
+        Rows(0, 0, EPS),
         Split(1, 0, 3, 1, 5, EPS),
         Split(0, 1, 3, 2, 5, EPS),
         Split(2, 1, 3, 2, 0, EPS),
         Split(2, 1, 0, 2, 4, EPS),
-    ]
-    + [Cols(1, 0, 4, 1, EPS), Cols(0, 3, 4, 2, EPS), Cols(2, 3, 0, 1, EPS)],
+        Cols(1, 0, 4, 1, EPS),
+        Cols(0, 3, 4, 2, EPS),
+        Cols(2, 3, 0, 1, EPS),
+    ],
     ids=str,
 )
 def test_empty_inputs(view, twin):

@@ -137,7 +137,7 @@ def merge_statistics(z, x, B, eps, means, squares, mean, variance, rstd):
 
 @body
 def normalize_tile(task, x, weight, bias, B, y, mean, rstd):
-    z, t, a, b, c, d = tile_of(task, x)
+    z, _t, a, b, c, d = tile_of(task, x)
     centre = np.empty(d - c, x.dtype)
     scale = np.empty(d - c, x.dtype)
     shift = np.empty(d - c, x.dtype)
@@ -215,7 +215,7 @@ def merge_sums(z, x, B, weight, mean, rstd, sums, moments, along, across, dweigh
 
 @body
 def differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, along, across, dx):
-    z, t, a, b, c, d = tile_of(task, x)
+    z, _t, a, b, c, d = tile_of(task, x)
     centre = np.empty(d - c, x.dtype)
     scale = np.empty(d - c, x.dtype)
     slope = np.empty(d - c, x.dtype)

@@ -8,6 +8,7 @@ give the same bits whatever the number of threads.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable
@@ -76,10 +77,10 @@ class Driver:
                 # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python
                 # threads enter it; and without it a small kernel beside a busy Python thread is much slower.
                 dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
-                try:
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # where no folder can be written, compile anew each time
                     dispatcher.enable_caching()
-                except RuntimeError:
-                    pass  # numba found no folder that it may write to: compile in every process
                 dispatcher.compile(self._signature(numba.from_dtype(dtype)))
                 dispatcher.disable_compile()
                 self._compiled[dtype] = dispatcher

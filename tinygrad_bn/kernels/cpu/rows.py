@@ -40,7 +40,7 @@ def normalize_rows(x, weight, bias, eps, centred, y, mean, variance, rstd):
         row = x[r]
         out = y[r]
         if centred:
-            count, row_mean, squares = add_moments(row, 0, 0.0, 0.0)
+            _count, row_mean, squares = add_moments(row, 0, 0.0, 0.0)
         else:
             row_mean, squares = 0.0, sum_squares(row)
         row_variance = squares / length
