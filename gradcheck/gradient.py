@@ -86,7 +86,7 @@ class _Ask:
         self._moved = np.max(np.abs((jiggled.reshape(*jiggled.shape[:2], -1) - rows) @ flat), axis=0)
         self._floor = budget.rounding_floor(subject.dtype, max(x.size, output.size))
         self._unit = float(np.finfo(subject.dtype).eps) / 2
-        # A gradient that is declared to be zero has no scale of its own: it is measured against an identity's.
+        # A gradient that is declared to be zero has no scale: it is measured against an identity's.
         self._identity = float(np.mean(np.abs(flat))) if index in subject.zero else 0.0
 
         def value(moved: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from dataclasses import dataclass
 
 import numpy as np
-
 
 FLOAT32 = 1.2e-7  # the spacing of float32 at 1
 
@@ -53,8 +53,11 @@ class Check:
 
     @property
     def strain(self) -> float:
-        """The error in units of what is allowed."""
-        return (self.error or 0.0) / self.allowed if self.allowed > 0 else 0.0
+        """The error in units of what is allowed; infinite where it is NaN, or nothing is allowed."""
+        error = self.error or 0.0
+        if not error:
+            return 0.0
+        return error / self.allowed if self.allowed > 0 and error == error else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
     worst = _largest(error / allowed, np.ones_like(wrong))
     if at_floor and zero:
         check = _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
-        return dataclasses.replace(check, resolution=None)  # there is nothing that an error could be relative to
+        return dataclasses.replace(check, resolution=None)  # an error would be relative to nothing
     if at_floor:
         reason = (
             "the gradient is zero to rounding: nothing was checked, and a backward returning zeros would do"

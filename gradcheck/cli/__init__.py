@@ -11,15 +11,16 @@ import click
 
 __all__ = ["cli", "main"]
 
+# Where each command stands, and its line in `--help`, which so imports none of them.
 COMMANDS = {
-    "gradcheck": "gradcheck.cli.check:gradcheck",
-    "ops": "gradcheck.cli.ops:ops",
+    "gradcheck": ("gradcheck.cli.check:gradcheck", "Check analytic gradients against numeric ones."),
+    "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
 INTERNAL_ERROR, INTERRUPTED = 3, 130
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are named: `--help` of one does not pay for all."""
+    """A group whose commands are imported when they are called."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -27,8 +28,12 @@ class _Lazy(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[name].partition(":")
+        module, _, attribute = COMMANDS[name][0].partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, context: click.Context) -> Any:
         try:

@@ -119,8 +119,8 @@ def _run(jobs: Sequence[Job], seed: int) -> Iterator[Result]:
     from rich.console import Console
     from rich.progress import track
 
-    # The parallel kernels run on tiny inputs here. Where threads wait for each other by spinning, as OpenMP's do
-    # unless told otherwise before they start, anything else that runs on the machine makes that several times slower.
+    # The parallel kernels run on tiny inputs here. Threads that wait for each other by spinning, as OpenMP's
+    # do unless told otherwise before they start, make that several times slower on a machine in use.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     from gradcheck.adapters.tinygrad_bn import check_configuration
@@ -131,7 +131,12 @@ def _run(jobs: Sequence[Job], seed: int) -> Iterator[Result]:
         jobs, "checking gradients", console=console, transient=True, disable=hidden
     ):
         given = () if batch is None else (batch.values, batch.source)
-        yield check_configuration(configuration, seed, *given)
+        try:
+            yield check_configuration(configuration, seed, *given)
+        except MemoryError:
+            raise click.UsageError(
+                f"{configuration}: does not fit in memory; choose a smaller shape"
+            ) from None
 
 
 def _write(
@@ -143,9 +148,10 @@ def _write(
         table.show(results, seconds)
         return
     if chosen_format == "json":
+        import tinygrad_bn
         from gradcheck.report.json import render
 
-        text = render(results, seed)
+        text = render(results, seed, {"tinygrad_bn": tinygrad_bn.__version__})
     else:
         text = table.as_svg(results, seconds) if chosen_format == "svg" else table.as_text(results, seconds)
     destination.write(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,15 +13,18 @@ from gradcheck.sweep import SCHEMA_VERSION, Result
 
 __all__ = ["render"]
 
-PACKAGES = ("tinygrad-bn", "numpy", "numba", "llvmlite")
+PACKAGES = ("numpy", "numba", "llvmlite")
 
 
-def render(results: Sequence[Result], seed: int) -> str:
-    """An object with schema_version, seed, versions, and checks: one object per configuration."""
+def render(results: Sequence[Result], seed: int, versions: Mapping[str, str]) -> str:
+    """An object with schema_version, seed, versions, and checks: one object per configuration.
+
+    versions: those of what was checked; those of Python and the packages below are added.
+    """
     report = {
         "schema_version": SCHEMA_VERSION,
         "seed": seed,
-        "versions": _versions(),
+        "versions": {**_versions(), **versions},
         "checks": [_finite(result.as_json()) for result in results],
     }
     return json.dumps(report, indent=1, allow_nan=False)
@@ -32,7 +35,7 @@ def _versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        except metadata.PackageNotFoundError:  # installed by other means than a Python package
             continue
     return found
 

@@ -59,7 +59,8 @@ def test_the_text_of_a_failure_names_what_and_why():
     lines = str(result).splitlines()
     assert lines[0] == "FAIL  bn   x (6, 4) float64, weight (4,), bias (4,)"
     assert lines[1].startswith("  dx") and "±" in lines[1]
-    assert "FAIL: analytic" in lines[2] and "of its scale" in lines[2]
+    assert "FAIL: analytic" in lines[1] and "of its scale" in lines[1]
+    assert lines[2].startswith("  dweight") and "FAIL" not in lines[2]
     assert lines[3].startswith("  dweight")
 
 
