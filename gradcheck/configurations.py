@@ -106,8 +106,8 @@ def corners(operation: str) -> Iterator[Configuration]:
             yield Configuration(operation, shape, affine="none", **place)
         return
     for shape, place in _corner_places(operation):
-        for affine, dtype in (("both", "float64"), ("none", "float64"), ("both", "float32")):
-            configuration = Configuration(operation, shape, affine=affine, dtype=dtype, **place)
+        for dtype in DTYPES:
+            configuration = Configuration(operation, shape, dtype=dtype, **place)
             if configuration.problem is None:
                 yield configuration
     shape = (3, 4, 5) if operation in CHANNELLED else (4, 5)
