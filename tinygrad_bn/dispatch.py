@@ -230,13 +230,12 @@ class Primitive:
 def primitive(
     name: str, *, registry: Registry = REGISTRY, **declaration: Any
 ) -> Callable[[Callable[..., Any]], Primitive]:
-    """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,),
-    keeps_output=True, samples=...)`.
+    """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,), samples=...)`.
 
-    The first parameters, as many as there are rules, are the inputs, the others attributes. The
-    declaration's fields are those of `OpSpec`. In the
-    global registry the function also joins the namespaces under its own name: as it is for arrays, as an
-    operation for Tensors."""
+    The first parameters, as many as there are rules, are the inputs, the others attributes. The fields of the
+    declaration are those of `OpSpec`. A built-in operation also joins the namespaces under the function's
+    name, as it is for arrays, as an operation for Tensors; those of others do not, for `xp` has one meaning.
+    """
 
     def declare(function: Callable[..., Any]) -> Primitive:
         vjps = declaration["vjps"]
@@ -249,10 +248,8 @@ def primitive(
             origin=origin_of(function),
             **declaration,
         )
-        if registry is REGISTRY:
-            namespace.arrays.check(function)
         result = Primitive(registry.register(spec))
-        if registry is REGISTRY:
+        if function.__module__.startswith(f"{__package__}.ops."):
             namespace.arrays.define(function.__name__, function)
             namespace.tensors.define(function.__name__, result)
         return result

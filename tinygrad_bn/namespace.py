@@ -18,21 +18,6 @@ class Namespace:
     def __init__(self, name: str):
         self._name = name
 
-    def check(self, function: Callable[..., Any]) -> None:
-        """Raise NameError where another function has this one's name: rules everywhere would call the wrong
-        one.
-        """
-        known = vars(self).get(function.__name__)
-        if known is not None and (known.__module__, known.__qualname__) != (
-            function.__module__,
-            function.__qualname__,
-        ):
-            raise NameError(
-                f"xp.{function.__name__}: {function.__module__} declares a function of this name, but "
-                f"{known.__module__} did so before; "
-                "give yours another name"
-            )
-
     def define(self, name: str, function: Callable[..., Any]) -> None:
         """Add `function`, or replace it where the same operation is declared again."""
         setattr(self, name, function)

@@ -42,12 +42,16 @@ class Tensor:
             array = array.astype(dtype, copy=False)
         elif array.dtype.kind in "iub":
             array = array.astype(np.float64)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
         self._array = _checked(array)
         self._edge: Edge | None = None
         self._version = [0]
         self.grad: Tensor | None = None
         if requires_grad:
             self.requires_grad = True
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError(f"{cls.__name__}: Tensor has no subclasses; hold a Tensor in a class of your own")
 
     @classmethod
     def wrap(cls, array: Any, edge: Edge | None = None, version: list[int] | None = None) -> Tensor:
@@ -129,7 +133,7 @@ class Tensor:
     # Differentiation
 
     def backward(
-        self, grad: Any = None, *, retain_graph: bool | None = None, create_graph: bool = False
+        self, grad: Any = None, retain_graph: bool | None = None, create_graph: bool = False
     ) -> None:
         """Add the gradient of this tensor to the `.grad` of every leaf it depends on.
 
@@ -360,7 +364,7 @@ class Tensor:
             raise BufferError(
                 "__dlpack__: this tensor is on the tape, which others cannot follow; export detach() instead"
             )
-        return self._array.__dlpack__(**arguments)
+        return self.data.__dlpack__(**arguments)  # read-only: a write from outside would not be seen
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.__dlpack_device__()

@@ -69,8 +69,14 @@ def _power_base(xp, g, y, a, b):
     if isinstance(b, (int, float)):
         lowered = b - 1 if b else 1.0  # a⁰ is constant, also at a = 0, where a⁻¹ is not finite
     else:
-        lowered = xp.where(b == 0, 1.0, b - 1)
+        lowered = xp.where((b == 0) & (a == 0), 1.0, b - 1)
     return g * b * a**lowered
+
+
+def _powers(rng: np.random.Generator) -> Iterator[Sample]:
+    yield from pairs(0.5, 2.0)(rng)
+    for exponent in (-1.0, 0.0, 1.0, 2.0, 3.0):
+        yield Sample(f"exponent {exponent:g}", (rng.uniform(0.5, 2.0, 4), np.full(4, exponent)))
 
 
 @primitive(
@@ -78,7 +84,7 @@ def _power_base(xp, g, y, a, b):
     vjps=(_power_base, lambda xp, g, y, a, b: g * y * xp.log(xp.where(a > 0, a, 1.0))),
     keeps=((0, 1), (0, 1)),
     keeps_output=True,
-    samples=pairs(0.5, 2.0),
+    samples=_powers,
 )
 def power(a, b):
     """aᵇ, elementwise, with broadcasting. The derivative by b is taken as 0 where a ≤ 0."""

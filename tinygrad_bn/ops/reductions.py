@@ -45,7 +45,7 @@ def sum(x, axis=None, keepdims=False):
 
 
 def _mean(xp, g, y, x, axis, keepdims):
-    return xp.broadcast_to(xp.reshape(g / _count(x.shape, axis), _kept(x.shape, axis)), x.shape)
+    return xp.broadcast_to(xp.reshape(g / max(_count(x.shape, axis), 1), _kept(x.shape, axis)), x.shape)
 
 
 @primitive("reduce::mean", vjps=(_mean,), samples=AXES)
