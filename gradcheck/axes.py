@@ -175,6 +175,15 @@ class Configuration:
             return False
         return self.count <= self.subtracts_mean or (self.eps == 0 and self.count == 1 + self.subtracts_mean)
 
+    @property
+    def _without_spread(self) -> bool:
+        """Whether a statistic is taken whose variance, or mean square, is zero."""
+        if self.mode == "inference":
+            return False
+        return self.values == "zeros" or (
+            self.subtracts_mean and (self.values == "constant row" or self.count == 1)
+        )
+
     def draw(self, seed: int, given: np.ndarray | None = None) -> Arrays:
         """The numbers of this check, float64, in the logical shape: they follow from text and seed."""
         rng = np.random.default_rng([seed, zlib.crc32(str(self).encode())])
@@ -279,6 +288,10 @@ class Configuration:
         single = self.count == 1 and (self.operation != "group_norm" or self.shape[0] == 1)
         if self.mode == "training" and self.operation in CHANNELLED and single:
             return f"shape {self.shape} has one value per statistic, which training rejects"
+        if self.eps == 0 and self._without_spread:
+            return (
+                "eps is 0 where all values of a statistic are equal: 0/0 has no gradient; wanted eps above 0"
+            )
         if self.layout == "broadcast" and self._broadcast_axis() is None:
             return f"shape {self.shape} cannot be broadcast without making every slice constant"
         return None

@@ -33,24 +33,30 @@ def exhaustive(operation: str) -> list[Configuration]:
 
 def covering(operation: str) -> list[Configuration]:
     """Part of `product(operation)` in which all its pairs of settings occur, and every corner."""
-    configurations = list(product(operation))
+    return [*_covering(list(product(operation))), *corners(operation)]
+
+
+def _covering(configurations: list[Configuration]) -> list[Configuration]:
+    """Some of these, in their order, in which every pair of settings occurs that occurs in all of them."""
     order = np.random.default_rng(0).permutation(len(configurations))
     seen: set[Any] = set()
     chosen = []
     for position in order:
-        pairs = set(itertools.combinations(_settings(configurations[position]), 2))
-        if not pairs <= seen:
-            seen |= pairs
+        c = configurations[position]
+        met = {(c.rank, c.mask_axes), *itertools.combinations(_settings(c), 2)}
+        if not met <= seen:
+            seen |= met
             chosen.append(int(position))
-    return [configurations[position] for position in sorted(chosen)] + list(corners(operation))
+    return [configurations[position] for position in sorted(chosen)]
 
 
 def _settings(c: Configuration) -> tuple[tuple[str, Any], ...]:
-    """What is varied, by name."""
-    where = c.groups if c.groups is not None else c.tail if c.tail is not None else c.mask_axes
+    """What is varied, by name. Of the axes of a mask their number: how they lie matters in itself alone."""
+    masked = None if c.mask_axes is None else len(c.mask_axes)
     return (
-        ("rank", c.rank), ("channel_axis", c.channel_axis), ("where", where), ("affine", c.affine),
-        ("mode", c.mode), ("dtype", c.dtype), ("layout", c.layout), ("scaling", c.scaling), ("p", c.p),
+        ("rank", c.rank), ("channel_axis", c.channel_axis), ("groups", c.groups), ("tail", c.tail),
+        ("masked", masked), ("affine", c.affine), ("mode", c.mode), ("dtype", c.dtype), ("layout", c.layout),
+        ("scaling", c.scaling), ("p", c.p), ("values", c.values), ("eps", c.eps),
     )  # fmt: skip
 
 
@@ -98,29 +104,78 @@ def _divisors(number: int) -> list[int]:
 
 def corners(operation: str) -> Iterator[Configuration]:
     """Where correct-looking code breaks: short, odd and long reductions, ε that matters, ill values."""
-    place: dict[str, Any]
     if operation == "dropout":
-        places = list(itertools.product((0.0, 1.0, 0.001, 1 / 3), ((1,), (17,), (3, 43), (2, 131))))
-        for p, shape in [*places, (0.999, (3, 2731))]:  # in the last, few survive of many
-            place = {"mask_axes": tuple(range(len(shape))), "p": p, "scaling": "upscale_in_train"}
-            yield Configuration(operation, shape, affine="none", **place)
-        return
-    for shape, place in _corner_places(operation):
-        for dtype in DTYPES:
-            configuration = Configuration(operation, shape, dtype=dtype, **place)
-            if configuration.problem is None:
-                yield configuration
-    shape = (3, 4, 5) if operation in CHANNELLED else (4, 5)
-    place = {"channel_axis": 1} if operation in CHANNELLED else {"tail": 1}
-    if operation == "group_norm":
-        place["groups"] = 2
-    for values, eps in itertools.product(DRAWN, (1e-5, 1e-3, 0.0)):
-        if (values, eps) == ("normal", 1e-5) or (eps == 0 and values in ("zeros", "constant row")):
-            continue
+        yield from _masks()
+    else:
+        for shape, place in _corner_places(operation):
+            for dtype in DTYPES:
+                configuration = Configuration(operation, shape, dtype=dtype, **place)
+                if configuration.problem is None:
+                    yield configuration
         for mode in MODES:
-            configuration = Configuration(operation, shape, **place, mode=mode, values=values, eps=eps)
-            if configuration.problem is None:
-                yield configuration
+            yield from _covering(list(_ill_values(operation, mode)))
+    for shape, place in _past_one_piece(operation):
+        for dtype in DTYPES:
+            yield Configuration(operation, shape, dtype=dtype, **place)
+
+
+def _masks() -> Iterator[Configuration]:
+    """Dropout of nothing, of everything, of a third and of very few, over lengths that fill no byte."""
+    shapes = ((1,), (17,), (3, 43), (2, 131))
+    for (i, p), (j, shape) in itertools.product(enumerate((0.0, 1.0, 0.001, 1 / 3)), enumerate(shapes)):
+        yield _mask(shape, p, DTYPES[(i + j) % 2])  # each p and each shape in both
+    yield _mask((3, 2731), 0.999, "float64")  # few survive of many
+
+
+def _mask(shape: tuple[int, ...], p: float, dtype: str) -> Configuration:
+    place: dict[str, Any] = {"mask_axes": tuple(range(len(shape))), "p": p, "scaling": "upscale_in_train"}
+    return Configuration("dropout", shape, dtype=dtype, affine="none", **place)
+
+
+def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
+    """Every kind of values with every ε, at every place and in every dtype: all combinations."""
+    if operation == "group_norm":
+        places = [{"channel_axis": axis, "groups": groups} for axis in (1, -1) for groups in (2, 4)]
+    elif operation in CHANNELLED:
+        places = [{"channel_axis": axis} for axis in (1, -1)]
+    else:
+        places = [{"tail": 1}]
+    for place, values, eps, dtype in itertools.product(places, DRAWN, (1e-5, 1e-3, 0.0), DTYPES):
+        shape = (4, 5) if "tail" in place else (3, 4, 5) if place["channel_axis"] == 1 else (3, 5, 4)
+        settings: dict[str, Any] = {**place, "mode": mode, "dtype": dtype, "values": values, "eps": eps}
+        configuration = Configuration(operation, shape, **settings)
+        if (values, eps) != ("normal", Configuration.eps) and configuration.problem is None:
+            yield configuration
+
+
+# The compiled kernels work piece by piece, and what joins the pieces runs only where there is more than one: a
+# run of values is summed in chunks of 1024; rows are handed out in tasks of 16384 values, and their gradients
+# summed over at most 64 rows; channels last are cut into tiles of 128 rows by 1024 columns; masks are drawn,
+# and spread over the elements, in tasks of 65536. These shapes are a little longer, with an odd last piece.
+
+
+def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+    first: dict[str, Any] = {"channel_axis": 1}
+    last: dict[str, Any] = {"channel_axis": -1}
+    if operation == "dropout":
+        common: dict[str, Any] = {"p": 0.5, "affine": "none"}
+        yield (3, 21851), {"mask_axes": (0, 1), "scaling": "upscale_in_train", **common}
+        yield (41, 3, 541), {"mask_axes": (0, 2), "scaling": "upscale_in_train", **common}
+        yield (65539,), {"mask_axes": (0,), "scaling": "downscale_in_infer", "mode": "inference", **common}
+    elif operation in ("layer_norm", "rms_norm"):
+        yield (8, 2053), {"tail": 1}
+        yield (1101, 3), {"tail": 1}
+    elif operation == "batch_norm":
+        yield (2, 2, 2053), first
+        yield (129, 1025), first
+        yield (2, 2, 2053), {**first, "mode": "inference"}
+        yield (131, 3), {**first, "mode": "inference"}
+    elif operation == "instance_norm":
+        yield (2, 2, 2053), first
+        yield (2, 131, 3), last
+    else:
+        yield (2, 4, 1031), {**first, "groups": 2}
+        yield (2, 131, 6), {**last, "groups": 3}
 
 
 def _corner_places(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
@@ -168,4 +223,4 @@ def family(configuration: Configuration) -> str:
         return f"{c.mode}, given array"
     ordinary = any(place["shape"] == c.shape for place in _places(c.operation))
     ordinary &= c.values == "normal" and c.eps == Configuration.eps
-    return f"{c.mode} {c.dtype}" if ordinary else "corners"
+    return f"{c.mode if ordinary else 'corners'} {c.dtype}"

@@ -104,17 +104,18 @@ class _Ask:
             bars = self._bars()
         if estimate.shift == 0 and not self._settled(estimate, bars):
             estimate = self._line.ladder(LARGER).overruled_by(estimate)
-        kink = np.zeros_like(estimate.value)
+        kink = estimate.kink
         bar = estimate.bar
         if self._disagrees(estimate, bars).any():
             offset = self._line.ladder(estimate.shift, OFFSET)
             apart = np.abs(offset.value - estimate.value)
             # Two independent ladders that contradict each other prove nothing against the gradient.
-            bar = np.where(apart <= 2 * (offset.bar + bar), bar, np.fmax(bar, apart))
+            independent = apart <= 2 * (offset.bar + offset.kink + bar + kink)
+            bar = np.where(independent, bar, np.fmax(bar, apart))
+            kink = np.fmax(kink, offset.kink)
             bar = np.where(
                 self._unresolved(estimate), np.fmax(bar, np.abs(self._analytic - estimate.value)), bar
             )
-            kink = self._kink()
         return Evidence(
             self._analytic,
             estimate.value,
@@ -160,10 +161,3 @@ class _Ask:
         loose = estimate.bar > RESOLVED * (size @ self._line.slope)
         finer: np.ndarray = (spread & loose) | (self._line.noise > LOWEST_PRECISION * (size @ self._output))
         return finer
-
-    def _kink(self) -> np.ndarray:
-        """How far a jump of the slope at the input itself can move a derivative, whichever side is taken."""
-        jump, slope = self._line.jump, self._line.slope
-        real = jump > 1e-6 * np.max(slope, initial=0.0)
-        moved: np.ndarray = 0.5 * np.abs(self._cotangents) @ np.where(real, jump, 0)
-        return moved

@@ -25,18 +25,31 @@ NOISE_STEPS = {
     np.dtype(np.float32): (2.0**-12, 2.0**-9),
 }
 NOISE_ORDER = 4
-# Rounding looks alike at neighbouring steps and is small; what grows with the step, or is larger, is not.
-ALIKE, LOWEST_PRECISION = 64.0, 1e-5
+# Rounding looks alike at neighbouring steps and is small; what grows with the step, as a kink does, or is
+# larger, is not.
+ALIKE, LOWEST_PRECISION = 0.5, 1e-5
+# A jump of the slope bends the output by as much at h as at 2h, curvature by half as much. How much of the
+# bend must be jump, and how much of the largest slope, to be taken for one.
+JUMPING, SMALLEST_JUMP = 0.1, 1e-6
 NOISE_POINTS = np.arange(-3, 5)
 
 
 def magnitude(x: np.ndarray) -> float:
     """The power of two just below the spread of x, or below its size where it is constant; 1 where zero."""
-    size = float(np.std(x, dtype=np.float64)) if x.size else 0.0
     largest = float(np.max(np.abs(x))) if x.size else 0.0
+    size = largest * float(np.std(x / largest, dtype=np.float64)) if largest > 0 else 0.0
     if size <= 2.0**-44 * largest:  # constant up to the rounding of the mean
         size = largest
     return 2.0 ** math.floor(math.log2(size)) if size > 0 else 1.0
+
+
+def length(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """The Euclidean norm along an axis, or of all, that neither overflows nor underflows on the way."""
+    x = np.asarray(x, dtype=np.float64)
+    largest = np.max(np.abs(x), axis=axis, keepdims=True, initial=0.0)
+    unit = np.where(largest > 0, largest, 1.0)
+    total: np.ndarray = np.sqrt(np.sum((x / unit) ** 2, axis=axis)) * np.squeeze(unit, axis=axis)
+    return total
 
 
 def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -48,21 +61,26 @@ def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Directional derivatives, one per cotangent: value ± bar, of which `noise` is rounding."""
+    """Directional derivatives, one per cotangent: value ± bar, of which `noise` is rounding.
+
+    `kink` comes on top of the bar: how far a jump of the slope, seen at the finest step, can have moved value.
+    """
 
     value: np.ndarray
     bar: np.ndarray
     noise: np.ndarray
+    kink: np.ndarray
     shift: int
 
     def overruled_by(self, finer: Estimate) -> Estimate:
         """Combine with smaller steps: the tighter of two that agree, the finer of two that do not."""
-        agree = np.abs(self.value - finer.value) <= 2 * (self.bar + finer.bar)
-        keep = agree & (self.bar < finer.bar)
+        mine, its = self.bar + self.kink, finer.bar + finer.kink
+        keep = (np.abs(self.value - finer.value) <= 2 * (mine + its)) & (mine < its)
         return Estimate(
             np.where(keep, self.value, finer.value),
             np.where(keep, self.bar, finer.bar),
             np.where(keep, self.noise, finer.noise),
+            np.where(keep, self.kink, finer.kink),
             self.shift if keep.all() else finer.shift,
         )
 
@@ -84,13 +102,12 @@ class Line:
         self._value, self._x, self._u = value, x, u
         self._base = base.reshape(-1).astype(np.float64)
         self._cotangents = cotangents
-        self._length = math.sqrt(float(np.sum(np.square(u, dtype=np.float64))))
+        self._length = float(length(u))
         # Steps of a few ulp visit the same points again and again: far from zero they must be wider.
         widest = float(np.max(np.abs(x)))
         self._least = 64 * float(np.spacing(x.dtype.type(widest))) / magnitude(x)
         self.noise = self._measure_noise()
         self.slope = np.zeros_like(self._base)  # |J·u|, by output element
-        self.jump = np.zeros_like(self._base)  # of the slope at t = 0 as far as the finest step can tell
 
     def _at(self, t: float) -> np.ndarray:
         moved = np.asarray(self._x + self._x.dtype.type(t) * self._u)
@@ -99,22 +116,23 @@ class Line:
     def _measure_noise(self) -> np.ndarray:
         # The output was rounded at least once, even if steps this small happen not to show it.
         unit = float(np.finfo(self._x.dtype).eps) / 2
-        least = 0.3 * unit * np.sqrt(self._cotangents**2 @ self._base**2)
+        least = 0.3 * unit * length(self._cotangents * self._base, axis=1)
         steps = NOISE_STEPS[self._x.dtype]
         noise: np.ndarray = np.fmax(least, self._roughness(steps[0]))
         widest = self._roughness(steps[-1])
-        if np.all(widest <= ALIKE * noise):
+        ratios = [wide / narrow for narrow, wide in itertools.pairwise(steps)]
+        if np.all(widest <= ALIKE * ratios[0] * noise):
             between = []  # nothing to tell apart
         else:
             between = [self._roughness(step) for step in steps[1:-1]]
         seen = [noise, *between, widest]
         limit = LOWEST_PRECISION * (np.abs(self._cotangents) @ np.abs(self._base))
-        for narrow, wide in itertools.pairwise(seen):
-            rounding = (wide <= ALIKE * noise) | ((wide <= ALIKE * narrow) & (wide <= limit))
+        for alike, (narrow, wide) in zip(ALIKE * np.array(ratios), itertools.pairwise(seen), strict=False):
+            rounding = (wide <= alike * noise) | ((wide <= alike * narrow) & (wide <= limit))
             noise = np.where(rounding, np.fmax(noise, wide), noise)
         # A cotangent that looks at one element may meet a quiet one: what the others saw holds for it too.
-        length = np.sqrt(np.sum(self._cotangents**2, axis=1))
-        shared: np.ndarray = length * np.max(noise / length)
+        sizes = length(self._cotangents, axis=1)
+        shared: np.ndarray = sizes * np.max(noise / sizes)
         return shared
 
     def _roughness(self, step: float) -> np.ndarray:
@@ -126,7 +144,7 @@ class Line:
                 row[:] = self._cotangents @ (self._at(k * step) - self._base)
         differences = np.diff(values, n=NOISE_ORDER, axis=0)
         factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
-        deviation: np.ndarray = np.sqrt(factor * np.mean(differences**2, axis=0))
+        deviation: np.ndarray = math.sqrt(factor / len(differences)) * length(differences, axis=0)
         return deviation
 
     def admits(self, shift: int) -> bool:
@@ -138,38 +156,50 @@ class Line:
         steps = STEPS * 2.0**shift * factor
         slopes = np.empty((len(steps), len(self._cotangents)))
         rounding = np.empty(len(steps))
-        bend = previous_bend = self._base
+        bends = np.empty((len(steps), self._base.size))
         for k, h in enumerate(steps):
             plus, minus = self._at(h), self._at(-h)
             difference = plus - minus
             slopes[k] = self._cotangents @ difference / (2 * h)
             rounding[k] = self._rounding(h)
-            previous_bend, bend = bend, np.abs(plus + minus - 2 * self._base) / h
+            bends[k] = np.abs((plus - self._base) + (minus - self._base)) / h
         if shift < 0 and not difference.any() and self.slope.any():  # rounded away inside the forward pass
-            return Estimate(slopes[-1], np.full(len(self._cotangents), np.inf), self.noise, shift)
+            nothing = np.zeros(len(self._cotangents))
+            return Estimate(slopes[-1], np.full_like(nothing, np.inf), self.noise, nothing, shift)
+        slope = np.abs(difference) / (2 * steps[-1])
+        slope[~np.isfinite(slope)] = 0  # the bar of such a ladder is infinite
         if shift <= 0:
-            self.slope = np.abs(difference) / (2 * steps[-1])
-            self.jump = np.maximum(2 * bend - previous_bend, 0)
+            self.slope = slope
         # What the rounding of x + t·u does to the output is what a random direction of that length would do.
-        typical = np.sqrt(self._cotangents**2 @ self.slope**2) + np.abs(slopes[-1])
-        noise = np.sqrt(self.noise**2 + (rounding[:, None] * typical) ** 2) / (math.sqrt(2) * steps[:, None])
-        return self._extrapolate(slopes, noise, shift)
+        typical = length(self._cotangents * self.slope, axis=1) + np.abs(slopes[-1])
+        noise = np.hypot(self.noise, rounding[:, None] * typical) / (math.sqrt(2) * steps[:, None])
+        return self._extrapolate(slopes, noise, self._kink(bends, slope, steps[-1]), shift)
+
+    def _kink(self, bends: np.ndarray, slope: np.ndarray, finest: float) -> np.ndarray:
+        """How far the finest central difference may be from the slope on either side of a kink it straddles."""
+        # Just beyond a kink the bend of two steps looks like curvature: one of the next steps tells.
+        jumping = (2 * bends[1:] - bends[:-1] > JUMPING * bends[1:])[-3:].any(axis=0)
+        rough = float(np.max(self.noise / length(self._cotangents, axis=1)))
+        least = max(SMALLEST_JUMP * float(np.max(slope)), 10 * rough / finest)
+        jump = np.where(jumping & (bends[-1] > least), bends[-1], 0)
+        moved: np.ndarray = 0.5 * np.abs(self._cotangents) @ jump
+        return moved
 
     def _rounding(self, h: float) -> float:
         step = self._x.dtype.type(h) * self._u
         moved = self._x + step
         back = moved - self._x
         lost = (self._x - (moved - back)) + (step - back)  # the exact error of the sum (Knuth)
-        return math.sqrt(float(np.sum(np.square(lost, dtype=np.float64)))) / self._length
+        return float(length(lost)) / self._length
 
     @staticmethod
-    def _extrapolate(slopes: np.ndarray, noise: np.ndarray, shift: int) -> Estimate:
+    def _extrapolate(slopes: np.ndarray, noise: np.ndarray, kink: np.ndarray, shift: int) -> Estimate:
         weights, parents, used, finest_entries = _romberg()
-        broken = ~np.isfinite(slopes).all(axis=1)
+        broken = ~(np.isfinite(slopes) & np.isfinite(noise)).all(axis=1)
         values = np.where(broken[:, None], 0, slopes)
         table = weights @ values
         spread = np.maximum(np.abs(table - parents[0] @ values), np.abs(table - parents[1] @ values))
-        amplified = 4 * np.sqrt(weights**2 @ np.where(broken[:, None], 0, noise) ** 2)
+        amplified = 4 * length(weights[:, :, None] * np.where(broken[:, None], 0, noise), axis=1)
         # At the finest steps and highest columns only rounding is left: more spread there means more noise.
         seen = np.divide(spread, amplified, out=np.zeros_like(spread), where=amplified > 0)[finest_entries]
         bars = spread + amplified * np.fmax(1, 2 * np.sqrt(np.mean(seen**2, axis=0)))
@@ -179,10 +209,11 @@ class Line:
         # An extrapolation can agree with its neighbours by chance, but then it is far from the finest slope.
         finest = slopes[-1]
         far = np.abs(value - finest)
-        trusted = far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar
-        return Estimate(
-            value, np.where(trusted, bar, np.where(np.isnan(far), np.inf, far)), amplified[best, each], shift
-        )
+        trusted = (far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar) & (kink == 0)
+        bar = np.where(trusted, bar, np.fmax(bar, far))
+        bar[~np.isfinite(far + kink) | broken[-1]] = np.inf
+        kink = np.where(np.isfinite(kink), kink, 0)
+        return Estimate(value, bar, amplified[best, each], kink, shift)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from gradcheck.judge import Check, Verdict
 __all__ = ["SCHEMA_VERSION", "Result"]
 
 SCHEMA_VERSION = 1
-DECLARED_ZERO = "zero, as declared"
 
 
 @dataclass(frozen=True)
@@ -48,17 +47,32 @@ class Result:
         )
 
     @property
+    def _own(self) -> list[Check]:
+        """The checks with an error that ran the kernels named: of float32, not those of its float64 form."""
+        measured = [check for check in self.checks if check.error is not None]
+        if self.configuration.dtype == "float64":
+            return measured
+        return [check for check in measured if check.name != "gradient"] or measured
+
+    @property
+    def _gradients(self) -> list[Check]:
+        own = "gradient" if self.configuration.dtype == "float64" else "float32 gradient"
+        return [check for check in self._own if check.name == own]
+
+    @property
     def worst(self) -> Check | None:
         """The gradient nearest to its bar; where a check failed, the one furthest beyond its bar."""
-        measured = [check for check in self.checks if check.error is not None]
-        gradients = [check for check in measured if check.name == "gradient"]
-        failed = [check for check in measured if check.verdict is self.verdict is not Verdict.PASS]
-        return max(failed or gradients or measured, key=lambda check: check.strain, default=None)
+        for checks in (self._own, self.checks):
+            failed = [check for check in checks if check.verdict is self.verdict is not Verdict.PASS]
+            measured = [check for check in failed if check.error is not None]
+            if measured:
+                break
+        return max(measured or self._gradients or self._own, key=lambda check: check.strain, default=None)
 
     @property
     def resolution(self) -> float | None:
         """The smallest relative error that every gradient would have shown; None where all are zero."""
-        found = (c.resolution for c in self.checks if c.name == "gradient" and c.reason != DECLARED_ZERO)
+        found = (check.resolution for check in self._gradients)
         return max((resolution for resolution in found if resolution is not None), default=None)
 
     @property

@@ -22,7 +22,6 @@ MAY_IMPORT = {
     "gradcheck.adapters": ("gradcheck", "numpy", "tinygrad_bn"),
     "gradcheck.cli": ("click", "gradcheck", "numpy", "rich", "sklearn", "tinygrad_bn"),
     "gradcheck.report.table": ("gradcheck", "numpy", "rich"),
-    "gradcheck.strategies": ("gradcheck", "hypothesis", "numpy"),
     "tinygrad_bn": ("numpy", "tinygrad_bn"),
     "tinygrad_bn.tape": (),
     "tinygrad_bn.namespace": (),

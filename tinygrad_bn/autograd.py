@@ -56,7 +56,8 @@ def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., 
     """The output of `function(*inputs)` and its pull-back, v ↦ (vᵀ · ∂f/∂input for each input).
 
     The pull-back takes one cotangent per output and can be called again; an input without influence gets
-    zeros."""
+    zeros.
+    """
     with enable_grad():
         primals = [_fresh(value) for value in inputs]
         output = function(*primals)
@@ -75,6 +76,9 @@ def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., 
         found = grad(live, primals, kept, True, create_graph, allow_unused=True)
         return tuple(_or_zeros(g, value) for g, value in zip(found, primals, strict=True))
 
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+        detached = [value.detach() for value in outputs]  # the tape is the pull-back's own
+        return (type(output)(detached) if isinstance(output, (tuple, list)) else detached[0]), pull
     return output, pull
 
 

@@ -30,7 +30,7 @@ class Saved:
     attributes, auxiliary arrays of a kernel; and the version that each array had.
     """
 
-    __slots__ = ("attributes", "aux", "inputs", "output", "run", "versions")
+    __slots__ = ("attributes", "aux", "inputs", "needs", "output", "run", "versions")
 
     def __init__(
         self,
@@ -40,13 +40,15 @@ class Saved:
         output: Any = None,
         aux: tuple[Any, ...] = (),
         run: Any = None,
+        needs: tuple[bool, ...] = (),
     ):
         self.inputs = inputs
         self.attributes = {name: _own(value) for name, value in attributes.items()}
         self.versions = versions
         self.output = output
         self.aux = aux
-        self.run = run
+        self.run = run  # which kernel, and its plan
+        self.needs = needs  # of a recorded vjp: which gradients it gave
 
     def check_versions(self, spec: OpSpec) -> None:
         """Raise RuntimeError where a saved array was written to through a tensor since."""
@@ -56,10 +58,9 @@ class Saved:
                 what = "the output" if output else self._called(spec, position)
                 array = self.output if output else self.inputs[position]
                 raise RuntimeError(
-                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place "
-                    "after the tape saved it "
-                    f"(version {version} then, {cell[0]} now); change a copy instead, or wait until "
-                    "after the backward pass"
+                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after the "
+                    f"tape saved it (version {version} then, {cell[0]} now); change a copy instead, or wait "
+                    "until after the backward pass"
                 )
 
     def _called(self, spec: OpSpec, position: int) -> str:
@@ -147,7 +148,7 @@ class Primitive:
             if len(arguments) < self._arity or len(rest) > len(self._attributes):
                 raise TypeError(
                     f"{self.name}: got {len(arguments) + len(rest)} arguments, wanted "
-                    f"{inspect.signature(self)}"
+                    f"{inspect.signature(self)}, inputs by position"
                 )
             attributes = {**self._defaults, **dict(zip(self._attributes, rest, strict=False)), **attributes}
         return self._run(tuple(arguments[0]) if self.spec.variadic else arguments, attributes)
@@ -157,10 +158,7 @@ class Primitive:
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
         arrays = [operand(value) for value in values]
-        output = (
-            spec.definition(arrays, **attributes) if spec.variadic else spec.definition(*arrays, **attributes)
-        )
-        result = Tensor.wrap(output)
+        result = self._evaluate(arrays, attributes)
         output = result._array
         if spec.view and isinstance(arrays[0], np.ndarray) and np.may_share_memory(output, arrays[0]):
             if type(values[0]) is Tensor:
@@ -180,6 +178,24 @@ class Primitive:
         if tracing is not None:
             write_trace(tracing, "forward", self.name, "primitive", arrays, output, saved, start)
         return result
+
+    def _evaluate(self, arrays: list[Any], attributes: Mapping[str, Any]) -> Tensor:
+        """The result; what NumPy says of bad arguments is said with the operation's name and its inputs."""
+        definition = self.spec.definition
+        try:
+            output = (
+                definition(arrays, **attributes) if self.spec.variadic else definition(*arrays, **attributes)
+            )
+            return Tensor.wrap(output)
+        except (TypeError, ValueError, IndexError) as error:
+            got = ", ".join(
+                f"{self.spec.input_name(position)} {array.shape} {array.dtype}"
+                if isinstance(array, np.ndarray)
+                else f"{self.spec.input_name(position)} {array!r}"
+                for position, array in enumerate(arrays)
+            )
+            kind = type(error) if type(error) in (TypeError, ValueError, IndexError) else ValueError
+            raise kind(f"{self.name}: {error} (inputs: {got})") from None
 
     def _parents(self, values: Sequence[Any]) -> tuple[Edge | None, ...]:
         """Where the inputs that a rule serves are on the tape."""
@@ -230,7 +246,7 @@ class Primitive:
 def primitive(
     name: str, *, registry: Registry = REGISTRY, **declaration: Any
 ) -> Callable[[Callable[..., Any]], Primitive]:
-    """Declare an array function with rules as an operation: `@primitive("math::exp", vjps=(rule,), samples=...)`.
+    """Declare an array function with rules: `@primitive("math::exp", vjps=(rule,), samples=...)`.
 
     The first parameters, as many as there are rules, are the inputs, the others attributes. The fields of the
     declaration are those of `OpSpec`. A built-in operation also joins the namespaces under the function's

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .ops.activations import relu, sigmoid, tanh
 from .ops.arithmetic import (
     abs,
@@ -41,7 +43,7 @@ __all__ = [
 
 def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
     """Arrays of one shape side by side along a new axis."""
-    parts = list(parts)
+    parts = [part if isinstance(part, Tensor) else np.asarray(part) for part in parts]
     if not parts:
         raise ValueError("stack: got no arrays, wanted at least one")
     rank = parts[0].ndim + 1

@@ -102,6 +102,9 @@ class Fused:
             return output, tuple(value.data if isinstance(value, Tensor) else value for value in aux)
         run = _Run(chosen, chosen.resolve(), plan)
         output, aux = run.target.forward(plan, *arrays)
+        self._check(
+            output, run.label("forward", arrays[0].dtype), self._shape(arrays, attributes), arrays[0].dtype
+        )
         result = Tensor.wrap(output)
         saved = None
         if is_grad_enabled():
@@ -125,6 +128,28 @@ class Fused:
             )
         return result, aux
 
+    def _shape(self, arrays: Sequence[Any], attributes: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape that the output must have."""
+        if self.spec.shape_rule is None:
+            return arrays[0].shape
+        return self.spec.shape_rule(tuple([None if a is None else a.shape for a in arrays]), attributes)
+
+    def _check(self, array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        """Refuse what a kernel must not return: nobody would notice a broadcast or a promotion."""
+        if array.shape != shape or array.dtype != dtype:
+            raise RuntimeError(
+                f"{self.name}: {label} gave shape {array.shape}, {array.dtype}; wanted {shape}, {dtype}"
+            )
+
+    def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
+        """Raise what a call would raise for its inputs or a kernel's name, before anything is drawn."""
+        self._arrays(inputs)
+        names = list(dict.fromkeys(known.name for known in self.spec.kernels))
+        if kernel not in (None, DEFINITION, *names):
+            raise ValueError(
+                f"{self.name}: kernel is {kernel!r}, wanted one of {', '.join([*names, DEFINITION])}"
+            )
+
     def _arrays(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """The arrays of the inputs; those that have a gradient share the dtype of the first."""
         spec = self.spec
@@ -135,6 +160,8 @@ class Fused:
         arrays: list[Any] = []
         for position, (name, value) in enumerate(zip(spec.inputs, inputs, strict=True)):
             array = value._array if type(value) is Tensor else None if value is None else np.asarray(value)
+            if array is not None and not array.dtype.isnative:
+                array = array.astype(array.dtype.newbyteorder("="))
             if array is None and position == 0:
                 raise TypeError(f"{spec.name}: {name} is None, wanted a Tensor or an array")
             if array is not None and position in spec.gradients:
@@ -184,9 +211,10 @@ class Fused:
                 if results[position] is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
-                results[position] = results[position].reshape(
-                    saved.inputs[position].shape
-                )  # a view: kernels see weight as [M]
+                given = saved.inputs[position]
+                gradient = results[position].reshape(given.shape)  # a view: kernels see weight as [M]
+                self._check(gradient, run.label("vjp", array.dtype), given.shape, given.dtype)
+                results[position] = gradient
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
@@ -195,7 +223,7 @@ class Fused:
             return results
         versions = [*saved.versions, (len(needs), cotangent._version, cotangent._version[0])]
         parents = (*node.parents, cotangent._edge)
-        kept = Saved((*saved.inputs, array), saved.attributes, versions, run=tuple(needs))
+        kept = Saved((*saved.inputs, array), saved.attributes, versions, needs=tuple(needs))
         recorded = Node(self._vjp, parents, kept, outputs=len(results))
         return [
             None if result is None else Tensor.wrap(result, (recorded, position))
@@ -235,9 +263,9 @@ class _FusedVjp:
             copies = self._copies(saved, node.parents, create_graph)
             *primals, cotangent = copies
             output, _ = spec.definition(namespace.tensors, *primals, **saved.attributes)
-            first = [p for p, wanted in zip(primals, saved.run, strict=True) if wanted]
+            first = [p for p, wanted in zip(primals, saved.needs, strict=True) if wanted]
             gradients = grad(output, first, cotangent, create_graph=True, allow_unused=True)
-            given = [c for c, wanted in zip(cotangents, saved.run, strict=True) if wanted]
+            given = [c for c, wanted in zip(cotangents, saved.needs, strict=True) if wanted]
             pairs = [
                 (g, c)
                 for g, c in zip(gradients, given, strict=True)
@@ -263,9 +291,7 @@ class _FusedVjp:
         copies: list[Any] = []
         cells = {position: cell for position, cell, _ in saved.versions}
         for position, (value, edge) in enumerate(zip(saved.inputs, parents, strict=True)):
-            if (
-                type(value) is Aval
-            ):  # the derivative does not depend on its values: if it does, `keeps` is wrong, and NaN shows it
+            if type(value) is Aval:  # the gradient does not depend on its values; if it does, NaN shows it
                 value = np.full(value.shape, np.nan, value.dtype)
             differentiable = position == len(parents) - 1 or position in self.spec.gradients
             if not isinstance(value, np.ndarray) or not differentiable:
@@ -284,18 +310,24 @@ def _as_cotangent(value: Tensor | None, create_graph: bool) -> Any:
     return value if value is None or create_graph else value._array
 
 
-def explain(
-    operation: str | Fused, *inputs: Any, kernel: str | None = None, **attributes: Any
-) -> Explanation:
-    """Which kernel a call of `operation` (or its name) with these inputs and attributes would run, and why
-    each other one would not.
+def explain(operation: Any, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
+    """Which kernel a call of an operation with these inputs and attributes would run, and why no other.
+
+    operation: the operation or its name; inputs at the end that are absent may be left out.
     """
     if isinstance(operation, str):
         spec = REGISTRY.get(operation)
         if not spec.fused:
             return Explanation(spec.name, None, ((spec.origin, "runs: a primitive, NumPy on the CPU"),))
         operation = Fused(spec)
-    return operation.explain(*inputs, kernel=kernel, **attributes)
+    if not isinstance(operation, Fused):
+        name = getattr(operation, "__name__", type(operation).__name__)
+        raise TypeError(
+            f"explain: got {name}, wanted an operation or its name, with its inputs and attributes: "
+            'explain("norm::layer_norm", x, normalized_shape=(5,), eps=1e-5)'
+        )
+    absent = [None] * (len(operation.spec.inputs) - len(inputs))
+    return operation.explain(*inputs, *absent, kernel=kernel, **attributes)
 
 
 def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
@@ -358,12 +390,12 @@ def _by_name(name: str) -> Fused:
 def operation(
     name: str, *, registry: Registry = REGISTRY, **declaration: Any
 ) -> Callable[[Callable[..., Any]], Fused]:
-    """Declare a definition as a fused operation: `@operation("norm::layer_norm", kernels=..., plan=...,
-    samples=...)`.
+    """Declare a definition as a fused operation: `@operation("norm::layer_norm", kernels=..., samples=...)`.
 
     The definition's first parameter is the namespace `xp`; the other positional ones are the inputs (None
-    where an optional one is absent), keywords are attributes; it returns `(output, aux)`. The declaration's
-    fields are those of `OpSpec`."""
+    where an optional one is absent), keywords are attributes; it returns `(output, aux)`. The fields of the
+    declaration are those of `OpSpec`.
+    """
 
     def declare(definition: Callable[..., Any]) -> Fused:
         parameters = list(inspect.signature(definition).parameters.values())[1:]

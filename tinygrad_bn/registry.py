@@ -1,12 +1,13 @@
 """What an operation is (`OpSpec`), and where operations are found (`Registry`).
 
 Declaring an operation writes one record, and everything else reads that record: dispatch, `explain`, the
-gradient checks, the property tests, `ops show`. Kernels are named by dotted strings and imported at their
-first call, so a declaration costs nothing.
+property tests, `ops show`. Kernels are named by dotted strings and imported at their first call, so a
+declaration costs nothing.
 
 Packages add operations through the entry-point group `tinygrad_bn.ops`: the entry's name is the namespace,
 its value a function that takes the registry. A package that fails to load takes only its own namespace with
-it."""
+it.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +76,11 @@ class Kernel:
         return frozenset(map(np.dtype, self.dtypes))
 
     def resolve(self) -> Any:
-        """Import the kernel."""
-        return _resolve(self.target)
+        """Import the kernel; RegistryError where its dotted string leads nowhere."""
+        try:
+            return _resolve(self.target)
+        except (ImportError, AttributeError) as error:
+            raise RegistryError(f"kernel {self.name!r}: {self.target} cannot be imported: {error}") from error
 
     def refusal(self, plan: Any, dtype: Any, device: str) -> str | None:
         """Why this kernel cannot run such a call, or None where it can."""
@@ -100,16 +104,15 @@ class OpSpec:
     """One operation.
 
     name: `namespace::operation`.
-    definition: the array function. Of a primitive: `definition(*arrays, **attributes) -> output`. Of a
-        fused operation:
-        `definition(xp, *inputs, **attributes) -> (output, aux)`, written on the namespace `xp` alone.
+    definition: the array function. Of a primitive: `definition(*arrays, **attributes) -> output`. Of a fused
+        operation: `definition(xp, *inputs, **attributes) -> (output, aux)`, written on `xp` alone.
     inputs: names of the inputs, in order; attributes are keywords.
     vjps: rules of a primitive, one per input, `rule(xp, cotangent, output, *inputs, **attributes)`; None
-        where there is no derivative.
-        A function `position -> rule` where the input is a sequence of arrays. Empty for a fused operation.
-    keeps: for each rule, the positions of the inputs whose values it reads; the others leave shape and
-        dtype. A fused operation has one
-        rule, the vjp of its kernels. None: every rule reads all.
+        where there is no derivative. A function `position -> rule` where the input is a sequence of arrays.
+        Empty for a fused operation.
+    keeps: for each rule, the positions of the inputs on whose values its result depends; of the others only
+        shape and dtype are kept. A fused operation has one rule, the vjp of its kernels; what that reads from
+        `aux` instead, such as an output, still depends on the inputs it was made from. None: on all.
     keeps_output: whether it reads the output's values.
     view: whether the output may share memory with the first input.
     kernels: accelerations of a fused operation, in the order of preference for growing size.
@@ -117,15 +120,14 @@ class OpSpec:
     differentiable: positions of the inputs that have a gradient; default: all.
     samples, hard_samples, error_samples: functions of a NumPy Generator, giving `Sample`s.
     terms: name of the family of gradient terms, for the diagnosis of a wrong gradient.
-    shape_rule: `shape_rule(shapes, attributes) -> shape` of the output, where it is not that of the first
-        input.
+    shape_rule: `shape_rule(shapes, attributes) -> shape` of a fused operation's output, to which its kernels
+        are held; default: the shape of the first input.
     state: names of arguments of the public function that it writes to.
     rng: whether it takes a seed and a call number.
     properties: named facts that tests check, e.g. {"shift_invariant": True}.
     bench_shapes: shapes worth timing.
     public: dotted string of the function that users call, where that is another than the operation itself;
-        it takes the inputs and
-        the attributes of error samples as keywords.
+        it takes the inputs and the attributes of error samples as keywords.
     """
 
     name: str
@@ -226,15 +228,18 @@ class Registry:
             )
         if spec.api_version != API_VERSION:
             raise RegistryError(
-                f"{spec.name}: declared for registry version {spec.api_version}, this is version "
-                f"{API_VERSION}; "
+                f"{spec.name}: declared for registry version {spec.api_version}, this is version {API_VERSION}; "
                 "install matching versions of the plugin and tinygrad_bn"
+            )
+        if spec.keeps is not None and not all(isinstance(read, tuple) for read in spec.keeps):
+            raise RegistryError(
+                f"{spec.name} ({spec.origin}): keeps is {spec.keeps!r}, wanted a tuple of positions for each "
+                "rule, such as ((0, 1),) for a fused operation whose vjp reads the first two inputs"
             )
         if spec.gradients and spec.samples is None:
             raise RegistryError(
-                f"{spec.name} ({spec.origin}): a differentiable operation needs samples=, a function of "
-                "a NumPy Generator "
-                "that gives Samples; without them its gradient could never be checked"
+                f"{spec.name} ({spec.origin}): a differentiable operation needs samples=, a function of a "
+                "NumPy Generator that gives Samples; without them its gradient could never be checked"
             )
         known = self._specs.get(spec.name)
         if known is not None and known.owner != spec.owner:
@@ -292,10 +297,8 @@ class Registry:
                     self._load_plugin(entry)
 
     def _load_plugin(self, entry: Any) -> None:
-        outer, self._replaced = (
-            self._replaced,
-            {},
-        )  # this plugin may ask for operations of another one, which are not its own
+        # This plugin may ask for operations of another one, which are not its own.
+        outer, self._replaced = self._replaced, {}
         try:
             entry.load()(self)
             foreign = [name for name in self._replaced if name.partition("::")[0] != entry.name]
@@ -322,9 +325,8 @@ class Registry:
         failed = self._broken.get(namespace) if namespace else None
         if failed is not None:
             return (
-                f"operation {name!r}: the plugin that provides it, {failed.distribution} "
-                f"{failed.version}, did not load "
-                f"({failed.error}); reinstall or remove it"
+                f"operation {name!r}: the plugin that provides it, {failed.distribution} {failed.version}, "
+                f"did not load ({failed.error}); reinstall or remove it"
             )
         candidates = list(self._specs) + [spec.short_name for spec in self._specs.values()]
         close = difflib.get_close_matches(name, candidates, n=3)

@@ -92,8 +92,7 @@ def sweep(
     """Carry the cotangents `seeds` backwards and return the cotangent of every wanted edge that they reach.
 
     wanted: the edges whose cotangents are asked for, or None for every leaf. Only nodes on a way to a
-        wanted edge are
-        visited, so gradients that nobody asked for are not computed.
+        wanted edge are visited, so gradients that nobody asked for are not computed.
     retain_graph: keep the saved values of the visited nodes for another sweep.
     create_graph: tell every operation to record its own pull-back, also inside `no_grad`. Hooks run in the
         same mode.

@@ -22,14 +22,14 @@ class Tensor:
     """An n-dimensional array of float32 or float64 that can be differentiated.
 
     data: anything `numpy.asarray` accepts; it is copied, so that nobody changes it behind the tape's back.
-        Integers and booleans become
-        float64. Other dtypes (float16, complex, object) are a TypeError.
+        Integers and booleans become float64. Other dtypes (float16, complex, object) are a TypeError.
     dtype: float32 or float64; default: that of `data`.
     requires_grad: record what is done with this tensor, and give it a `.grad` in `backward`.
 
     Changing a tensor in place (`t[...] = v`, `t += v`, `t.copy_(v)`, `t.data = v`) counts up a version that
     it shares with its views; a backward pass that needs an array which was changed since it was saved
-    raises an error. `.data` is a read-only view for that reason."""
+    raises an error. `.data` is a read-only view for that reason.
+    """
 
     __slots__ = ("__weakref__", "_array", "_edge", "_version", "grad")
 
@@ -157,10 +157,7 @@ class Tensor:
         Returns a function that removes the hook.
         """
         node, index = edge_of(self, "register_hook")
-        shape, dtype = (
-            self.shape,
-            self.dtype,
-        )  # a hook that held the tensor would keep its node alive in a circle
+        shape, dtype = self.shape, self.dtype  # a hook that held the tensor would make a reference circle
 
         def call(cotangent: Any) -> Any:
             recorded = isinstance(cotangent, Tensor)
@@ -196,9 +193,8 @@ class Tensor:
             self.requires_grad or (isinstance(values, Tensor) and values.requires_grad)
         ):
             raise RuntimeError(
-                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the "
-                "tape could not follow it; "
-                "use an operation such as where(), or change it inside `with no_grad():`"
+                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the tape could "
+                "not follow it; use an operation such as where(), or change it inside `with no_grad():`"
             )
         self._array[key] = values._array if isinstance(values, Tensor) else values
         self._version[0] += 1
@@ -396,8 +392,7 @@ def edge_of(value: Any, operation: str) -> Edge:
     if value._edge is None:
         raise RuntimeError(
             f"{operation}: this tensor of shape {value.shape} is not on the tape; give an input of its "
-            "computation "
-            "requires_grad=True, and compute it outside no_grad()"
+            "computation requires_grad=True, and compute it outside no_grad()"
         )
     return value._edge
 
@@ -407,9 +402,8 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
     if given is None:
         if output.size != 1:
             raise ValueError(
-                f"{operation}: the output has shape {output.shape}; only one element has a gradient "
-                "without a cotangent: "
-                f"pass one of that shape, or reduce the output first, e.g. with .sum()"
+                f"{operation}: the output has shape {output.shape}; only one element has a gradient without a "
+                "cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
         given = np.ones(output.shape, output.dtype)
     shape = np.shape(array_of(given))

@@ -14,10 +14,11 @@ __all__ = ["Entry", "Trace", "current", "record"]
 class Entry:
     """One operation that ran.
 
-    phase: "forward" or "vjp". kernel: what computed it: the kernel's dotted name, method and dtype, or
-        "primitive". Where a
-        definition runs instead of a kernel, the primitives that it is made of are recorded.
-    saved: bytes that the tape keeps of it for the backward pass (0 for a vjp). milliseconds: wall time.
+    phase: "forward" or "vjp".
+    kernel: what computed it: the kernel's dotted name, method and dtype, or "primitive". Where a definition
+        runs instead of a kernel, the primitives that it is made of are recorded.
+    saved: bytes that the tape keeps of it for the backward pass (0 for a vjp).
+    milliseconds: wall time.
     """
 
     phase: str

@@ -46,11 +46,12 @@ def as_text(results: Sequence[Result], seconds: float) -> str:
 def as_svg(results: Sequence[Result], seconds: float) -> str:
     """The same as a picture."""
     console = Console(file=io.StringIO(), width=WIDTH, record=True, force_terminal=True, highlight=False)
-    if all(result.verdict is Verdict.PASS for result in results):  # a failure's lines are longer than the table's
+    if all(result.verdict is Verdict.PASS for result in results):  # else the longest line is a failure's
         console.width = console.measure(_table(results)).maximum
     _print(console, results, seconds)
     picture = console.export_svg(title="python cli.py gradcheck")
-    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)  # they would be fetched from the network
+    # Fonts would be fetched from the network.
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
 
 
 def summary(results: Sequence[Result], seconds: float) -> str:
@@ -119,7 +120,7 @@ def _rows(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Res
     def place(item: tuple[tuple[str, str], list[Result]]) -> tuple[Any, ...]:
         (operation, name), (first, *_) = item
         c = first.configuration
-        return order.index(operation), name == "corners", MODES.index(c.mode), DTYPES.index(c.dtype)
+        return order.index(operation), name.startswith("corners"), MODES.index(c.mode), DTYPES.index(c.dtype)
 
     yield from sorted(groups.items(), key=place)
 

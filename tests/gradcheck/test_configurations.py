@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 
 import pytest
 
@@ -131,8 +132,74 @@ def test_every_corner_of_every_norm_is_in_the_default_sweep(operation, corner):
             assert {c.channel_axis for c in matching} == {1, -1}
 
 
+ILL_VALUES = {"normal", "zeros", "constant row", "spike", "scale 1e-3", "scale 100", "mean 1e4"}
+
+
+@pytest.mark.parametrize("operation", sorted(RANKS.keys() - {"dropout"}))
+def test_ill_values_meet_every_eps_dtype_mode_and_place(operation):
+    """Each pair of them, but for zeros over zero, and ordinary values with the ordinary ε."""
+    ill = [c for c in configurations.corners(operation) if (c.values, c.eps) != ("normal", 1e-5)]
+    place = "groups" if operation == "group_norm" else "channel_axis" if operation in CHANNELLED else "tail"
+    wanted = {
+        "values": ILL_VALUES,
+        "eps": {1e-5, 1e-3, 0.0},
+        "dtype": {"float32", "float64"},
+        "mode": settings(operation)["mode"],
+        "channel_axis": settings(operation)["channel_axis"],
+        place: {"groups": {2, 4}, "tail": {1}}.get(place, {1, -1}),
+    }
+    undefined = {("zeros", 0.0), ("constant row", 0.0), ("normal", 1e-5)}
+    if operation == "rms_norm":
+        undefined.remove(("constant row", 0.0))  # its mean square is not zero
+    if operation in WITH_RUNNING_STATISTICS:  # at inference all are defined
+        undefined = {("normal", 1e-5)}
+    for (one, its), (other, theirs) in itertools.combinations(wanted.items(), 2):
+        found = {(getattr(c, one), getattr(c, other)) for c in ill}
+        assert found >= set(itertools.product(its, theirs)) - undefined, (one, other)
+
+
+def long(axis, than):
+    """Longer than that, along an axis, by a last piece that is not whole."""
+    return lambda c: c.rank > 1 and c.shape[axis] > than and c.shape[axis] % than != 0
+
+
+def many(c):
+    return math.prod(c.shape) > 1 << 16
+
+
+# What the kernels do piece by piece: operations, mode, where, and what goes past the first pieces.
+TRAILING = ("layer_norm", "rms_norm")
+FIRST, LAST, ANY = ({"channel_axis": 1}, {"channel_axis": -1}, {})
+PIECES = {
+    "chunks of a row": (TRAILING, "training", ANY, long(-1, 2048)),
+    "tasks of rows": (TRAILING, "training", ANY, lambda c: math.prod(c.shape) > 1 << 14 and c.shape[0] > 2),
+    "tasks of rows backwards": (TRAILING, "training", ANY, long(0, 1024)),
+    "chunks of a channel": (("batch_norm", "instance_norm"), "training", FIRST, long(-1, 2048)),
+    "chunks at inference": (("batch_norm",), "inference", FIRST, long(-1, 2048)),
+    "chunks of several channels": (("group_norm",), "training", {**FIRST, "groups": 2}, long(-1, 1024)),
+    "tiles": (
+        ("batch_norm",), "training", {**FIRST, "rank": 2}, lambda c: long(0, 128)(c) and long(1, 1024)(c),
+    ),
+    "tiles of each sample": (("instance_norm", "group_norm"), "training", LAST, long(1, 128)),
+    "tiles at inference": (("batch_norm",), "inference", {**FIRST, "rank": 2}, long(0, 128)),
+    "masks": (("dropout",), "training", ANY, lambda c: many(c) and len(c.mask_axes) == c.rank),
+    "shared masks": (("dropout",), "training", ANY, lambda c: many(c) and len(c.mask_axes) < c.rank),
+    "a scale": (("dropout",), "inference", ANY, many),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("operations", "mode", "where", "beyond"), PIECES.values(), ids=PIECES)
+def test_the_default_sweep_goes_past_the_first_piece_of_every_kernel(operations, mode, where, beyond, dtype):
+    wanted = {"mode": mode, "dtype": dtype, **where}.items()
+    for operation in operations:
+        assert any(
+            beyond(c) for c in DEFAULT[operation] if all(getattr(c, name) == value for name, value in wanted)
+        ), operation
+
+
 def test_one_group_and_as_many_groups_as_channels_are_checked_beyond_the_ordinary():
-    grouped = [c for c in DEFAULT["group_norm"] if configurations.family(c) == "corners"]
+    grouped = [c for c in DEFAULT["group_norm"] if configurations.family(c).startswith("corners")]
     for channel_axis in (1, -1):
         mine = [c for c in grouped if c.channel_axis == channel_axis and c.shape[channel_axis] > 1]
         assert {1} < {c.groups for c in mine}

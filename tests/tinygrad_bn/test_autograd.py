@@ -450,3 +450,13 @@ def test_jvp_errors():
         tg.jvp(lambda x: x, (1.0,), (1.0, 2.0))
     with pytest.raises(ValueError, match=r"jvp: tangent 1 has shape \(2,\), its input has \(3,\)"):
         tg.jvp(lambda x, y: x, (1.0, np.ones(3)), (1.0, np.ones(2)))
+
+
+def test_outputs_of_plain_inputs_are_off_the_tape():
+    """The tape that jvp and vjp need is their own business; connected inputs stay connected."""
+    y, dy = tg.jvp(lambda a: a * a, [np.ones(2)], [np.ones(2)])
+    assert not y.requires_grad and not dy.requires_grad
+    (first, second), _ = tg.vjp(lambda a: (a * a, a + 1), np.ones(2))
+    assert not first.requires_grad and not second.requires_grad
+    x = tensor([1.0, 2.0], requires_grad=True)
+    assert tg.jvp(lambda a: a * a, [x], [np.ones(2)])[0].requires_grad

@@ -162,8 +162,15 @@ def test_kernels_say_why_they_refuse():
     assert kernel.refusal({}, double, "cpu") == "serves float32, not float64"
     assert kernel.refusal([], single, "cpu") == "serves the dict view, this call is list"
     assert kernel.refusal({}, single, "cuda") == "runs on cpu, the inputs are on cuda"
-    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+    with pytest.raises(
+        RegistryError, match="kernel 'fast': nowhere:fast cannot be imported: No module named"
+    ):
         kernel.resolve()
+
+
+def test_keeps_is_one_tuple_for_each_rule():
+    with pytest.raises(RegistryError, match=r"keeps is \(0, 1\), wanted a tuple of positions for each rule"):
+        Registry(list).register(spec("mine::one", keeps=(0, 1)))
 
 
 # Plugins

@@ -1,6 +1,4 @@
-"""Checks of arguments that the public functions share; every message says what was got, what was wanted and
-the way out.
-"""
+"""Checks of arguments that the public functions share: each message says what was got and what was wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +10,15 @@ import numpy as np
 
 from ..tensor import Tensor, array_of
 
-__all__ = ["check_affine", "check_channel_axis", "check_eps", "check_rank", "shape_of"]
+__all__ = [
+    "as_index",
+    "check_affine",
+    "check_channel_axis",
+    "check_eps",
+    "check_rank",
+    "is_number",
+    "shape_of",
+]
 
 
 def shape_of(operation: str, value: Any) -> tuple[int, ...]:
@@ -20,6 +26,18 @@ def shape_of(operation: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, (Tensor, np.ndarray)):
         raise TypeError(f"{operation}: input is {type(value).__name__}, wanted a Tensor or a NumPy array")
     return value.shape
+
+
+def as_index(operation: str, name: str, value: Any, wanted: str) -> int:
+    """An integer, Python's or NumPy's; neither a boolean nor a float that happens to be whole."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{operation}: {name} is {value!r}, wanted {wanted}")
+    return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, Python's or NumPy's, and not a boolean."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def check_rank(operation: str, shape: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
@@ -32,15 +50,15 @@ def check_rank(operation: str, shape: tuple[int, ...], low: int, high: int) -> t
 
 
 def check_channel_axis(operation: str, channel_axis: int) -> int:
-    if channel_axis not in (1, -1):
-        raise ValueError(
-            f"{operation}: channel_axis is {channel_axis!r}, wanted 1 (channels first) or -1 (channels last)"
-        )
-    return channel_axis
+    wanted = "1 (channels first) or -1 (channels last)"
+    axis = as_index(operation, "channel_axis", channel_axis, wanted)
+    if axis not in (1, -1):
+        raise ValueError(f"{operation}: channel_axis is {channel_axis!r}, wanted {wanted}")
+    return axis
 
 
 def check_eps(operation: str, eps: float) -> float:
-    if not isinstance(eps, (int, float, np.number)) or not 0 <= eps < math.inf:
+    if not is_number(eps) or not 0 <= eps < math.inf:
         raise ValueError(f"{operation}: eps is {eps!r}, wanted a finite number ≥ 0")
     return float(eps)
 
@@ -54,10 +72,14 @@ def check_affine(
     *,
     trailing: bool = True,
 ) -> tuple[int, ...]:
-    """The shape of weight and bias, after seeing that they have it, and that the input ends in it where
-    `trailing`.
-    """
-    expected = (int(wanted),) if isinstance(wanted, (int, np.integer)) else tuple(int(n) for n in wanted)
+    """The shape that weight and bias must have, and in which the input must end where `trailing`."""
+    lengths = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+    expected = tuple(
+        as_index(
+            operation, "normalized_shape", n, "an integer, or a tuple of them: the last axes of the input"
+        )
+        for n in lengths
+    )
     if trailing and (not expected or shape[-len(expected) :] != expected):
         raise ValueError(
             f"{operation}: normalized_shape is {expected}, wanted the last axes of the input, whose "

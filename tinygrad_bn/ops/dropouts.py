@@ -15,7 +15,7 @@ from ..kernels.masks import Mask, Scale
 from ..random import Generator, default_generator
 from ..registry import Kernel, Sample
 from ..tensor import Tensor
-from .checks import shape_of
+from .checks import as_index, shape_of
 
 __all__ = ["dropout"]
 
@@ -149,6 +149,7 @@ def dropout(
     quantised = philox.quantise(p)
     mask_shape = _mask_shape(shape, axis)
     upscale = mode == "upscale_in_train"
+    _dropout.check((input,), kernel)  # before a call number is taken
     if not training:
         return _identity(input) if upscale else _scale(input, kernel=kernel, factor=1.0 - quantised.p)
     key = (generator or default_generator()).next_call()
@@ -171,7 +172,8 @@ def _mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tup
     """The shape of the mask: 1 along the axes that share a decision."""
     if axis is None:
         return shape
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    given = axis if isinstance(axis, (tuple, list)) else (axis,)
+    axes = [as_index("dropout", "axis", a, "an integer, a tuple of them, or None") for a in given]
     for a in axes:
         if not -len(shape) <= a < len(shape):
             raise ValueError(

@@ -17,7 +17,7 @@ from ..kernels import views
 from ..registry import Kernel
 from ..tensor import Tensor
 from . import norm_samples as samples
-from .checks import check_affine, check_channel_axis, check_eps, check_rank, shape_of
+from .checks import as_index, check_affine, check_channel_axis, check_eps, check_rank, shape_of
 from .running import Running
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
@@ -292,9 +292,8 @@ def batch_norm(
     count = math.prod(shape) // max(channels, 1)
     if count == 1:
         raise ValueError(
-            f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its "
-            "gradient nothing; "
-            "use a larger batch, or training=False"
+            f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient "
+            "nothing; use a larger batch, or training=False"
         )
     running.check_writable()
     output, aux = _batch_norm.call((input, weight, bias), attributes, kernel)
@@ -457,17 +456,17 @@ def group_norm(
     name = "group_norm"
     shape = check_rank(name, shape_of(name, input), 2, 5)
     channels = shape[check_channel_axis(name, channel_axis)]
-    if not isinstance(num_groups, (int, np.integer)) or num_groups < 1 or channels % num_groups:
+    groups = as_index(name, "num_groups", num_groups, "an integer")
+    if groups < 1 or channels % groups:
         divisors = [g for g in range(1, channels + 1) if channels % g == 0]
         raise ValueError(
-            f"{name}: num_groups is {num_groups!r}, wanted a divisor of the {channels} channels: {divisors}"
+            f"{name}: num_groups is {groups}, wanted a divisor of the {channels} channels: {divisors}"
         )
     check_affine(name, shape, channels, weight, bias, trailing=False)
-    if math.prod(shape) == num_groups:
+    if math.prod(shape) == groups:
         raise ValueError(
-            f"{name}: one sample with one value per group, shape {shape}, {num_groups} groups: the "
-            "variance is 0 and the gradient "
-            "nothing; use fewer groups"
+            f"{name}: one sample with one value per group, shape {shape}, {groups} groups: the variance is 0 "
+            "and the gradient nothing; use fewer groups"
         )
-    attributes = {"num_groups": int(num_groups), "channel_axis": channel_axis, "eps": check_eps(name, eps)}
+    attributes = {"num_groups": groups, "channel_axis": channel_axis, "eps": check_eps(name, eps)}
     return _group_norm(input, weight, bias, kernel=kernel, **attributes)

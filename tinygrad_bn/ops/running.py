@@ -14,13 +14,13 @@ number of batches that the statistics already hold."""
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..tensor import Tensor, array_of
+from .checks import as_index, is_number
 
 __all__ = ["CONVENTIONS", "Running"]
 
@@ -115,7 +115,7 @@ class Running:
 
     def _reading(self, momentum: Any, convention: str, num_batches_tracked: Any) -> tuple[float, bool]:
         """The weight of the batch, and whether the variance stored is the unbiased one."""
-        if convention not in CONVENTIONS:
+        if not isinstance(convention, str) or convention not in CONVENTIONS:
             raise ValueError(
                 f"{self.operation}: convention is {convention!r}, wanted "
                 f"{' or '.join(map(repr, CONVENTIONS))}"
@@ -127,17 +127,19 @@ class Running:
             if num_batches_tracked is None:
                 raise ValueError(
                     f"{self.operation}: momentum=None is the cumulative average, which needs "
-                    "num_batches_tracked=, the number of "
-                    "batches that running_mean and running_var already hold (0 for the first)"
+                    "num_batches_tracked=, the number of batches that running_mean and running_var "
+                    "already hold (0 for the first)"
                 )
-            batches = operator.index(
-                getattr(array_of(num_batches_tracked), "item", lambda: num_batches_tracked)()
-            )
+            counted = num_batches_tracked
+            if isinstance(counted, np.ndarray) and counted.size == 1:  # as torch's layers hold it
+                counted = counted.item()
+            batches = as_index(self.operation, "num_batches_tracked", counted, "an integer")
             if batches < 0:
                 raise ValueError(f"{self.operation}: num_batches_tracked is {batches}, wanted 0 or more")
             return 1.0 / (batches + 1), chosen.unbiased
-        value = chosen.momentum if momentum == "default" else momentum
-        if isinstance(value, str) or not 0 <= value <= 1:
+        default = isinstance(momentum, str) and momentum == "default"
+        value = chosen.momentum if default else momentum
+        if not is_number(value) or not 0 <= value <= 1:
             raise ValueError(
                 f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None"
             )

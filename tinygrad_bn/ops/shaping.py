@@ -144,6 +144,8 @@ def _part(position: int):
 )
 def concatenate(parts, axis=0):
     """The arrays of a sequence one after the other along an axis."""
+    if axis is None:
+        raise TypeError("axis is None, wanted an integer; flatten the parts with reshape(-1) instead")
     return np.concatenate(parts, axis=axis)
 
 

@@ -5,10 +5,12 @@ rows and some columns, small enough for the second-level cache and passed throug
 never read one at a time. Partial results of the tiles are merged in float64, in the order of the tiles. The
 formulas are those of *split*::
 
-    rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias dx = rstd (g − mean(g) −
-    x̂ · mean(g x̂))     dweight = Σ_{z, a} cotangent · x̂     dbias = Σ_{z, a} cotangent
+    rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
+    dx = rstd (g − mean(g) − x̂ · mean(g x̂))
+    dweight = Σ_{z, a} cotangent · x̂             dbias = Σ_{z, a} cotangent
 
-with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g.
+with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. A column of a
+tile whose sums or factors are near the ends of the range of float32 is done again in float64 (see ``sums``).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
-from .sums import add_up, is_finite, merge_moments
+from .sums import add_up, chunk_moments, chunk_sums, fits, is_finite, merge_moments, reliable
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -88,6 +90,8 @@ def tile_moments(task, x, means, squares):
             shift = np.float64(total[j]) / (b - a)
             mean += shift
             square -= min(np.float64(total[j]) * shift, square)
+        if not reliable(square, x):
+            mean, square = chunk_moments(x[z, a:b, c + j], 0.0)
         means[z, t, c + j] = mean
         squares[z, t, c + j] = square
 
@@ -141,17 +145,26 @@ def normalize_tile(task, x, weight, bias, B, y, mean, rstd):
     centre = np.empty(d - c, x.dtype)
     scale = np.empty(d - c, x.dtype)
     shift = np.empty(d - c, x.dtype)
+    all_fit = True
     for j in range(centre.size):
         i = z * (x.shape[2] // B) + (c + j) // B
         factor = rstd[i] * weight[c + j]
         centre[j] = mean[i]
         scale[j] = factor
         shift[j] = (centre[j] - mean[i]) * factor + bias[c + j]
+        all_fit &= reliable(rstd[i], x) and fits(factor, x)
     for r in range(a, b):
         row = x[z, r, c:d]
         out = y[z, r, c:d]
         for j in range(row.size):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
+    if not all_fit:
+        for m in range(c, d):
+            i = z * (x.shape[2] // B) + m // B
+            factor = rstd[i] * weight[m]
+            if not (reliable(rstd[i], x) and fits(factor, x)):
+                for r in range(a, b):
+                    y[z, r, m] = (x[z, r, m] - mean[i]) * factor + bias[m]
 
 
 @twins(
@@ -184,19 +197,27 @@ def tile_sums(task, B, cotangent, x, mean, sums, moments):
     centre = np.empty(d - c, x.dtype)
     for j in range(centre.size):
         centre[j] = mean[z * (x.shape[2] // B) + (c + j) // B]
-    total = sums[z, t, c:d]
-    moment = moments[z, t, c:d]
+    total = np.zeros(d - c, x.dtype)
+    moment = np.zeros(d - c, x.dtype)
     for r in range(a, b):
         g = cotangent[z, r, c:d]
         row = x[z, r, c:d]
         for j in range(g.size):
             total[j] += g[j]
             moment[j] += g[j] * (row[j] - centre[j])
+    for j in range(centre.size):
+        plain, product = np.float64(total[j]), np.float64(moment[j])
+        if not (is_finite(plain) and reliable(product, x)):
+            plain, product = chunk_sums(
+                cotangent[z, a:b, c + j], x[z, a:b, c + j], np.float64(centre[j])
+            )
+        sums[z, t, c + j] = plain
+        moments[z, t, c + j] = product
 
 
 @body
 def merge_sums(z, x, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias):
-    """From the sums of the tiles of one z to dweight and dbias, and to the slope and offset of dx in x."""
+    """From the sums of the tiles of one z to dweight and dbias, and to the slope and offset of dx in x - mean."""
     A, M = x.shape[1], x.shape[2]
     add_up(sums[z], dbias[z])
     add_up(moments[z], dweight[z])
@@ -210,7 +231,7 @@ def merge_sums(z, x, B, weight, mean, rstd, sums, moments, along, across, dweigh
             total += weight[m] * dbias[z, m]
             moment += weight[m] * dweight[z, m]
         along[i] = -rstd[i] * rstd[i] * moment / (A * B)
-        across[i] = rest * along[i] - rstd[i] * total / (A * B)
+        across[i] = -rstd[i] * total / (A * B)
 
 
 @body
@@ -220,12 +241,15 @@ def differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, alon
     scale = np.empty(d - c, x.dtype)
     slope = np.empty(d - c, x.dtype)
     shift = np.empty(d - c, x.dtype)
+    all_fit = True
     for j in range(centre.size):
         i = z * (x.shape[2] // B) + (c + j) // B
+        factor = rstd[i] * weight[c + j]
         centre[j] = mean[i]
-        scale[j] = rstd[i] * weight[c + j]
+        scale[j] = factor
         slope[j] = along[i]
-        shift[j] = across[i]
+        shift[j] = (centre[j] - mean[i]) * along[i] + across[i]
+        all_fit &= reliable(rstd[i], x) and fits(factor, x) and fits(along[i], x)
     for r in range(a, b):
         g = cotangent[z, r, c:d]
         row = x[z, r, c:d]
@@ -236,12 +260,21 @@ def differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, alon
         else:
             for j in range(g.size):
                 out[j] = g[j] * scale[j]
+    if not all_fit:
+        for m in range(c, d):
+            i = z * (x.shape[2] // B) + m // B
+            factor = rstd[i] * weight[m]
+            if not (reliable(rstd[i], x) and fits(factor, x) and fits(along[i], x)):
+                for r in range(a, b):
+                    direct = cotangent[z, r, m] * factor
+                    through = (x[z, r, m] - mean[i]) * along[i] + across[i] if training else 0.0
+                    dx[z, r, m] = direct + through
 
 
 @twins(
     lambda T: (
         *(FLAG, FLAGS, INT, read(T, 3), read(T, 3), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
-        *(write(T, 3), write(T, 3), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 1), write(DOUBLE, 1)),
         *(write(T, 3), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
@@ -304,8 +337,8 @@ class ColsKernel:
         dx = np.empty(x.shape if needs[0] else 0, x.dtype)
         dweight, dbias = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(need):
-            sums, moments = np.zeros((2, plan.Z, -(-plan.A // TILE_ROWS), plan.M), x.dtype)
-            along, across = np.empty((2, plan.statistics))
+            sums, moments = np.empty((2, plan.Z, -(-plan.A // TILE_ROWS), plan.M))
+            along, across = np.zeros((2, plan.statistics))
             self.backward_driver[x.dtype](
                 self.training,
                 need,

@@ -9,7 +9,8 @@ Backward, with g the cotangent times the weight (RMSNorm: without the first mean
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_rows cotangent · x̂     dbias = Σ_rows cotangent
 
 x̂ is made anew from x, mean and rstd: it is never stored. In the dtype of x, which may be float32, the mean
-is applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy.
+is applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy. A row whose
+rstd or sums are near the ends of the range of float32 is computed in float64 (see ``sums``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numba import prange
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
-from .sums import add_moments, add_up, sum_squares
+from .sums import add_moments, add_up, fits, is_finite, reliable, sum_squares
 
 # Rows are handed out in tasks of about so many values.
 FORWARD_TASK = 16384
@@ -48,11 +49,19 @@ def normalize_rows(x, weight, bias, eps, centred, y, mean, variance, rstd):
         mean[r] = row_mean
         variance[r] = row_variance
         rstd[r] = row_rstd
-        centre = x.dtype.type(row_mean)
-        scale = x.dtype.type(row_rstd)
-        shift = x.dtype.type((centre - row_mean) * row_rstd)
-        for j in range(length):
-            out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+        if reliable(row_rstd, x):
+            centre = x.dtype.type(row_mean)
+            scale = x.dtype.type(row_rstd)
+            shift = x.dtype.type((centre - row_mean) * row_rstd)
+            normalize_row(row, weight, bias, centre, scale, shift, out)
+        else:
+            normalize_row(row, weight, bias, row_mean, row_rstd, 0.0, out)
+
+
+@body
+def normalize_row(row, weight, bias, centre, scale, shift, out):
+    for j in range(row.size):
+        out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
 
 
 @twins(
@@ -70,36 +79,71 @@ def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
 
 @body
 def differentiate_rows(need_x, need_affine, cotangent, x, weight, mean, rstd, centred, dx, sums):
-    dweight, dbias = sums
     length = x.shape[1]
-    zero = x.dtype.type(0)
     for r in range(x.shape[0]):
         g = cotangent[r]
         row = x[r]
         centre = x.dtype.type(mean[r])
         scale = x.dtype.type(rstd[r])
         shift = x.dtype.type((centre - mean[r]) * rstd[r])
-        total = zero
-        moment = zero
-        if need_affine:
-            for j in range(length):
-                normalized = (row[j] - centre) * scale + shift
-                dweight[j] += g[j] * normalized
-                dbias[j] += g[j]
-                total += g[j] * weight[j]
-                moment += g[j] * weight[j] * normalized
+        total, moment = 0.0, 0.0
+        in_own_dtype = reliable(rstd[r], x)
+        if in_own_dtype:
+            total, moment = row_sums(need_affine, g, row, weight, centre, scale, shift, sums)
+            in_own_dtype = fits(total, x) and fits(moment, x)
+            if not in_own_dtype:
+                total, moment = row_sums(False, g, row, weight, mean[r], rstd[r], 0.0, sums)
         else:
-            for j in range(length):
-                normalized = (row[j] - centre) * scale + shift
-                total += g[j] * weight[j]
-                moment += g[j] * weight[j] * normalized
+            total, moment = row_sums(need_affine, g, row, weight, mean[r], rstd[r], 0.0, sums)
         if need_x:
-            out = dx[r]
-            along = -x.dtype.type(moment / length)
-            offset = -x.dtype.type(total / length) if centred else zero
-            for j in range(length):
-                normalized = (row[j] - centre) * scale + shift
-                out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+            along = -moment / length
+            offset = -total / length if centred else 0.0
+            if in_own_dtype:
+                along, offset = x.dtype.type(along), x.dtype.type(offset)
+                differentiate_row(g, row, weight, centre, scale, shift, along, offset, dx[r])
+            else:
+                differentiate_row(g, row, weight, mean[r], rstd[r], 0.0, along, offset, dx[r])
+
+
+@body
+def row_sums(need_affine, g, row, weight, centre, scale, shift, sums):
+    """The sums of g and of g x̂ over a row; dweight and dbias are added to the sums of the task."""
+    dweight, dbias = sums
+    total = type(centre)(0)
+    moment = type(centre)(0)
+    if need_affine:
+        for j in range(row.size):
+            normalized = (row[j] - centre) * scale + shift
+            dweight[j] += g[j] * normalized
+            dbias[j] += g[j]
+            total += g[j] * weight[j]
+            moment += g[j] * weight[j] * normalized
+    else:
+        for j in range(row.size):
+            normalized = (row[j] - centre) * scale + shift
+            total += g[j] * weight[j]
+            moment += g[j] * weight[j] * normalized
+    return total, moment
+
+
+@body
+def differentiate_row(g, row, weight, centre, scale, shift, along, offset, out):
+    for j in range(row.size):
+        normalized = (row[j] - centre) * scale + shift
+        out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+
+
+@body
+def sum_again(cotangent, x, mean, rstd, dweight, dbias):
+    """dweight and dbias, where the sums of a task overflowed: in float64 from the first row to the last."""
+    dweight[:] = 0
+    dbias[:] = 0
+    for r in range(x.shape[0]):
+        g = cotangent[r]
+        row = x[r]
+        for j in range(row.size):
+            dweight[j] += g[j] * ((row[j] - mean[r]) * rstd[r])
+            dbias[j] += g[j]
 
 
 @twins(
@@ -133,6 +177,8 @@ def backward(
     if need_affine:
         add_up(dweights, dweight)
         add_up(dbiases, dbias)
+        if not (is_finite(dweight.sum()) and is_finite(dbias.sum())):
+            sum_again(cotangent, x, mean, rstd, dweight, dbias)
 
 
 @dataclass(frozen=True, slots=True)

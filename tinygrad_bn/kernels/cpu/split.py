@@ -7,11 +7,12 @@ are still in the cache. Channel c = s · K + k has one weight and one bias, cons
 
 Backward, with g the cotangent times the weight::
 
-    dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_{z, a, l} cotangent · x̂     dbias = Σ_{z, a,
-    l} cotangent
+    dx = rstd (g − mean(g) − x̂ · mean(g x̂))
+    dweight = Σ_{z, a, l} cotangent · x̂          dbias = Σ_{z, a, l} cotangent
 
 In inference μ and σ² are constants, so that dx = rstd g. Along one channel each pass is x or the cotangent
-times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy.
+times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy. Where a
+factor is near the ends of the range of float32, the pass is made in float64 (see ``sums``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
-from .sums import add_moments, cotangent_sums
+from .sums import add_moments, cotangent_sums, fits, reliable
 
 
 @body
@@ -56,10 +57,18 @@ def normalize_statistic(z, s, L, training, x, weight, bias, eps, y, mean, varian
             values = x[z, a, s, k * L : k * L + L]
             out = y[z, a, s, k * L : k * L + L]
             factor = rstd[i] * weight[s * K + k]
-            scale = x.dtype.type(factor)
-            shift = x.dtype.type((rounded - mean[i]) * factor + bias[s * K + k])
-            for j in range(values.size):
-                out[j] = (values[j] - rounded) * scale + shift
+            if reliable(rstd[i], x) and fits(factor, x):
+                scale = x.dtype.type(factor)
+                shift = x.dtype.type((rounded - mean[i]) * factor + bias[s * K + k])
+                normalize_run(values, rounded, scale, shift, out)
+            else:
+                normalize_run(values, mean[i], factor, np.float64(bias[s * K + k]), out)
+
+
+@body
+def normalize_run(values, centre, scale, shift, out):
+    for j in range(values.size):
+        out[j] = (values[j] - centre) * scale + shift
 
 
 @twins(
@@ -100,21 +109,30 @@ def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean,
     if need_x:
         count = x.shape[1] * x.shape[3]
         along = -rstd[i] * rstd[i] * moment / count
+        across = -rstd[i] * total / count
         slope = x.dtype.type(along)
-        shift = x.dtype.type((rounded - mean[i]) * along - rstd[i] * total / count)
+        shift = x.dtype.type((rounded - mean[i]) * along + across)
         for a in range(x.shape[1]):
             for k in range(K):
                 run = slice(k * L, k * L + L)
                 g = cotangent[z, a, s, run]
                 values = x[z, a, s, run]
                 out = dx[z, a, s, run]
-                scale = x.dtype.type(rstd[i] * weight[s * K + k])
-                if training:
-                    for j in range(g.size):
-                        out[j] = g[j] * scale + ((values[j] - rounded) * slope + shift)
+                factor = rstd[i] * weight[s * K + k]
+                if reliable(rstd[i], x) and fits(factor, x) and fits(along, x):
+                    differentiate_run(training, g, values, rounded, x.dtype.type(factor), slope, shift, out)
                 else:
-                    for j in range(g.size):
-                        out[j] = g[j] * scale
+                    differentiate_run(training, g, values, mean[i], factor, along, across, out)
+
+
+@body
+def differentiate_run(training, g, values, centre, scale, slope, shift, out):
+    if training:
+        for j in range(g.size):
+            out[j] = g[j] * scale + ((values[j] - centre) * slope + shift)
+    else:
+        for j in range(g.size):
+            out[j] = g[j] * scale
 
 
 @twins(
