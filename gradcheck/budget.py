@@ -14,6 +14,7 @@ ULPS = (-4, -3, 3, 4)
 REPEATS = 3
 SAMPLES = 48  # few elements are moved more often, until that many results have been seen
 SAFETY = 16.0  # between the largest change seen in a few tries and what rounding may do
+LOWERED = 2.0**-16  # for a cotangent whose gradient would overflow, or nearly
 ROUNDING = 8.0  # units of u·√n·scale that any sum of n terms is allowed
 
 
@@ -38,6 +39,16 @@ def jiggled_cotangent(
     highest = np.max(np.abs(cotangent)).astype(precision or cotangent.dtype)
     step = cotangent.dtype.type(np.spacing(highest))
     return np.asarray(cotangent + rng.choice(ULPS, size=cotangent.shape).astype(cotangent.dtype) * step)
+
+
+def has_room(*arrays: np.ndarray) -> bool:
+    """Whether all values are finite and stay so when multiplied by 2¹², as sums and the probes may do."""
+    return all(largest(array) <= float(np.finfo(array.dtype).max) * 2.0**-12 for array in arrays)
+
+
+def lowered(cotangent: np.ndarray) -> np.ndarray:
+    """The cotangent times 2⁻¹⁶."""
+    return np.asarray(cotangent * cotangent.dtype.type(LOWERED))
 
 
 def repeats(subject: Subject) -> int:

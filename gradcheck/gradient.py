@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ def check_gradients(subject: Subject, rng: np.random.Generator) -> list[Check]:
     output, saved = subject.run_forward(subject.inputs)
     cotangents = draw_cotangents(output, rng)
     gradients = [subject.run_backward(saved, cotangent) for cotangent in cotangents]
+    if not budget.has_room(output, *itertools.chain(*gradients)):
+        cotangents = [budget.lowered(cotangent) for cotangent in cotangents]
+        gradients = [subject.run_backward(saved, cotangent) for cotangent in cotangents]
     jiggled = [moved for _, moved in budget.jiggled_runs(subject, subject.inputs, cotangents, rng)]
     checks = []
     for position, index in enumerate(subject.differentiable):
@@ -83,7 +87,8 @@ class _Ask:
         rows = gradients.reshape(len(cotangents), -1)
         self._analytic = rows @ flat
         self._analytic_scale = np.abs(rows) @ np.abs(flat)
-        self._moved = np.max(np.abs((jiggled.reshape(*jiggled.shape[:2], -1) - rows) @ flat), axis=0)
+        moved = np.max(np.abs((jiggled.reshape(*jiggled.shape[:2], -1) - rows) @ flat), axis=0)
+        self._moved = np.where(np.isnan(moved), np.inf, moved)
         self._floor = budget.rounding_floor(subject.dtype, max(x.size, output.size))
         self._unit = float(np.finfo(subject.dtype).eps) / 2
         # A gradient that is declared to be zero has no scale: it is measured against an identity's.
@@ -104,12 +109,13 @@ class _Ask:
             bars = self._bars()
         if estimate.shift == 0 and not self._settled(estimate, bars):
             estimate = self._line.ladder(LARGER).overruled_by(estimate)
-        kink = estimate.kink
+        kink = np.zeros_like(estimate.value)
         bar = estimate.bar
         if self._disagrees(estimate, bars).any():
             offset = self._line.ladder(estimate.shift, OFFSET)
             apart = np.abs(offset.value - estimate.value)
             # Two independent ladders that contradict each other prove nothing against the gradient.
+            kink = estimate.kink
             independent = apart <= 2 * (offset.bar + offset.kink + bar + kink)
             bar = np.where(independent, bar, np.fmax(bar, apart))
             kink = np.fmax(kink, offset.kink)

@@ -49,7 +49,7 @@ def check_pair(
         input_names: names for the report; by default those of forward's parameters.
         name: the name of the operation in the report; by default that of forward.
         framework: allow what a framework may do: to hand the cotangent on as a gradient.
-        seed: of the directions and cotangents; the same seed gives the same report.
+        seed: an integer, at least 0, of the directions and cotangents; the same seed gives the same report.
 
     Returns:
         A Report. Exceptions of forward and backward are verdicts in it, not raised.
@@ -61,6 +61,10 @@ def check_pair(
         forward, backward, inputs,
         differentiable=differentiable, zero=zero, input_names=input_names, name=name, framework=framework,
     )  # fmt: skip
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an integer of at least 0; got {seed!r}")
+    if seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0; got {seed}")
     if reference is not None and not callable(reference):
         raise TypeError(f"reference must be callable; got {type(reference).__name__}")
     began = time.perf_counter()

@@ -89,13 +89,18 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
     error = np.abs(evidence.analytic - evidence.numeric)
     allowed = 2 * evidence.bar + evidence.tolerance
     uncertainty = evidence.bar + evidence.tolerance
-    wrong = ~(error <= allowed)  # written so that NaN counts as wrong
-    at_floor = bool(np.all(np.maximum(np.abs(evidence.numeric), np.abs(evidence.analytic)) <= allowed))
+    # What could not be measured accuses nobody; a gradient that is not finite accuses itself.
+    unknown = ~np.isfinite(allowed + evidence.numeric + evidence.yardstick)
+    wrong = ~np.isfinite(evidence.analytic) | (~unknown & ~(error <= allowed))
+    # A jump of the slope hides what the gradient is, but does not make it zero.
+    floor = 2 * (evidence.bar - evidence.kink) + evidence.tolerance
+    at_floor = bool(np.all(np.maximum(np.abs(evidence.numeric), np.abs(evidence.analytic)) <= floor))
 
     if wrong.any():
         worst = _largest(error / allowed, wrong)
         return _check(evidence, worst, input, Verdict.FAIL, _mismatch(evidence, worst, error[worst]))
-    loose = uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale)
+    loose = unknown | (uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale))
+    loose |= (evidence.kink > 0.5 * evidence.bar) & (uncertainty > goal * evidence.scale)
     if loose.any():
         worst = _largest(uncertainty / evidence.scale, loose)
         return _check(evidence, worst, input, Verdict.INCONCLUSIVE, _why_loose(evidence, worst, goal))
@@ -135,6 +140,8 @@ def _mismatch(evidence: Evidence, at: int, error: float) -> str:
 
 
 def _why_loose(evidence: Evidence, at: int, goal: float) -> str:
+    if not np.isfinite(evidence.bar[at] + evidence.tolerance[at] + evidence.yardstick[at]):
+        return "resolution: the output or its gradient overflows, or has no value, at the points next to this input"
     scale = max(evidence.scale[at], np.finfo(float).tiny)
     bar, tolerance, noise = evidence.bar[at], evidence.tolerance[at], evidence.noise[at]
     size = f"known to {(bar + tolerance) / scale:.1e} of the gradient's scale, wanted {goal:.0e}"

@@ -113,6 +113,9 @@ class Subject:
 
     def _gradient(self, index: int, gradient: Any) -> np.ndarray:
         name, array = self.names[index], self._input(index)
+        if gradient is None:
+            reason = f"the gradient of {name} is None; return an array, or leave {name} out with differentiable="
+            raise Violation(Verdict.ERROR, reason, input=name)
         got = _as_array(gradient, f"the gradient of {name}", input=name)
         if got.shape != array.shape:
             reason = f"the gradient of {name} has shape {got.shape}; {name} has {array.shape}"
@@ -163,6 +166,11 @@ def make_subject(
     for label, value in zip(names, inputs, strict=True):
         if value is not None and not isinstance(value, np.ndarray):
             raise TypeError(f"input {label} must be a NumPy array or None; got {type(value).__name__}")
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"input {label} is a masked array, and its mask would be lost; give the values and the mask as "
+                "two inputs, with differentiable= naming the first"
+            )
     if differentiable is None:
         wanted = tuple(index for index, value in enumerate(inputs) if value is not None)
     else:
@@ -222,6 +230,8 @@ def _validate_wanted(wanted: dict[str, np.ndarray | None]) -> None:
 
 def _names(forward: Callable[..., Any], count: int, given: Sequence[str] | None) -> tuple[str, ...]:
     if given is not None:
+        if isinstance(given, str):
+            raise TypeError(f"input_names must be a collection of names; write ({given!r},)")
         if len(given) != count or len(set(given)) != count:
             raise ValueError(f"input_names must be {count} different names; got {list(given)}")
         return tuple(given)

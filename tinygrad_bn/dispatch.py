@@ -58,8 +58,8 @@ class Saved:
                 what = "the output" if output else self._called(spec, position)
                 array = self.output if output else self.inputs[position]
                 raise RuntimeError(
-                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after the "
-                    f"tape saved it (version {version} then, {cell[0]} now); change a copy instead, or wait "
+                    f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after "
+                    f"the tape saved it (version {version} then, {cell[0]} now); change a copy instead, or wait "
                     "until after the backward pass"
                 )
 

@@ -228,8 +228,8 @@ class Registry:
             )
         if spec.api_version != API_VERSION:
             raise RegistryError(
-                f"{spec.name}: declared for registry version {spec.api_version}, this is version {API_VERSION}; "
-                "install matching versions of the plugin and tinygrad_bn"
+                f"{spec.name}: declared for registry version {spec.api_version}, this is version "
+                f"{API_VERSION}; install matching versions of the plugin and tinygrad_bn"
             )
         if spec.keeps is not None and not all(isinstance(read, tuple) for read in spec.keeps):
             raise RegistryError(

@@ -193,8 +193,8 @@ class Tensor:
             self.requires_grad or (isinstance(values, Tensor) and values.requires_grad)
         ):
             raise RuntimeError(
-                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the tape could "
-                "not follow it; use an operation such as where(), or change it inside `with no_grad():`"
+                f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the tape "
+                "could not follow it; use an operation such as where(), or change it inside `with no_grad():`"
             )
         self._array[key] = values._array if isinstance(values, Tensor) else values
         self._version[0] += 1
@@ -402,8 +402,8 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
     if given is None:
         if output.size != 1:
             raise ValueError(
-                f"{operation}: the output has shape {output.shape}; only one element has a gradient without a "
-                "cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
+                f"{operation}: the output has shape {output.shape}; only one element has a gradient without "
+                "a cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
         given = np.ones(output.shape, output.dtype)
     shape = np.shape(array_of(given))

@@ -208,9 +208,7 @@ def tile_sums(task, B, cotangent, x, mean, sums, moments):
     for j in range(centre.size):
         plain, product = np.float64(total[j]), np.float64(moment[j])
         if not (is_finite(plain) and reliable(product, x)):
-            plain, product = chunk_sums(
-                cotangent[z, a:b, c + j], x[z, a:b, c + j], np.float64(centre[j])
-            )
+            plain, product = chunk_sums(cotangent[z, a:b, c + j], x[z, a:b, c + j], np.float64(centre[j]))
         sums[z, t, c + j] = plain
         moments[z, t, c + j] = product
 
