@@ -40,6 +40,7 @@ DTYPES = ("float64", "float32")
 LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "broadcast")
 VALUES = ("normal", "zeros", "constant row", "spike", "scale 1e-3", "scale 100", "mean 1e4", "given")
 SCALINGS = ("upscale_in_train", "downscale_in_infer")
+LARGEST = 1 << 28  # elements of an input that is drawn: 2 GiB, and a check holds several of that size
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,8 @@ class Configuration:
             return f"shape {self.shape} has rank {self.rank}, wanted {low} to {high}"
         if min(self.shape) < 1:
             return f"shape is {self.shape}, wanted lengths of at least 1: an empty input has nothing to check"
+        if self.values != "given" and math.prod(self.shape) > LARGEST:
+            return f"shape {self.shape} has {math.prod(self.shape)} elements, wanted at most {LARGEST}"
         if not 0 <= self.eps < math.inf:
             return f"eps is {self.eps}, wanted a number of at least 0"
         return self._dropout_problem() if self.operation == "dropout" else self._norm_problem()
@@ -301,8 +304,14 @@ class Configuration:
             return f"needs mask_axes, p, and scaling, one of {', '.join(SCALINGS)}"
         if not 0 <= self.p <= 1:
             return f"p is {self.p}, wanted 0 to 1"
+        if self.p not in (0, 1) and not 2**-32 <= self.p <= 1 - 2**-32:
+            return (
+                f"p is {self.p}, which masks cannot tell from {self.p:.0f}; wanted 0, 1, or 2⁻³² to 1 − 2⁻³²"
+            )
         if any(not 0 <= axis < self.rank for axis in self.mask_axes):
             return f"mask_axes is {self.mask_axes}, wanted axes of the shape, 0 to {self.rank - 1}"
+        if len(set(self.mask_axes)) < len(self.mask_axes):
+            return f"mask_axes is {self.mask_axes}, wanted each axis once"
         if self.mode == "inference" and self.scaling == "upscale_in_train":
             return "does nothing at inference with upscale_in_train"
         if (self.channel_axis, self.groups, self.tail, self.affine) != (None, None, None, "none"):
@@ -337,7 +346,7 @@ def _join(numbers: Sequence[int]) -> str:
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part)
+    return tuple(int(part) for part in text.split(",")) if text else ()
 
 
 def _words(text: str) -> str:

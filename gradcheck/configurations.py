@@ -148,8 +148,8 @@ def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
             yield configuration
 
 
-# The compiled kernels work piece by piece, and what joins the pieces runs only where there is more than one: a
-# run of values is summed in chunks of 1024; rows are handed out in tasks of 16384 values, and their gradients
+# The compiled kernels work piece by piece, and what joins the pieces runs only where there is more than one:
+# a run of values is summed in chunks of 1024; rows are handed out in tasks of 16384 values, their gradients
 # summed over at most 64 rows; channels last are cut into tiles of 128 rows by 1024 columns; masks are drawn,
 # and spread over the elements, in tasks of 65536. These shapes are a little longer, with an odd last piece.
 

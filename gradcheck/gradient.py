@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -108,7 +109,9 @@ class _Ask:
             estimate = estimate.overruled_by(self._line.ladder(shift))
             bars = self._bars()
         if estimate.shift == 0 and not self._settled(estimate, bars):
-            estimate = self._line.ladder(LARGER).overruled_by(estimate)
+            wider = self._line.ladder(LARGER).overruled_by(estimate)
+            # The wider ladder is the blinder one: it straddles every kink that this one does.
+            estimate = dataclasses.replace(wider, kink=estimate.kink)
         kink = np.zeros_like(estimate.value)
         bar = estimate.bar
         if self._disagrees(estimate, bars).any():

@@ -12,7 +12,7 @@ import numpy as np
 from gradcheck import accuracy, contract, gradient
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import Report
-from gradcheck.subject import Subject, Violation, make_subject
+from gradcheck.subject import Subject, Violation, make_subject, names_of, positions
 
 ADAPTERS = (
     "tinygrad_bn",
@@ -103,7 +103,11 @@ def check(fn: Callable[..., Any], inputs: Sequence[Any], *, seed: int = 0, **opt
     for framework in ADAPTERS:
         adapter = importlib.import_module(f"gradcheck.adapters.{framework}")
         if adapter.recognises(inputs):
-            forward, backward, arrays, name = adapter.pair(fn, inputs)
+            wanted = options.get("differentiable")
+            if wanted is not None:
+                names = names_of(fn, len(inputs), options.get("input_names"))
+                wanted = options["differentiable"] = positions(wanted, names, "differentiable")
+            forward, backward, arrays, name = adapter.pair(fn, inputs, wanted)
             return check_pair(
                 forward, backward, arrays, seed=seed, framework=True, **{"name": name, **options}
             )

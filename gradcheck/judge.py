@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FLOAT32 = 1.2e-7  # the spacing of float32 at 1
+UNKNOWN = "resolution: the output or its derivative overflows, or has no value, at points next to this input"
 
 
 class Verdict(enum.IntEnum):
@@ -88,6 +89,8 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
     """
     error = np.abs(evidence.analytic - evidence.numeric)
     allowed = 2 * evidence.bar + evidence.tolerance
+    with np.errstate(all="ignore"):
+        strain = error / allowed
     uncertainty = evidence.bar + evidence.tolerance
     # What could not be measured accuses nobody; a gradient that is not finite accuses itself.
     unknown = ~np.isfinite(allowed + evidence.numeric + evidence.yardstick)
@@ -97,14 +100,16 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
     at_floor = bool(np.all(np.maximum(np.abs(evidence.numeric), np.abs(evidence.analytic)) <= floor))
 
     if wrong.any():
-        worst = _largest(error / allowed, wrong)
+        worst = _largest(strain, wrong)
         return _check(evidence, worst, input, Verdict.FAIL, _mismatch(evidence, worst, error[worst]))
-    loose = unknown | (uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale))
+    loose = uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale)
     loose |= (evidence.kink > 0.5 * evidence.bar) & (uncertainty > goal * evidence.scale)
+    if unknown.any():
+        return _check(evidence, _largest(strain, unknown), input, Verdict.INCONCLUSIVE, UNKNOWN)
     if loose.any():
         worst = _largest(uncertainty / evidence.scale, loose)
         return _check(evidence, worst, input, Verdict.INCONCLUSIVE, _why_loose(evidence, worst, goal))
-    worst = _largest(error / allowed, np.ones_like(wrong))
+    worst = _largest(strain, np.ones_like(wrong))
     if at_floor and zero:
         check = _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
         return dataclasses.replace(check, resolution=None)  # an error would be relative to nothing
@@ -140,8 +145,6 @@ def _mismatch(evidence: Evidence, at: int, error: float) -> str:
 
 
 def _why_loose(evidence: Evidence, at: int, goal: float) -> str:
-    if not np.isfinite(evidence.bar[at] + evidence.tolerance[at] + evidence.yardstick[at]):
-        return "resolution: the output or its gradient overflows, or has no value, at the points next to this input"
     scale = max(evidence.scale[at], np.finfo(float).tiny)
     bar, tolerance, noise = evidence.bar[at], evidence.tolerance[at], evidence.noise[at]
     size = f"known to {(bar + tolerance) / scale:.1e} of the gradient's scale, wanted {goal:.0e}"
@@ -170,5 +173,5 @@ def _check(evidence: Evidence, at: int, input: str, verdict: Verdict, reason: st
         bar=bar,
         tolerance=tolerance,
         scale=scale,
-        resolution=(2 * bar + tolerance) / scale if scale > 0 else np.inf,
+        resolution=(2 * bar + tolerance) / scale if 0 < scale < np.inf else np.inf,
     )

@@ -29,8 +29,9 @@ NOISE_ORDER = 4
 # larger, is not.
 ALIKE, LOWEST_PRECISION = 0.5, 1e-5
 # A jump of the slope bends the output by as much at h as at 2h, curvature by half as much. How much of the
-# bend must be jump, and how much of the largest slope, to be taken for one.
-JUMPING, SMALLEST_JUMP = 0.1, 1e-6
+# bend must be jump, and how large one must be, of the largest slope, to move a bar or to overrule the noise.
+JUMPING, SMALL_JUMP, LARGE_JUMP = 0.1, 1e-6, 1e-3
+SHORT = 2.0**-8  # steps up to here show jumps; at wider ones the curvature itself varies
 NOISE_POINTS = np.arange(-3, 5)
 
 
@@ -63,7 +64,7 @@ def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Estimate:
     """Directional derivatives, one per cotangent: value ± bar, of which `noise` is rounding.
 
-    `kink` comes on top of the bar: how far a jump of the slope, seen at the finest step, can have moved value.
+    `kink` comes on top of the bar: how far a jump of the slope, seen at the finest step, may have moved it.
     """
 
     value: np.ndarray
@@ -115,8 +116,9 @@ class Line:
 
     def _measure_noise(self) -> np.ndarray:
         # The output was rounded at least once, even if steps this small happen not to show it.
-        unit = float(np.finfo(self._x.dtype).eps) / 2
-        least = 0.3 * unit * length(self._cotangents * self._base, axis=1)
+        info = np.finfo(self._x.dtype)
+        rounded = np.maximum(float(info.eps) / 2 * np.abs(self._base), 8 * float(info.smallest_subnormal))
+        least = 0.3 * length(self._cotangents * rounded, axis=1)
         steps = NOISE_STEPS[self._x.dtype]
         noise: np.ndarray = np.fmax(least, self._roughness(steps[0]))
         widest = self._roughness(steps[-1])
@@ -173,17 +175,18 @@ class Line:
         # What the rounding of x + t·u does to the output is what a random direction of that length would do.
         typical = length(self._cotangents * self.slope, axis=1) + np.abs(slopes[-1])
         noise = np.hypot(self.noise, rounding[:, None] * typical) / (math.sqrt(2) * steps[:, None])
-        return self._extrapolate(slopes, noise, self._kink(bends, slope, steps[-1]), shift)
+        return self._extrapolate(slopes, noise, *self._jumps(bends, np.max(slope), steps), shift)
 
-    def _kink(self, bends: np.ndarray, slope: np.ndarray, finest: float) -> np.ndarray:
-        """How far the finest central difference may be from the slope on either side of a kink it straddles."""
-        # Just beyond a kink the bend of two steps looks like curvature: one of the next steps tells.
-        jumping = (2 * bends[1:] - bends[:-1] > JUMPING * bends[1:])[-3:].any(axis=0)
-        rough = float(np.max(self.noise / length(self._cotangents, axis=1)))
-        least = max(SMALLEST_JUMP * float(np.max(slope)), 10 * rough / finest)
-        jump = np.where(jumping & (bends[-1] > least), bends[-1], 0)
-        moved: np.ndarray = 0.5 * np.abs(self._cotangents) @ jump
-        return moved
+    def _jumps(self, bends: np.ndarray, steepest: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How far kinks may move the finest slope, by cotangent, and whether wider steps straddle any."""
+        size = np.abs(self._cotangents)
+        jumping = (2 * bends[1:] - bends[:-1] > JUMPING * bends[1:]) & (steps[1:, None] <= SHORT)
+        rounding = 8 * float(np.finfo(self._x.dtype).eps) * np.abs(self._base) / steps[-1]
+        # Just beyond a kink the bends at two steps look like curvature: one of the next steps tells.
+        inside = jumping[-3:].any(axis=0) & (bends[-1] > np.maximum(SMALL_JUMP * steepest, rounding))
+        straddled = (jumping & (bends[1:] > LARGE_JUMP * steepest)).any(axis=0)
+        # The slope at the finest step is the mean of those on both sides, each off by half the jump.
+        return 0.5 * size @ np.where(inside, bends[-1], 0), size @ straddled > 0
 
     def _rounding(self, h: float) -> float:
         step = self._x.dtype.type(h) * self._u
@@ -193,7 +196,9 @@ class Line:
         return float(length(lost)) / self._length
 
     @staticmethod
-    def _extrapolate(slopes: np.ndarray, noise: np.ndarray, kink: np.ndarray, shift: int) -> Estimate:
+    def _extrapolate(
+        slopes: np.ndarray, noise: np.ndarray, kink: np.ndarray, straddled: np.ndarray, shift: int
+    ) -> Estimate:
         weights, parents, used, finest_entries = _romberg()
         broken = ~(np.isfinite(slopes) & np.isfinite(noise)).all(axis=1)
         values = np.where(broken[:, None], 0, slopes)
@@ -207,9 +212,10 @@ class Line:
         best, each = np.argmin(bars, axis=0), np.arange(slopes.shape[1])
         value, bar = table[best, each], bars[best, each]
         # An extrapolation can agree with its neighbours by chance, but then it is far from the finest slope.
+        # Wide steps agree on the mean slope around a kink, which is also what looked like noise there.
         finest = slopes[-1]
         far = np.abs(value - finest)
-        trusted = (far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar) & (kink == 0)
+        trusted = (far <= np.abs(finest - slopes[-2]) + 4 * noise[-1] + bar) & ~straddled
         bar = np.where(trusted, bar, np.fmax(bar, far))
         bar[~np.isfinite(far + kink) | broken[-1]] = np.inf
         kink = np.where(np.isfinite(kink), kink, 0)

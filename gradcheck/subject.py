@@ -111,10 +111,21 @@ class Subject:
             )
         return tuple(self._gradient(index, gradients[index]) for index in self.differentiable)
 
+    def accepts(self, inputs: Arrays, cotangent: np.ndarray) -> bool:
+        """Whether the pair is defined, and finite, at inputs that the caller did not give."""
+        try:
+            output, saved = self.run_forward(inputs)
+            gradients = self.run_backward(saved, cotangent)
+        except Violation:
+            return False
+        return all(np.isfinite(array).all() for array in (output, *gradients))
+
     def _gradient(self, index: int, gradient: Any) -> np.ndarray:
         name, array = self.names[index], self._input(index)
         if gradient is None:
-            reason = f"the gradient of {name} is None; return an array, or leave {name} out with differentiable="
+            reason = (
+                f"the gradient of {name} is None; return an array, or leave {name} out with differentiable="
+            )
             raise Violation(Verdict.ERROR, reason, input=name)
         got = _as_array(gradient, f"the gradient of {name}", input=name)
         if got.shape != array.shape:
@@ -162,14 +173,14 @@ def make_subject(
         )
     if not inputs:
         raise ValueError("inputs is empty; a gradient check needs at least one array")
-    names = _names(forward, len(inputs), input_names)
+    names = names_of(forward, len(inputs), input_names)
     for label, value in zip(names, inputs, strict=True):
         if value is not None and not isinstance(value, np.ndarray):
             raise TypeError(f"input {label} must be a NumPy array or None; got {type(value).__name__}")
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(
-                f"input {label} is a masked array, and its mask would be lost; give the values and the mask as "
-                "two inputs, with differentiable= naming the first"
+                f"input {label} is a masked array, and its mask would be lost; "
+                "give the values and the mask as two inputs, with differentiable= naming the first"
             )
     if differentiable is None:
         wanted = tuple(index for index, value in enumerate(inputs) if value is not None)
@@ -228,7 +239,8 @@ def _validate_wanted(wanted: dict[str, np.ndarray | None]) -> None:
         )
 
 
-def _names(forward: Callable[..., Any], count: int, given: Sequence[str] | None) -> tuple[str, ...]:
+def names_of(forward: Callable[..., Any], count: int, given: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the inputs: those given, or those of forward's parameters."""
     if given is not None:
         if isinstance(given, str):
             raise TypeError(f"input_names must be a collection of names; write ({given!r},)")

@@ -19,7 +19,7 @@ class Result:
     """What was found about one configuration.
 
     kernels_forward, kernels_vjp: the compiled kernels that ran. source: the words of the command line that
-    name the user's array, where there is one.
+    name the user's array, where there is one. program: how the command line is called.
     """
 
     configuration: Configuration
@@ -29,6 +29,7 @@ class Result:
     kernels_vjp: tuple[str, ...]
     seconds: float
     source: tuple[str, ...] = ()
+    program: str = "python cli.py"
 
     @property
     def verdict(self) -> Verdict:
@@ -80,7 +81,7 @@ class Result:
         """The command that repeats this check."""
         case = shlex.quote(str(self.configuration))
         return " ".join(
-            ["python cli.py gradcheck", *map(shlex.quote, self.source), f"--case {case} --seed {self.seed}"]
+            [f"{self.program} gradcheck", *map(shlex.quote, self.source), f"--case {case} --seed {self.seed}"]
         )
 
     def as_json(self) -> dict[str, Any]:

@@ -59,8 +59,8 @@ class Saved:
                 array = self.output if output else self.inputs[position]
                 raise RuntimeError(
                     f"{spec.name}: {what} (shape {array.shape}, {array.dtype}) was changed in place after "
-                    f"the tape saved it (version {version} then, {cell[0]} now); change a copy instead, or wait "
-                    "until after the backward pass"
+                    f"the tape saved it (version {version} then, {cell[0]} now); change a copy instead, or "
+                    "wait until after the backward pass"
                 )
 
     def _called(self, spec: OpSpec, position: int) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,19 +38,22 @@ def recognises(inputs: Sequence[Any]) -> bool:
 
 
 def pair(
-    fn: Callable[..., Any], inputs: Sequence[Any]
+    fn: Callable[..., Any], inputs: Sequence[Any], differentiable: Collection[int] | None = None
 ) -> tuple[Callable[..., Any], Callable[..., Any], list[Any], str]:
     """A function on Tensors as (forward, backward, input arrays, name), for `check_pair`.
 
     Floating arrays among the inputs become Tensors too; other arrays are passed on as they are.
+    differentiable: the positions of the inputs that require a gradient; by default all that are Tensors.
     """
     arrays = [value.numpy() if isinstance(value, Tensor) else value for value in inputs]
-    forward, backward = _as_pair(fn)
+    forward, backward = _as_pair(fn, differentiable=differentiable)
     return forward, backward, arrays, getattr(fn, "__name__", type(fn).__name__)
 
 
 def _as_pair(
-    fn: Callable[..., Any], lay_out: Callable[[np.ndarray], np.ndarray] = lambda first: first
+    fn: Callable[..., Any],
+    lay_out: Callable[[np.ndarray], np.ndarray] = lambda first: first,
+    differentiable: Collection[int] | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward of a function on Tensors; `lay_out` moves the first input in memory."""
 
@@ -57,7 +61,10 @@ def _as_pair(
         if arrays and arrays[0] is not None:
             arrays = (lay_out(arrays[0]), *arrays[1:])
         inputs = [
-            _leaf(array) if array is not None and array.dtype.kind == "f" else array for array in arrays
+            _leaf(array, differentiable is None or position in differentiable)
+            if array is not None and array.dtype.kind == "f"
+            else array
+            for position, array in enumerate(arrays)
         ]
         output = fn(*inputs)
         if not isinstance(output, Tensor):
@@ -66,20 +73,21 @@ def _as_pair(
 
     def backward(saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
         output, inputs = saved
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        wanted = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
+        tensors = list(itertools.compress(inputs, wanted))
         gradients = tinygrad_bn.grad(output, tensors, cotangent, retain_graph=True, allow_unused=True)
         # What the output does not depend on has gradient zero; the numbers tell whether that is right.
         pairs = zip(tensors, gradients, strict=True)
         arrays = iter([np.zeros_like(x.data) if gradient is None else gradient.data for x, gradient in pairs])
-        return tuple(next(arrays) if isinstance(value, Tensor) else None for value in inputs)
+        return tuple(next(arrays) if is_wanted else None for is_wanted in wanted)
 
     functools.update_wrapper(forward, fn, updated=())  # for the names of its inputs
     return forward, backward
 
 
-def _leaf(array: np.ndarray) -> Tensor:
+def _leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
     tensor = Tensor.wrap(array)  # over the array as it lies in memory: its layout is part of what is checked
-    tensor.requires_grad = True
+    tensor.requires_grad = requires_grad
     return tensor
 
 

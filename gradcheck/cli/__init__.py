@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "program"]
 
 # Where each command stands, and its line in `--help`, which so imports none of them.
 COMMANDS = {
@@ -19,8 +22,26 @@ COMMANDS = {
 INTERNAL_ERROR, INTERRUPTED = 3, 130
 
 
+def program() -> str:
+    """How the program was called, for a command that can be pasted."""
+    return "tgbn" if Path(sys.argv[0]).stem == "tgbn" else "python cli.py"
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Wrong usage in one line: click would print the usage of the command, known or not, above it."""
+    try:
+        yield
+    except click.UsageError as error:
+        raise click.UsageError(" ".join(error.format_message().split())) from None
+
+
 class _Lazy(click.Group):
     """A group whose commands are imported when they are called."""
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*arguments, **extra)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -37,7 +58,8 @@ class _Lazy(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with _one_line():
+                return super().invoke(context)
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             context.exit(INTERRUPTED)
@@ -51,7 +73,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         context.exit()
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Lazy, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )
@@ -66,7 +88,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; an unexpected exception is an internal error: traceback and exit status 3."""
     try:
-        cli(prog_name="tgbn" if sys.argv[0].endswith("tgbn") else "python cli.py")
+        cli(prog_name=program())
     except Exception:
         traceback.print_exc()
         click.echo("This is a bug in the program, not in what you asked for.", err=True)

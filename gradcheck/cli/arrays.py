@@ -88,25 +88,28 @@ def from_dataset(name: str) -> Iterator[Batch]:
             f"--data: {name} needs scikit-learn, which is not installed; pip install 'tinygrad-bn[data]'"
         ) from None
     pixels = load_digits().data[:DIGITS] / 16
-    yield Batch(f"{name} as vectors", pixels, ("--data", name))
-    yield Batch(f"{name} as images", pixels.reshape(DIGITS, 1, 8, 8), ("--data", name))
+    yield _checked(f"{name} as vectors", pixels, ("--data", name))
+    yield _checked(f"{name} as images", pixels.reshape(DIGITS, 1, 8, 8), ("--data", name))
 
 
 def _checked(name: str, values: np.ndarray, source: tuple[str, ...]) -> Batch:
+    option, *_ = source
+    another = ", or choose another with --array NAME" if "--array" in source else ""
     if values.dtype.name not in DTYPES:
         raise Unusable(
-            f"--input: {name} has dtype {values.dtype}, wanted {' or '.join(DTYPES)}; "
-            "convert it with .astype('float64')"
+            f"{option}: {name} has dtype {values.dtype}, wanted {' or '.join(DTYPES)}; "
+            f"convert it with .astype('float64'){another}"
         )
     if values.ndim == 0 or values.size == 0:
         raise Unusable(
-            f"--input: {name} has shape {values.shape}, wanted at least one axis and one element; reshape it"
+            f"{option}: {name} has shape {values.shape}, wanted at least one axis and one element; "
+            f"reshape it{another}"
         )
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise Unusable(
-            f"--input: {name} is {values[where]} at {where} ({len(bad)} of {values.size} elements are not "
-            "finite); a derivative there is not defined: remove or replace them"
+            f"{option}: {name} is {values[where]} at {where} ({len(bad)} of {values.size} elements are not "
+            f"finite); a derivative there is not defined: remove or replace them{another}"
         )
     return Batch(name, values, source)

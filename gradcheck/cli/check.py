@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +11,9 @@ from typing import Any
 import click
 
 from gradcheck import axes
-from gradcheck.cli import arrays
+from gradcheck.cli import arrays, program
 from gradcheck.cli.output import OutputFile
-from gradcheck.cli.selection import Job, Selection
+from gradcheck.cli.selection import Job, NothingSelected, Selection
 from gradcheck.judge import Verdict
 from gradcheck.sweep import Result
 
@@ -99,9 +100,10 @@ def gradcheck(
     if only_list and (output or output_format):
         raise click.UsageError("--list prints names to stdout; leave --format and --output out")
     destination = OutputFile(output)  # before the work, so that an unwritable path does not waste it
-    jobs = selection.jobs()
-    if not jobs:
-        click.echo("Nothing to check: no configuration has all of these settings.", err=True)
+    try:
+        jobs = selection.jobs()
+    except NothingSelected as why:
+        click.echo(f"Nothing to check: {why}.", err=True)
         context.exit(NOTHING_SELECTED)
     if only_list:
         click.echo("\n".join(str(configuration) for configuration, _ in jobs))
@@ -132,11 +134,12 @@ def _run(jobs: Sequence[Job], seed: int) -> Iterator[Result]:
     ):
         given = () if batch is None else (batch.values, batch.source)
         try:
-            yield check_configuration(configuration, seed, *given)
+            result = check_configuration(configuration, seed, *given)
         except MemoryError:
             raise click.UsageError(
                 f"{configuration}: does not fit in memory; choose a smaller shape"
             ) from None
+        yield dataclasses.replace(result, program=program())
 
 
 def _write(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import textwrap
 from typing import Any
 
@@ -14,9 +16,10 @@ from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
 __all__ = ["ops"]
 
 WIDTH = 110
+NO_KERNEL = "no kernel has this name"
 
 
-@click.group()
+@click.group(no_args_is_help=False)
 def ops() -> None:
     """The operations: list them, show one, explain which kernel runs."""
 
@@ -111,12 +114,38 @@ def explain(name: str, shape: str | None, dtype: str, kernel: str | None, settin
     others = [None] * (len(spec.inputs) - 1)
     try:
         x = np.broadcast_to(np.zeros((), dtype), lengths)  # of any size without its memory
+        _validate(spec, x, attributes)
         click.echo(str(explain_call(spec.name, x, *others, kernel=kernel, **attributes)))
     except Exception as problem:  # the operation's own, about attributes that it was not made for
         shown = ", ".join(f"{key}={value!r}" for key, value in attributes.items())
         raise click.UsageError(
             f"{spec.name} cannot be called on shape {lengths} with {shown}: {problem}"
         ) from None
+
+
+def _validate(spec: OpSpec, x: np.ndarray, attributes: dict[str, Any]) -> None:
+    """Raise what the public function raises, which says more of its arguments than the operation behind it.
+
+    It is called for a kernel that does not exist: everything else is looked at before, and nothing computed.
+    """
+    if not spec.public:
+        return
+    module, _, name = spec.public.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    parameters = inspect.signature(function).parameters
+    arguments = {key: value for key, value in attributes.items() if key in parameters}
+    inference = "running_mean" in spec.inputs
+    if "running_mean" in parameters:
+        channels = x.shape[attributes["channel_axis"]] if inference else 0
+        running = np.broadcast_to(np.ones((), np.float64), (channels,)) if inference else None
+        arguments |= {"running_mean": running, "running_var": running}
+    for switch in {"training", "use_input_stats"} & parameters.keys():
+        arguments[switch] = not inference
+    try:
+        function(x, **arguments, kernel=NO_KERNEL)
+    except ValueError as problem:
+        if repr(NO_KERNEL) not in str(problem):
+            raise
 
 
 def _find(name: str) -> OpSpec:

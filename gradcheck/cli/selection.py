@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import click
 
@@ -12,9 +14,13 @@ from gradcheck import axes, configurations
 from gradcheck.axes import Configuration
 from gradcheck.cli import arrays
 
-__all__ = ["Job", "Selection"]
+__all__ = ["Job", "NothingSelected", "Selection"]
 
 Job = tuple[Configuration, arrays.Batch | None]
+
+
+class NothingSelected(Exception):
+    """No configuration passes all filters; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +72,44 @@ class Selection:
                 raise click.UsageError(f"--rank: there is no rank {rank} to check; the ranks are {known}")
 
     def jobs(self) -> list[Job]:
-        """What passes all filters, in order; empty where nothing does."""
-        return [job for job in self._candidates() if self._wants(job[0])]
+        """What passes all filters, in order. Raises NothingSelected where nothing does."""
+        candidates = list(self._candidates())
+        jobs = [
+            job
+            for job in candidates
+            if all(value(job[0]) in allowed for _, allowed, value in self._filters())
+        ]
+        if not jobs:
+            self._refuse(candidates)
+        return jobs
 
-    def _wants(self, configuration: Configuration) -> bool:
+    def _filters(self) -> list[tuple[str, tuple[Any, ...], Callable[[Configuration], Any]]]:
+        """Each filter that was given: its option, what it allows, and what it looks at."""
         filters = (
-            (self.operations, configuration.operation),
-            (self.ranks, configuration.rank),
-            (self.dtypes, configuration.dtype),
-            (self.modes, configuration.mode),
-            (self.layouts, configuration.layout),
+            ("--op", self.operations, "operation"),
+            ("--rank", self.ranks, "rank"),
+            ("--dtype", self.dtypes, "dtype"),
+            ("--mode", self.modes, "mode"),
+            ("--layout", self.layouts, "layout"),
         )
-        return all(not allowed or value in allowed for allowed, value in filters)
+        return [(flag, allowed, operator.attrgetter(name)) for flag, allowed, name in filters if allowed]
+
+    def _refuse(self, candidates: list[Job]) -> NoReturn:
+        """Say why nothing is left; an operation or rank that no array given can have is wrong usage."""
+        held = {
+            f"{batch.name} has shape {batch.values.shape}, {batch.values.dtype}"
+            for _, batch in candidates
+            if batch
+        }
+        for flag, allowed, value in self._filters():
+            possible = dict.fromkeys(value(configuration) for configuration, _ in candidates)
+            if held and not set(allowed) & set(possible):
+                problem = (
+                    f"{flag} {' or '.join(map(str, allowed))} does not fit: {', '.join(sorted(held))}; "
+                    f"possible: {', '.join(map(str, possible))}"
+                )
+                raise click.UsageError(problem) if flag in ("--op", "--rank") else NothingSelected(problem)
+        raise NothingSelected("no configuration has all of these settings")
 
     def _candidates(self) -> Iterator[Job]:
         batches = self._batches()

@@ -77,7 +77,9 @@ def _print(console: Console, results: Sequence[Result], seconds: float) -> None:
             console.print(Text(f"  {reason}"), soft_wrap=True)
         console.print(Text(f"  again: {result.command}"), soft_wrap=True)
     if len(failures) > SHOWN:
-        console.print(f"\n… and {len(failures) - SHOWN} more; --format json lists all")
+        console.print(f"\n… and {len(failures) - SHOWN} more; --format json has their reasons")
+    for result in failures[SHOWN:]:
+        console.print(Text(f"{result.verdict!s:<12}  {result.command}"), soft_wrap=True)
     worst = max((result.verdict for result in results), default=Verdict.PASS)
     console.print()
     console.print(Text(summary(results, seconds), style=COLOURS[worst]), soft_wrap=True)

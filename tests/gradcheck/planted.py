@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_bn import registry
+from tinygrad_bn import kernels, registry
 from tinygrad_bn.kernels import views
 
 
@@ -146,3 +148,21 @@ def plant(monkeypatch, wrong, twins):
         return Norm(training=not name.endswith("_inference"), wrong=mine)
 
     monkeypatch.setattr(registry, "_resolve", functools.cache(resolve))
+
+
+def plant_in_source(monkeypatch, folder, file, function, old, new):
+    """Run, as the sequential kernels, those compiled from their own source with a change in one function."""
+    package = f"kernels_{folder.name}".replace("-", "_")
+    copy = folder / package
+    shutil.copytree(Path(kernels.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    path = copy / "cpu" / file
+    before, start, after = path.read_text(encoding="utf-8").partition(f"def {function}(")
+    assert old in after, f"the source of {function} has changed: plant another error"
+    path.write_text(before + start + after.replace(old, new, 1), encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    real = registry._resolve
+
+    def resolve(target):
+        return real(target.replace(kernels.__name__, package) if ":sequential" in target else target)
+
+    monkeypatch.setattr(registry, "_resolve", resolve)

@@ -62,6 +62,12 @@ def test_absent_and_fixed_inputs():
         ((np.ones(3),), {"zero": ("y",)}, ValueError, "zero names 'y'; the inputs are x"),
         ((np.ones(3),), {"differentiable": (4,)}, ValueError, "differentiable names 4"),
         ((np.ones(3),), {"input_names": ("a", "b")}, ValueError, "input_names must be 1 different names"),
+        ((np.ones(3),), {"input_names": "x"}, TypeError, r"input_names must be a collection.*\('x',\)"),
+        ((np.ones(3),), {"seed": None}, TypeError, "seed must be an integer of at least 0; got None"),
+        ((np.ones(3),), {"seed": "a"}, TypeError, "seed must be an integer of at least 0; got 'a'"),
+        ((np.ones(3),), {"seed": True}, TypeError, "seed must be an integer of at least 0; got True"),
+        ((np.ones(3),), {"seed": -1}, ValueError, "seed must be an integer of at least 0; got -1"),
+        ((np.ma.ones(3),), {}, TypeError, "input x is a masked array, and its mask would be lost"),
         ((np.ones(3),), {"reference": 3}, TypeError, "reference must be callable; got int"),
     ],
 )
@@ -112,7 +118,7 @@ def test_check_finds_the_adapter_that_recognises_the_inputs(monkeypatch):
         def __init__(self, array):
             self.array = array
 
-    def pair(fn, inputs):
+    def pair(fn, inputs, differentiable):
         return fn.forward, fn.backward, [box.array for box in inputs], "boxed"
 
     adapter = types.ModuleType("gradcheck.adapters.boxes")

@@ -26,6 +26,8 @@ def test_every_configuration_reads_back_from_its_text():
         Configuration("dropout", (3,), mask_axes=(), p=1 / 3, scaling="upscale_in_train", affine="none"),
         Configuration("layer_norm", (2, 3, 2, 3, 2), tail=5, values="given"),
         Configuration("batch_norm", (4, 3), channel_axis=-1, eps=1.25e-7, values="constant row"),
+        Configuration("rms_norm", (4, 1), tail=1, eps=0.0, values="constant row"),
+        Configuration("batch_norm", (4, 3), channel_axis=1, eps=0.0, values="zeros", mode="inference"),
     ],
     ids=str,
 )
@@ -81,6 +83,20 @@ def test_what_a_user_may_write_reads_back_too(configuration):
         ),
         ("dropout shape=3 mask_axes=0 p=1.5 scaling=upscale_in_train affine=none", "p is 1.5, wanted 0 to 1"),
         ("dropout shape=3 mask_axes=0 p=0.5 scaling=upscale_in_train", "needs affine=none"),
+        (
+            "dropout shape=3 mask_axes=0,0 p=0.5 scaling=upscale_in_train affine=none",
+            "mask_axes is (0, 0), wanted each axis once",
+        ),
+        (
+            "dropout shape=3 mask_axes=0 p=1e-12 scaling=upscale_in_train affine=none",
+            "p is 1e-12, which masks cannot tell from 0; wanted 0, 1, or 2⁻³² to 1 − 2⁻³²",
+        ),
+        ("layer_norm shape=4,,5 tail=1", "shape is '4,,5', wanted whole numbers with commas between"),
+        ("layer_norm shape=99999999999999999999 tail=1", "has 99999999999999999999 elements, wanted at most"),
+        ("layer_norm shape=4,5 tail=1 eps=0 values=zeros", "0/0 has no gradient; wanted eps above 0"),
+        ("layer_norm shape=4,5 tail=1 eps=0 values=constant_row", "eps is 0 where all values"),
+        ("layer_norm shape=4,1 tail=1 eps=0", "eps is 0 where all values"),
+        ("rms_norm shape=4,5 tail=1 eps=0 values=zeros", "eps is 0 where all values"),
         (
             "dropout shape=3 mask_axes=0 p=0.5 scaling=upscale_in_train affine=none mode=inference",
             "does nothing at inference",

@@ -34,3 +34,17 @@ def test_a_cotangent_moves_by_ulp_of_its_largest_element():
 def test_a_sum_of_n_terms_may_lose_eight_units_times_the_root_of_n():
     assert budget.rounding_floor(np.dtype(np.float64), 16) == 8 * 2.0**-53 * 4
     assert budget.rounding_floor(np.dtype(np.float32), 1) == 8 * 2.0**-24
+
+
+def test_room_is_a_factor_of_4096_below_the_largest_number():
+    largest = np.finfo(np.float32).max
+    assert budget.has_room(np.array([largest / 8192], np.float32), np.zeros(0))
+    for value in (largest / 2048, np.inf, np.nan):
+        assert not budget.has_room(np.ones(2), np.array([1, value], np.float32))
+
+
+def test_a_lowered_cotangent_keeps_its_digits_and_dtype():
+    cotangent = np.array([0.1, -3.0], np.float32)
+    low = budget.lowered(cotangent)
+    assert low.dtype == np.float32
+    assert np.array_equal(low * np.float32(2**16), cotangent)

@@ -305,6 +305,89 @@ def test_a_kink_does_not_excuse_a_wrong_gradient():
     assert verdict_of(relu, lambda positive, c: (-c * positive,), (x,)) is Verdict.FAIL
 
 
+def pool(x):
+    windows = x.reshape(-1, 4)
+    return windows.max(1), windows.argmax(1)
+
+
+def pool_backward(largest, cotangent):
+    gradient = np.zeros((len(largest), 4))
+    gradient[np.arange(len(largest)), largest] = cotangent
+    return (gradient.reshape(-1),)
+
+
+KINKED = {
+    "relu": (relu, relu_backward),
+    "abs": (lambda x: (np.abs(x), np.sign(x)), lambda sign, c: (c * sign,)),
+    "max": (pool, pool_backward),
+}
+
+
+def near_kinks(name, distance, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(40)
+    if name == "max":
+        for window in x.reshape(-1, 4)[:3]:
+            window[0] = window[1:].max() + distance * rng.standard_normal()
+    else:
+        x[:3] = distance * rng.standard_normal(3)
+    return x
+
+
+@pytest.mark.parametrize("distance", [1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12])
+@pytest.mark.parametrize("name", KINKED)
+def test_a_kink_next_to_the_input_is_no_false_alarm(name, distance):
+    for seed in range(30):
+        report = gradcheck.check_pair(*KINKED[name], (near_kinks(name, distance, seed),), seed=seed)
+        assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE), f"seed {seed}\n{report}"
+
+
+@pytest.mark.parametrize("name", KINKED)
+def test_a_far_kink_does_not_excuse_a_wrong_gradient(name):
+    forward, backward = KINKED[name]
+    for seed in range(10):
+        x = near_kinks(name, 1e-3, seed)
+        assert verdict_of(forward, backward, (x,), seed=seed) is Verdict.PASS
+        wrong = verdict_of(forward, lambda s, c: ((1 + 1e-6) * backward(s, c)[0],), (x,), seed=seed)
+        assert wrong is Verdict.FAIL
+
+
+def test_ties_are_not_called_zero():
+    def forward(x):
+        return x.max(-1), (x.argmax(-1), x.shape)
+
+    def backward(saved, cotangent):
+        largest, shape = saved
+        gradient = np.zeros(shape)
+        gradient[np.arange(len(largest)), largest] = cotangent
+        return (gradient,)
+
+    x = np.round(np.random.default_rng(13).normal(size=(4, 6)))
+    assert verdict_of(forward, backward, (x,), seed=13) is Verdict.INCONCLUSIVE
+
+
+# --- what the range of the numbers does not hold
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e-200, 1e200, 1e300])
+def test_sizes_whose_squares_leave_the_range_are_judged(scale):
+    x = scale * RNG().uniform(-2, 2, (3, 4))
+    assert verdict_of(lambda x: (2 * x, None), lambda s, c: (2 * c,), (x,)) is Verdict.PASS
+    assert verdict_of(lambda x: (2 * x, None), lambda s, c: (2.001 * c,), (x,)) is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "x"),
+    [
+        (lambda x: (1 / x, x.copy()), lambda x, c: (-c / x**2,), [1e-6, 1.0, -2.0, 1e6]),
+        (lambda x: (np.log(x), x.copy()), lambda x, c: (c / x,), [1e-300, 1.0, 2.0]),
+    ],
+)
+def test_what_has_no_value_next_to_the_input_accuses_nobody(forward, backward, x):
+    for seed in range(10):
+        assert verdict_of(forward, backward, (np.array(x),), seed=seed) is Verdict.INCONCLUSIVE
+
+
 def test_a_float64_operation_that_rounds_to_float32_is_inconclusive():
     def forward(x):
         y = np.tanh(x.astype(np.float32)).astype(np.float64)

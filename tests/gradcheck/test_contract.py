@@ -53,7 +53,7 @@ BROKEN = {
     "arity": (after(lambda g, s, c: g[:2]), "backward returned 2 gradients for 3 inputs"),
     "missing": (
         after(lambda g, s, c: (g[0], None, g[2])),
-        "the gradient of weight must be a NumPy array; it is NoneType",
+        "the gradient of weight is None; return an array, or leave weight out with differentiable=",
     ),
     "dtype": (
         after(lambda g, s, c: (g[0].astype(np.float32), *g[1:])),
@@ -253,6 +253,49 @@ def test_a_vjp_that_does_not_add_up_fails():
 
     report = report_on(batch_norm, after(rotated))
     assert any("do not add up" in line for line in report.reasons), str(report)
+
+
+def determinant(a):
+    return np.linalg.det(a), a.copy()
+
+
+def determinant_backward(a, cotangent):
+    return (cotangent * np.linalg.det(a) * np.linalg.inv(a).T,)
+
+
+def test_points_made_up_for_the_probes_need_no_gradient():
+    a = np.random.default_rng(0).standard_normal((4, 4))
+    report = gradcheck.check_pair(determinant, determinant_backward, (a,))
+    assert report.verdict is Verdict.PASS, str(report)
+
+    def fussy(saved, cotangent):
+        if not np.array_equal(np.sign(saved), np.sign(a)):
+            raise ValueError("not here")
+        return determinant_backward(saved, cotangent)
+
+    assert gradcheck.check_pair(determinant, fussy, (a,)).verdict is Verdict.PASS
+
+
+def exp(x):
+    y = np.exp(x)
+    return y, y
+
+
+@pytest.mark.parametrize(("values", "dtype"), [((709, 708, 700), np.float64), ((80, 70, 88), np.float32)])
+def test_gradients_near_the_end_of_the_range_are_not_blamed_for_overflow(values, dtype):
+    for seed in range(20):
+        report = gradcheck.check_pair(exp, lambda y, c: (c * y,), (np.array(values, dtype),), seed=seed)
+        assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE), str(report)
+        assert all(check.name == "gradient" for check in report.checks if check.verdict is not Verdict.PASS)
+
+
+def test_a_needless_overflow_fails():
+    def backward(y, cotangent):
+        huge = cotangent.dtype.type(2.0**30)
+        return (cotangent * huge * y / huge,)
+
+    x = np.array([80, 70, 88], np.float32)
+    assert gradcheck.check_pair(exp, backward, (x,)).verdict is Verdict.FAIL
 
 
 def test_operations_that_dislike_other_points_are_not_blamed():

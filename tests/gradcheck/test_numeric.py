@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pairs import norm
 
-from gradcheck.numeric import Estimate, Line, direction, magnitude
+from gradcheck.numeric import Estimate, Line, direction, length, magnitude
 
 
 def line(function, x, seed=0, count=3):
@@ -90,7 +90,7 @@ def test_a_finer_ladder_overrules_a_coarser_one_only_where_they_disagree():
 
 def test_the_finer_of_two_that_disagree_is_believed_though_its_bar_is_wider():
     def estimate(value, bar):
-        return Estimate(np.array([value]), np.array([bar]), np.array([bar]), shift=0)
+        return Estimate(np.array([value]), np.array([bar]), np.array([bar]), np.zeros(1), shift=0)
 
     assert estimate(1.0, 1e-12).overruled_by(estimate(2.0, 1e-6)).value == 2.0
     assert estimate(1.0, 1e-12).overruled_by(estimate(1.0 + 1e-6, 1e-6)).value == 1.0
@@ -124,9 +124,52 @@ def test_points_outside_the_domain_are_left_out():
 
 def test_a_slope_that_jumps_is_measured():
     x = np.array([0.0, 1.0, -1.0])
-    curve, u, _ = line(np.abs, x)
-    curve.ladder()
-    assert np.allclose(curve.jump, [2 * abs(u[0]), 0, 0])
+    curve, u, cotangents = line(np.abs, x)
+    assert np.allclose(curve.ladder().kink, np.abs(cotangents) @ [abs(u[0]), 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0, -8, -16])
+def test_a_kink_that_the_steps_straddle_is_never_known_better_than_its_jump(shift):
+    for seed in range(20):
+        x = np.random.default_rng(seed).standard_normal(8)
+        x[0] = 2.0 ** (shift - 10) * np.random.default_rng(seed).uniform(-1, 1)
+        curve, u, cotangents = line(np.abs, x, seed)
+        estimate = curve.ladder(shift)
+        error = np.abs(estimate.value - cotangents @ (np.sign(x) * u))
+        assert np.all(error <= 2 * (estimate.bar + estimate.kink) + 1e-15 * np.abs(estimate.value)), seed
+
+
+def test_a_far_kink_costs_nothing():
+    x = np.array([1e-2, 1.0, -1.0])
+    curve, u, cotangents = line(np.abs, x)
+    estimate = curve.ladder(-8)
+    assert not estimate.kink.any()
+    assert np.all(estimate.bar < 1e-9)
+    assert np.all(np.abs(estimate.value - cotangents @ (np.sign(x) * u)) <= 2 * estimate.bar)
+
+
+def test_a_value_that_is_not_finite_makes_the_bar_infinite():
+    x = np.array([1e-300, 1.0, 2.0])
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        curve, _, _ = line(lambda x: np.log(np.maximum(x, 0)), x)
+        estimate = curve.ladder()
+    assert np.isinf(estimate.bar).all()
+    assert np.isfinite(curve.slope).all() and np.isfinite(estimate.kink).all()
+
+
+@pytest.mark.parametrize("exponent", [-1000, -600, 600, 1000])
+def test_sizes_whose_squares_leave_the_range_are_measured(exponent):
+    scale = 2.0**exponent
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    assert magnitude(scale * x) == scale * magnitude(x)
+    assert length(scale * x) == pytest.approx(scale * np.sqrt(np.sum(x * x)), rel=1e-14)
+    plain, u, _ = line(np.tanh, x)
+    curve = Line(
+        lambda y: scale * np.tanh(y / scale), scale * x, scale * u, scale * np.tanh(x), plain._cotangents
+    )
+    one, other = plain.ladder(), curve.ladder()
+    assert np.allclose(other.value, scale * one.value, rtol=1e-10, atol=0)
+    assert np.allclose(other.bar, scale * one.bar, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(

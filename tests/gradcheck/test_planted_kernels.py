@@ -10,6 +10,7 @@ import planted
 import pytest
 from click.testing import CliRunner
 
+from gradcheck import configurations
 from gradcheck.adapters.tinygrad_bn import check_configuration
 from gradcheck.axes import Configuration
 from gradcheck.cli import cli
@@ -136,6 +137,42 @@ def test_an_error_that_needs_a_corner_is_seen_there(monkeypatch):
     result, _ = check(monkeypatch, "rows", "vjp eps outside the root", TWINS, values="scale 1e-3", eps=1e-3)
     numeric = [each for each in result.checks if each.name == "gradient" and each.input == "input"]
     assert numeric[0].error > 0.1 * abs(numeric[0].numeric)
+
+
+# Errors in what joins the pieces of long work: the change in the kernels' own source, and where it shows.
+CHUNKS = ("range(0, values.size, CHUNK)", "range(0, min(values.size, CHUNK), CHUNK)")
+ROWS = ("prange((x.shape[0] + step - 1) // step)", "prange(max(1, x.shape[0] // step))")
+PIECES = {
+    "chunks": ("sums.py", "add_moments", *CHUNKS, "layer_norm shape=8,2053 tail=1"),
+    "the merge": ("sums.py", "merge_moments", "delta * delta * (", "0 * (", "layer_norm shape=8,2053 tail=1"),
+    "chunks backwards": ("sums.py", "cotangent_sums", *CHUNKS, "batch_norm shape=2,2,2053 channel_axis=1"),
+    "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
+    "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
+    "tiles": (
+        "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=129,1025 channel_axis=1",
+    ),
+    "tasks of a mask": (
+        "dropout.py", "expand", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",
+        "dropout shape=3,21851 mask_axes=0,1 p=0.5 scaling=upscale_in_train affine=none",
+    ),
+}  # fmt: skip
+SHORT = {"rows": "rows", "sums": "rows", "cols": "cols of one channel", "dropout": "dropout"}
+
+
+@pytest.mark.parametrize(("file", "function", "old", "new", "case"), PIECES.values(), ids=PIECES)
+def test_an_error_past_the_first_piece_is_seen_by_the_default_sweep(
+    monkeypatch, tmp_path, file, function, old, new, case
+):
+    planted.plant_in_source(monkeypatch, tmp_path, file, function, old, new)
+    short = (
+        "split of one channel" if case.startswith("batch_norm") and file == "sums.py" else SHORT[file[:-3]]
+    )
+    assert check_configuration(Configuration.parse(FAMILIES[short])).verdict is Verdict.PASS
+    long = Configuration.parse(case)
+    assert long in configurations.covering(long.operation)
+    result = check_configuration(long)
+    assert result.verdict is Verdict.FAIL
+    assert "sequential kernel against definition" in " ".join(result.reasons)
 
 
 # Kernels that are missing: never a PASS, whatever else could have computed the result.

@@ -25,7 +25,7 @@ ZERO = Check(
     error=0.0,
     bar=1e-9,
     tolerance=0.0,
-    resolution=40.0,
+    resolution=None,
 )
 TWINS = Check("twins", Verdict.FAIL, "the bits differ")
 OFF = Check("definition", Verdict.FAIL, "off", "input", error=1e-3, bar=1e-9, tolerance=0.0)
@@ -70,9 +70,27 @@ def test_the_resolution_is_the_coarsest_of_the_gradients_that_are_not_zero_by_na
     assert result(TWINS).resolution is None
 
 
+FLOAT32 = dataclasses.replace(CASE, dtype="float32")
+ROUGH = Check(
+    "float32 gradient", Verdict.PASS, "", "input", error=1e-5, bar=1e-4, tolerance=1e-6, resolution=3e-4
+)
+WRONG = Check("gradient", Verdict.FAIL, "off", "input", error=1.0, bar=1e-9, tolerance=0.0, resolution=1e-8)
+FAR32 = Check("sequential kernel against definition", Verdict.FAIL, "off", error=2.0, bar=1.0, tolerance=0.0)
+
+
+def test_the_figures_of_float32_are_those_of_the_float32_kernel():
+    """Its mathematics is judged in float64, by another kernel than the one that the entry names."""
+    passed = result(GOOD, ROUGH, configuration=FLOAT32)
+    assert passed.worst is ROUGH and passed.resolution == ROUGH.resolution
+    assert passed.as_json()["error"] == 1e-5
+    assert result(WRONG, ROUGH, FAR32, configuration=FLOAT32).worst is FAR32
+    assert result(WRONG, ROUGH, configuration=FLOAT32).worst is WRONG  # where nothing else failed
+
+
 def test_the_command_is_one_line_for_a_shell():
     assert result(GOOD).command == "python cli.py gradcheck --case 'layer_norm shape=4,5 tail=1' --seed 3"
     source = ("--input", "it's mine.npz", "--array", "a b")
+    assert result(GOOD, program="tgbn").command.startswith("tgbn gradcheck --case ")
     command = result(GOOD, source=source).command
     assert shlex.split(command)[3:7] == list(source)
 

@@ -123,6 +123,25 @@ def test_an_array_of_integers_is_passed_on_as_it_is():
     assert report.verdict is Verdict.PASS, report
 
 
+@pytest.mark.parametrize("wanted", [("x",), (0,), ["x", "weight"]], ids=str)
+@pytest.mark.parametrize("as_given", [lambda array: array, tensor], ids=["arrays", "tensors"])
+def test_inputs_that_are_not_wanted_need_no_gradient(wanted, as_given):
+    """Running statistics have none: batch_norm refuses those that require one."""
+
+    def inference(x, weight, mean, variance):
+        return functional.batch_norm(x, mean, variance, weight)
+
+    statistics = as_given(np.zeros(5)), as_given(np.ones(5))
+    report = gradcheck.check(inference, (*tensors(X, WEIGHT), *statistics), differentiable=wanted)
+    assert report.verdict is Verdict.PASS, report
+    assert {check.input for check in report.checks if check.name == "gradient"} <= {"x", "weight"}
+
+
+def test_a_name_that_is_no_input_is_refused():
+    with pytest.raises(ValueError, match="differentiable names 'y'; the inputs are x"):
+        gradcheck.check(lambda x: functional.tanh(x), tensors(X), differentiable=("y",))
+
+
 def test_an_input_that_is_not_used_is_vacuous_unless_it_is_declared_zero():
     def unused(x, other):
         return functional.tanh(x)

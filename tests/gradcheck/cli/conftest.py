@@ -26,10 +26,8 @@ def refused(run):
         result = run(*words)
         assert result.exit_code == 2, result.output
         assert result.stdout == ""
-        usage, *_, error = result.stderr.splitlines()
-        assert usage.startswith("Usage: ")
-        assert result.stderr.count("Error: ") == 1 and error.startswith("Error: ")
-        assert "Traceback" not in result.stderr
-        return error.removeprefix("Error: ")
+        assert result.stderr.startswith("Error: ") and result.stderr.endswith("\n")
+        assert result.stderr.count("\n") == 1
+        return result.stderr.removeprefix("Error: ").removesuffix("\n")
 
     return invoke

@@ -190,6 +190,43 @@ def test_digits_are_vectors_and_images_of_real_data(run):
     assert result.exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("--op", "batch_norm"), 2, "Error: --op batch_norm does not fit: one.npy has shape (7,), float64; "),
+        (("--op", "batch_norm"), 2, "possible: layer_norm, rms_norm, dropout\n"),
+        (("--rank", 2, "--rank", 3), 2, "Error: --rank 2 or 3 does not fit: one.npy has shape (7,)"),
+        (
+            ("--dtype", "float32"),
+            4,
+            "Nothing to check: --dtype float32 does not fit: one.npy has shape (7,), ",
+        ),
+        (
+            ("--layout", "strided"),
+            4,
+            "--layout strided does not fit: one.npy has shape (7,), float64; possible: ",
+        ),
+        (("--op", "rms_norm", "--mode", "inference"), 4, "no configuration has all of these settings"),
+    ],
+)
+def test_where_no_check_fits_the_array_that_is_said(run, tmp_path, words, status, message):
+    np.save(tmp_path / "one.npy", np.arange(7.0))
+    result = run("gradcheck", "--input", tmp_path / "one.npy", *words)
+    assert result.exit_code == status and result.stdout == ""
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_of_several_arrays_another_can_be_chosen(refused, tmp_path, x):
+    np.savez(tmp_path / "x.npz", labels=np.arange(4), x=x)
+    said = refused("gradcheck", "--input", tmp_path / "x.npz")
+    assert said.startswith(
+        "--input: x.npz:labels has dtype int64, wanted float64 or float32; convert it with "
+    )
+    assert said.endswith(", or choose another with --array NAME")
+    np.save(tmp_path / "x.npy", np.arange(4))
+    assert "--array" not in refused("gradcheck", "--input", tmp_path / "x.npy")
+
+
 def test_without_scikit_learn_digits_say_what_to_install(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     said = refused("gradcheck", "--data", "digits")

@@ -115,6 +115,16 @@ def test_a_shape_takes_no_memory(run):
         (("explain", "batch_norm", "--attribute", "channel_axis=7"), "with channel_axis=7, eps="),
         (("explain", "group_norm", "--attribute", "num_groups=4"), "with num_groups=4, channel_axis=1"),
         (("explain", "layer_norm", "--attribute", "normalized_shape=5"), "with normalized_shape=5, eps="),
+        (
+            ("explain", "layer_norm", "--shape", "4,5", "--attribute", "normalized_shape=(7,)"),
+            "normalized_shape is (7,), wanted the last axes of the input, whose shape is (4, 5)",
+        ),
+        (("explain", "rms_norm", "--attribute", "eps=-1"), "eps is -1, wanted a finite number ≥ 0"),
+        (("explain", "batch_norm", "--shape", "1,3"), "one value per channel in training"),
+        (("explain", "batch_norm", "--shape", "2,3,2,2,2,2"), "wanted rank 2 to 5"),
+        (("explain", "batch_norm_inference", "--attribute", "eps=-1"), "eps is -1, wanted"),
+        (("explain", "instance_norm", "--shape", "2,3"), "wanted rank 3 to 5"),
+        (("explain", "dropout", "--attribute", "p=1.5"), "p must be in [0, 1], got 1.5"),
         (("dance",), "No such command 'dance'."),
     ],
 )

@@ -71,22 +71,22 @@ def hot_bodies(T):
     i, d, flag = jit.INT, jit.DOUBLE, jit.FLAG
     pair = numba.types.UniTuple
     return {
-        sums.add_moments: ((x1, i, d, d), 2),
-        sums.sum_squares: ((x1,), 1),
-        sums.cotangent_sums: ((x1, x1, T), 1),
+        sums.add_moments: ((T, x1, i, d, d), 2),
+        sums.sum_squares: ((T, x1), 1),
+        sums.cotangent_sums: ((T, x1, x1, T), 1),
         sums.add_up: ((y2, s1), 1),
-        rows.normalize_rows: ((x2, x1, x1, d, flag, y2, s1, s1, s1), 4),
-        rows.differentiate_rows: ((flag, flag, x2, x2, x1, fixed, fixed, flag, y2, pair(y1, 2)), 3),
-        split.normalize_statistic: ((i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 3),
+        rows.normalize_rows: ((T, x2, x1, x1, d, flag, y2, s1, s1, s1), 4),
+        rows.differentiate_rows: ((T, flag, flag, x2, x2, x1, fixed, fixed, flag, y2, pair(y1, 2)), 3),
+        split.normalize_statistic: ((T, i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 3),
         split.differentiate_statistic: (
-            (i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2),
+            (T, i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2),
             3,
         ),
         cols.tile_moments: ((i, x3, s3, s3), 2),
         cols.pool_tiles: ((i, s2, s2), 2),
-        cols.normalize_tile: ((i, x3, x1, x1, i, y3, s1, s1), 1),
-        cols.tile_sums: ((i, i, x3, x3, fixed, y3, y3), 1),
-        cols.differentiate_tile: ((i, flag, i, x3, x3, x1, fixed, fixed, s1, s1, y3), 2),
+        cols.normalize_tile: ((T, i, x3, x1, x1, i, y3, s1, s1), 1),
+        cols.tile_sums: ((i, i, x3, x3, fixed, s3, s3), 1),
+        cols.differentiate_tile: ((T, i, flag, i, x3, x3, x1, fixed, fixed, s1, s1, y3), 2),
     }
 
 

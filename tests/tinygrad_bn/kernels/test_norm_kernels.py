@@ -331,6 +331,45 @@ def test_eps_zero(view):
     assert np.isinf(rstd).all() and np.isnan(y).all()
 
 
+@TWINS
+@pytest.mark.parametrize("scale", [1e-40, 1e-38, 1e-30, 1e-22, 1e19, 1e30, 1e37])
+@pytest.mark.parametrize("eps", [0.0, EPS])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("view", [*ONE_OF_EACH, Split(1, 3, 4, 1, 5, EPS), Cols(1, 9, 4, 1, EPS)], ids=str)
+def test_float32_values_whose_squares_are_out_of_range(view, training, eps, scale, twin):
+    """The statistics, what is made of them, and a result too large for float32, which is infinite."""
+    if not training and (isinstance(view, Rows) or view.Z > 1):
+        return
+    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": eps})
+    x, weight, bias, cotangent = draw(view, np.float64)
+    x = (x * scale).astype(np.float32)
+    weight, bias, cotangent = (array.astype(np.float32) for array in (weight, bias, cotangent))
+    running = None if training else (np.full(4, scale / 3), np.full(4, scale * scale))
+    arrays = (x, weight, bias, *(running or ()))
+    target = kernel(view, twin if training else f"{twin}_inference")
+    y, aux = target.forward(view, *arrays)
+    dx, dweight, dbias = target.vjp(view, ALL, cotangent, arrays, aux)
+    want = expected(view, x, weight, bias, cotangent, running)
+    for got, wanted in zip(aux[1:], (want.variance, want.rstd), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    # Below the normal numbers float32 has fewer digits; the terms of dx may cancel.
+    tiny = np.finfo(np.float32).smallest_subnormal
+    for got, wanted in [(y, want.y), (dx, want.dx), (dweight, want.dweight), (dbias, want.dbias)]:
+        wanted = wanted.reshape(got.shape)
+        held = np.abs(wanted) < 3e38
+        atol = 4e-6 * np.abs(wanted).max() + 64 * tiny
+        np.testing.assert_allclose(got[held], wanted[held], rtol=0, atol=atol)
+        assert np.isinf(got[np.abs(wanted) > 4e38]).all()
+
+
+@TWINS
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_cotangents_whose_products_are_out_of_range(view, twin):
+    x, weight, bias, cotangent = draw(view, np.float32)
+    x, cotangent = x * np.float32(1e15), cotangent * np.float32(1e30)
+    assert_matches(view, kernel(view, twin), (x, weight, bias), cotangent, np.float32)
+
+
 def unaligned(array):
     memory = np.zeros(array.nbytes + 1, np.uint8)
     result = memory[1:].view(array.dtype).reshape(array.shape)

@@ -9,8 +9,9 @@ formulas are those of *split*::
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
     dweight = Σ_{z, a} cotangent · x̂             dbias = Σ_{z, a} cotangent
 
-with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. A column of a
-tile whose sums or factors are near the ends of the range of float32 is done again in float64 (see ``sums``).
+with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. Columns whose
+sums, and tiles whose factors are near the ends of the range of float32 are done in float64: ``sums`` says
+how, and what range that gives.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
-from .sums import add_up, chunk_moments, chunk_sums, fits, is_finite, merge_moments, reliable
+from .sums import add_moments, add_up, cotangent_sums, fits, is_finite, merge_moments, reliable
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -90,10 +91,11 @@ def tile_moments(task, x, means, squares):
             shift = np.float64(total[j]) / (b - a)
             mean += shift
             square -= min(np.float64(total[j]) * shift, square)
-        if not reliable(square, x):
-            mean, square = chunk_moments(x[z, a:b, c + j], 0.0)
         means[z, t, c + j] = mean
         squares[z, t, c + j] = square
+    for m in range(c, d):
+        if not reliable(squares[z, t, m], x):
+            _count, means[z, t, m], squares[z, t, m] = add_moments(0.0, x[z, a:b, m], 0, 0.0, 0.0)
 
 
 @body
@@ -140,31 +142,32 @@ def merge_statistics(z, x, B, eps, means, squares, mean, variance, rstd):
 
 
 @body
-def normalize_tile(task, x, weight, bias, B, y, mean, rstd):
+def row_of(zero, size):
+    return np.full(size, zero)
+
+
+@body
+def normalize_tile(zero, task, x, weight, bias, B, y, mean, rstd):
+    """Whether the dtype of x was wide enough for it is returned."""
     z, _t, a, b, c, d = tile_of(task, x)
-    centre = np.empty(d - c, x.dtype)
-    scale = np.empty(d - c, x.dtype)
-    shift = np.empty(d - c, x.dtype)
-    all_fit = True
+    in_range = True
+    centre, scale, shift = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
     for j in range(centre.size):
         i = z * (x.shape[2] // B) + (c + j) // B
         factor = rstd[i] * weight[c + j]
         centre[j] = mean[i]
         scale[j] = factor
         shift[j] = (centre[j] - mean[i]) * factor + bias[c + j]
-        all_fit &= reliable(rstd[i], x) and fits(factor, x)
+    for j in range(centre.size):
+        in_range &= reliable(scale[j], x) or weight[c + j] == 0
+    for i in range((z * x.shape[2] + c) // B, (z * x.shape[2] + d - 1) // B + 1):
+        in_range &= reliable(rstd[i], x)
     for r in range(a, b):
         row = x[z, r, c:d]
         out = y[z, r, c:d]
         for j in range(row.size):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
-    if not all_fit:
-        for m in range(c, d):
-            i = z * (x.shape[2] // B) + m // B
-            factor = rstd[i] * weight[m]
-            if not (reliable(rstd[i], x) and fits(factor, x)):
-                for r in range(a, b):
-                    y[z, r, m] = (x[z, r, m] - mean[i]) * factor + bias[m]
+    return in_range
 
 
 @twins(
@@ -187,7 +190,8 @@ def forward(training, x, weight, bias, B, eps, y, means, squares, mean, variance
         for z in range(x.shape[0]):
             merge_statistics(z, x, B, eps, means, squares, mean, variance, rstd)
     for task in prange(tiles(x)):
-        normalize_tile(task, x, weight, bias, B, y, mean, rstd)
+        if not normalize_tile(x.dtype.type(0), task, x, weight, bias, B, y, mean, rstd):
+            normalize_tile(0.0, task, x, weight, bias, B, y, mean, rstd)
 
 
 @body
@@ -206,16 +210,17 @@ def tile_sums(task, B, cotangent, x, mean, sums, moments):
             total[j] += g[j]
             moment[j] += g[j] * (row[j] - centre[j])
     for j in range(centre.size):
-        plain, product = np.float64(total[j]), np.float64(moment[j])
-        if not (is_finite(plain) and reliable(product, x)):
-            plain, product = chunk_sums(cotangent[z, a:b, c + j], x[z, a:b, c + j], np.float64(centre[j]))
-        sums[z, t, c + j] = plain
-        moments[z, t, c + j] = product
+        sums[z, t, c + j] = total[j]
+        moments[z, t, c + j] = moment[j]
+    for m in range(c, d):
+        if not (is_finite(sums[z, t, m]) and reliable(moments[z, t, m], x)):
+            g, column = cotangent[z, a:b, m], x[z, a:b, m]
+            sums[z, t, m], moments[z, t, m] = cotangent_sums(0.0, g, column, centre[m - c])
 
 
 @body
 def merge_sums(z, x, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias):
-    """From the sums of the tiles of one z to dweight and dbias, and to the slope and offset of dx in x - mean."""
+    """From the sums of the tiles of one z to dweight and dbias, and to the slope and offset of dx."""
     A, M = x.shape[1], x.shape[2]
     add_up(sums[z], dbias[z])
     add_up(moments[z], dweight[z])
@@ -233,21 +238,23 @@ def merge_sums(z, x, B, weight, mean, rstd, sums, moments, along, across, dweigh
 
 
 @body
-def differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, along, across, dx):
+def differentiate_tile(zero, task, training, B, cotangent, x, weight, mean, rstd, along, across, dx):
+    """Whether the dtype of x was wide enough for it is returned."""
     z, _t, a, b, c, d = tile_of(task, x)
-    centre = np.empty(d - c, x.dtype)
-    scale = np.empty(d - c, x.dtype)
-    slope = np.empty(d - c, x.dtype)
-    shift = np.empty(d - c, x.dtype)
-    all_fit = True
+    in_range = True
+    centre, scale = row_of(zero, d - c), row_of(zero, d - c)
+    slope, shift = row_of(zero, d - c), row_of(zero, d - c)
     for j in range(centre.size):
         i = z * (x.shape[2] // B) + (c + j) // B
-        factor = rstd[i] * weight[c + j]
         centre[j] = mean[i]
+        factor = rstd[i] * weight[c + j]
         scale[j] = factor
         slope[j] = along[i]
         shift[j] = (centre[j] - mean[i]) * along[i] + across[i]
-        all_fit &= reliable(rstd[i], x) and fits(factor, x) and fits(along[i], x)
+    for j in range(centre.size):
+        in_range &= reliable(scale[j], x) or weight[c + j] == 0
+    for i in range((z * x.shape[2] + c) // B, (z * x.shape[2] + d - 1) // B + 1):
+        in_range &= reliable(rstd[i], x) and fits(along[i], x)
     for r in range(a, b):
         g = cotangent[z, r, c:d]
         row = x[z, r, c:d]
@@ -258,15 +265,7 @@ def differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, alon
         else:
             for j in range(g.size):
                 out[j] = g[j] * scale[j]
-    if not all_fit:
-        for m in range(c, d):
-            i = z * (x.shape[2] // B) + m // B
-            factor = rstd[i] * weight[m]
-            if not (reliable(rstd[i], x) and fits(factor, x) and fits(along[i], x)):
-                for r in range(a, b):
-                    direct = cotangent[z, r, m] * factor
-                    through = (x[z, r, m] - mean[i]) * along[i] + across[i] if training else 0.0
-                    dx[z, r, m] = direct + through
+    return in_range
 
 
 @twins(
@@ -287,7 +286,13 @@ def backward(
             merge_sums(z, x, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias)
     if need_x:
         for task in prange(tiles(x)):
-            differentiate_tile(task, training, B, cotangent, x, weight, mean, rstd, along, across, dx)
+            zero = x.dtype.type(0)
+            if not differentiate_tile(
+                zero, task, training, B, cotangent, x, weight, mean, rstd, along, across, dx
+            ):
+                differentiate_tile(
+                    0.0, task, training, B, cotangent, x, weight, mean, rstd, along, across, dx
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ Backward, with g the cotangent times the weight (RMSNorm: without the first mean
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))     dweight = Σ_rows cotangent · x̂     dbias = Σ_rows cotangent
 
 x̂ is made anew from x, mean and rstd: it is never stored. In the dtype of x, which may be float32, the mean
-is applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy. A row whose
-rstd or sums are near the ends of the range of float32 is computed in float64 (see ``sums``).
+is applied in two parts, its rounded value and the rest, so that a large mean costs no accuracy. Rows near the
+ends of the range of float32 are computed in float64: ``sums`` says how, and what range that gives.
 """
 
 from __future__ import annotations
@@ -35,33 +35,26 @@ BACKWARD_TASKS = 16
 
 
 @body
-def normalize_rows(x, weight, bias, eps, centred, y, mean, variance, rstd):
+def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd):
+    T = type(zero)
     length = x.shape[1]
     for r in range(x.shape[0]):
         row = x[r]
         out = y[r]
         if centred:
-            _count, row_mean, squares = add_moments(row, 0, 0.0, 0.0)
+            _count, row_mean, squares = add_moments(zero, row, 0, 0.0, 0.0)
         else:
-            row_mean, squares = 0.0, sum_squares(row)
+            row_mean, squares = 0.0, sum_squares(zero, row)
         row_variance = squares / length
         row_rstd = 1.0 / np.sqrt(row_variance + eps)
         mean[r] = row_mean
         variance[r] = row_variance
         rstd[r] = row_rstd
-        if reliable(row_rstd, x):
-            centre = x.dtype.type(row_mean)
-            scale = x.dtype.type(row_rstd)
-            shift = x.dtype.type((centre - row_mean) * row_rstd)
-            normalize_row(row, weight, bias, centre, scale, shift, out)
-        else:
-            normalize_row(row, weight, bias, row_mean, row_rstd, 0.0, out)
-
-
-@body
-def normalize_row(row, weight, bias, centre, scale, shift, out):
-    for j in range(row.size):
-        out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+        centre = T(row_mean)
+        scale = T(row_rstd)
+        shift = T((centre - row_mean) * row_rstd)
+        for j in range(length):
+            out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
 
 
 @twins(
@@ -74,68 +67,58 @@ def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
-        normalize_rows(x[a:b], weight, bias, eps, centred, y[a:b], mean[a:b], variance[a:b], rstd[a:b])
+        out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
+        normalize_rows(x.dtype.type(0), x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
+        for r in range(a, b):
+            if not (reliable(variance[r], x) and reliable(rstd[r], x)):
+                e = r + 1
+                out, means, variances, rstds = y[r:e], mean[r:e], variance[r:e], rstd[r:e]
+                normalize_rows(0.0, x[r:e], weight, bias, eps, centred, out, means, variances, rstds)
 
 
 @body
-def differentiate_rows(need_x, need_affine, cotangent, x, weight, mean, rstd, centred, dx, sums):
+def differentiate_rows(zero, need_x, need_affine, cotangent, x, weight, mean, rstd, centred, dx, sums):
+    """Whether the dtype of x was wide enough for it is returned."""
+    T = type(zero)
+    in_range = True
+    dweight, dbias = sums
+    dweight[:] = 0
+    dbias[:] = 0
     length = x.shape[1]
     for r in range(x.shape[0]):
         g = cotangent[r]
         row = x[r]
-        centre = x.dtype.type(mean[r])
-        scale = x.dtype.type(rstd[r])
-        shift = x.dtype.type((centre - mean[r]) * rstd[r])
-        total, moment = 0.0, 0.0
-        in_own_dtype = reliable(rstd[r], x)
-        if in_own_dtype:
-            total, moment = row_sums(need_affine, g, row, weight, centre, scale, shift, sums)
-            in_own_dtype = fits(total, x) and fits(moment, x)
-            if not in_own_dtype:
-                total, moment = row_sums(False, g, row, weight, mean[r], rstd[r], 0.0, sums)
+        centre = T(mean[r])
+        scale = T(rstd[r])
+        shift = T((centre - mean[r]) * rstd[r])
+        total = zero
+        moment = zero
+        if need_affine:
+            for j in range(length):
+                normalized = (row[j] - centre) * scale + shift
+                dweight[j] += g[j] * normalized
+                dbias[j] += g[j]
+                total += g[j] * weight[j]
+                moment += g[j] * weight[j] * normalized
         else:
-            total, moment = row_sums(need_affine, g, row, weight, mean[r], rstd[r], 0.0, sums)
+            for j in range(length):
+                normalized = (row[j] - centre) * scale + shift
+                total += g[j] * weight[j]
+                moment += g[j] * weight[j] * normalized
+        in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)
         if need_x:
-            along = -moment / length
-            offset = -total / length if centred else 0.0
-            if in_own_dtype:
-                along, offset = x.dtype.type(along), x.dtype.type(offset)
-                differentiate_row(g, row, weight, centre, scale, shift, along, offset, dx[r])
-            else:
-                differentiate_row(g, row, weight, mean[r], rstd[r], 0.0, along, offset, dx[r])
-
-
-@body
-def row_sums(need_affine, g, row, weight, centre, scale, shift, sums):
-    """The sums of g and of g x̂ over a row; dweight and dbias are added to the sums of the task."""
-    dweight, dbias = sums
-    total = type(centre)(0)
-    moment = type(centre)(0)
-    if need_affine:
-        for j in range(row.size):
-            normalized = (row[j] - centre) * scale + shift
-            dweight[j] += g[j] * normalized
-            dbias[j] += g[j]
-            total += g[j] * weight[j]
-            moment += g[j] * weight[j] * normalized
-    else:
-        for j in range(row.size):
-            normalized = (row[j] - centre) * scale + shift
-            total += g[j] * weight[j]
-            moment += g[j] * weight[j] * normalized
-    return total, moment
-
-
-@body
-def differentiate_row(g, row, weight, centre, scale, shift, along, offset, out):
-    for j in range(row.size):
-        normalized = (row[j] - centre) * scale + shift
-        out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+            out = dx[r]
+            along = -T(moment / length)
+            offset = -T(total / length) if centred else zero
+            for j in range(length):
+                normalized = (row[j] - centre) * scale + shift
+                out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+    return in_range
 
 
 @body
 def sum_again(cotangent, x, mean, rstd, dweight, dbias):
-    """dweight and dbias, where the sums of a task overflowed: in float64 from the first row to the last."""
+    """dweight and dbias where the sums of a task overflowed: in float64 from the first row to the last."""
     dweight[:] = 0
     dbias[:] = 0
     for r in range(x.shape[0]):
@@ -171,9 +154,13 @@ def backward(
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
-        g, rows, out = cotangent[a:b], x[a:b], dx[a:b]
+        g, rows, out, means, rstds = cotangent[a:b], x[a:b], dx[a:b], mean[a:b], rstd[a:b]
         sums = (dweights[task], dbiases[task])
-        differentiate_rows(need_x, need_affine, g, rows, weight, mean[a:b], rstd[a:b], centred, out, sums)
+        zero = x.dtype.type(0)
+        if not differentiate_rows(
+            zero, need_x, need_affine, g, rows, weight, means, rstds, centred, out, sums
+        ):
+            differentiate_rows(0.0, need_x, need_affine, g, rows, weight, means, rstds, centred, out, sums)
     if need_affine:
         add_up(dweights, dweight)
         add_up(dbiases, dbias)
@@ -233,8 +220,8 @@ class RowsKernel:
                 aux[2],
                 plan.centred,
                 dx.reshape(plan.shape if need_x else (0, plan.length)),
-                np.zeros(partials, x.dtype),
-                np.zeros(partials, x.dtype),
+                np.empty(partials, x.dtype),
+                np.empty(partials, x.dtype),
                 dweight[0],
                 dbias[0],
             )

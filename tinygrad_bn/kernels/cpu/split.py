@@ -11,8 +11,8 @@ Backward, with g the cotangent times the weight::
     dweight = Σ_{z, a, l} cotangent · x̂          dbias = Σ_{z, a, l} cotangent
 
 In inference μ and σ² are constants, so that dx = rstd g. Along one channel each pass is x or the cotangent
-times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy. Where a
-factor is near the ends of the range of float32, the pass is made in float64 (see ``sums``).
+times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy. A task
+near the ends of the range of float32 is done in float64: ``sums`` says how, and what range that gives.
 """
 
 from __future__ import annotations
@@ -36,39 +36,38 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
-from .sums import add_moments, cotangent_sums, fits, reliable
+from .sums import add_moments, cotangent_sums, fits, is_finite, reliable
 
 
 @body
-def normalize_statistic(z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
-    """x and y are [Z, A, S, K * L]; training writes the statistics, inference reads them."""
+def normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
+    """x and y are [Z, A, S, K * L]; training writes the statistics, inference reads them.
+
+    Whether the dtype of x was wide enough for it is returned.
+    """
+    T = type(zero)
     i = z * x.shape[2] + s
     K = x.shape[3] // L
     if training:
         count, centre, squares = 0, 0.0, 0.0
         for a in range(x.shape[1]):
-            count, centre, squares = add_moments(x[z, a, s], count, centre, squares)
+            count, centre, squares = add_moments(zero, x[z, a, s], count, centre, squares)
         mean[i] = centre
         variance[i] = squares / count
         rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-    rounded = x.dtype.type(mean[i])
+    in_range = reliable(rstd[i], x) and (reliable(variance[i], x) or not training)
+    rounded = T(mean[i])
     for a in range(x.shape[1]):
         for k in range(K):
             values = x[z, a, s, k * L : k * L + L]
             out = y[z, a, s, k * L : k * L + L]
             factor = rstd[i] * weight[s * K + k]
-            if reliable(rstd[i], x) and fits(factor, x):
-                scale = x.dtype.type(factor)
-                shift = x.dtype.type((rounded - mean[i]) * factor + bias[s * K + k])
-                normalize_run(values, rounded, scale, shift, out)
-            else:
-                normalize_run(values, mean[i], factor, np.float64(bias[s * K + k]), out)
-
-
-@body
-def normalize_run(values, centre, scale, shift, out):
-    for j in range(values.size):
-        out[j] = (values[j] - centre) * scale + shift
+            scale = T(factor)
+            shift = T((rounded - mean[i]) * factor + bias[s * K + k])
+            in_range &= fits(factor, x)
+            for j in range(values.size):
+                out[j] = (values[j] - rounded) * scale + shift
+    return in_range
 
 
 @twins(
@@ -80,16 +79,26 @@ def normalize_run(values, centre, scale, shift, out):
 def forward(L, training, x, weight, bias, eps, y, mean, variance, rstd):
     S = x.shape[2]
     for task in prange(x.shape[0] * S):
-        normalize_statistic(task // S, task % S, L, training, x, weight, bias, eps, y, mean, variance, rstd)
+        z, s = task // S, task % S
+        zero = x.dtype.type(0)
+        if not normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
+            normalize_statistic(0.0, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd)
 
 
 @body
-def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias):
-    """dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx."""
+def differentiate_statistic(
+    zero, z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias
+):
+    """dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx.
+
+    Whether the dtype of x was wide enough for it is returned.
+    """
+    T = type(zero)
     i = z * x.shape[2] + s
     K = x.shape[3] // L
     need_x, need_affine = need
-    rounded = x.dtype.type(mean[i])
+    in_range = reliable(rstd[i], x)
+    rounded = T(mean[i])
     total = 0.0
     moment = 0.0
     if need_affine or training:
@@ -98,9 +107,10 @@ def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean,
             gx_sum = 0.0
             for a in range(x.shape[1]):
                 run = slice(k * L, k * L + L)
-                one, other = cotangent_sums(cotangent[z, a, s, run], x[z, a, s, run], rounded)
+                one, other = cotangent_sums(zero, cotangent[z, a, s, run], x[z, a, s, run], rounded)
                 g_sum += one
                 gx_sum += other
+            in_range &= is_finite(g_sum) and reliable(gx_sum, x)
             gx_sum = (gx_sum + (rounded - mean[i]) * g_sum) * rstd[i]
             total += weight[s * K + k] * g_sum
             moment += weight[s * K + k] * gx_sum
@@ -109,9 +119,9 @@ def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean,
     if need_x:
         count = x.shape[1] * x.shape[3]
         along = -rstd[i] * rstd[i] * moment / count
-        across = -rstd[i] * total / count
-        slope = x.dtype.type(along)
-        shift = x.dtype.type((rounded - mean[i]) * along + across)
+        in_range &= fits(along, x)
+        slope = T(along)
+        shift = T((rounded - mean[i]) * along - rstd[i] * total / count)
         for a in range(x.shape[1]):
             for k in range(K):
                 run = slice(k * L, k * L + L)
@@ -119,20 +129,15 @@ def differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean,
                 values = x[z, a, s, run]
                 out = dx[z, a, s, run]
                 factor = rstd[i] * weight[s * K + k]
-                if reliable(rstd[i], x) and fits(factor, x) and fits(along, x):
-                    differentiate_run(training, g, values, rounded, x.dtype.type(factor), slope, shift, out)
+                in_range &= fits(factor, x)
+                scale = T(factor)
+                if training:
+                    for j in range(g.size):
+                        out[j] = g[j] * scale + ((values[j] - rounded) * slope + shift)
                 else:
-                    differentiate_run(training, g, values, mean[i], factor, along, across, out)
-
-
-@body
-def differentiate_run(training, g, values, centre, scale, slope, shift, out):
-    if training:
-        for j in range(g.size):
-            out[j] = g[j] * scale + ((values[j] - centre) * slope + shift)
-    else:
-        for j in range(g.size):
-            out[j] = g[j] * scale
+                    for j in range(g.size):
+                        out[j] = g[j] * scale
+    return in_range
 
 
 @twins(
@@ -145,7 +150,13 @@ def backward(L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, d
     S = x.shape[2]
     for task in prange(x.shape[0] * S):
         z, s = task // S, task % S
-        differentiate_statistic(z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias)
+        zero = x.dtype.type(0)
+        if not differentiate_statistic(
+            zero, z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias
+        ):
+            differentiate_statistic(
+                0.0, z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias
+            )
 
 
 @dataclass(frozen=True, slots=True)
