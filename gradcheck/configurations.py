@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,14 +40,18 @@ def covering(operation: str) -> list[Configuration]:
 def _covering(configurations: list[Configuration]) -> list[Configuration]:
     """Some of these, in their order, in which every pair of settings occurs that occurs in all of them."""
     order = np.random.default_rng(0).permutation(len(configurations))
-    seen: set[Any] = set()
-    chosen = []
-    for position in order:
+    occurs: Counter[Any] = Counter()
+    chosen: dict[int, set[Any]] = {}
+    for position in map(int, order):
         c = configurations[position]
         met = {(c.rank, c.mask_axes), *itertools.combinations(_settings(c), 2)}
-        if not met <= seen:
-            seen |= met
-            chosen.append(int(position))
+        if any(pair not in occurs for pair in met):
+            occurs.update(met)
+            chosen[position] = met
+    for position, met in list(chosen.items()):  # those that came first may have become superfluous
+        if all(occurs[pair] > 1 for pair in met):
+            occurs.subtract(met)
+            del chosen[position]
     return [configurations[position] for position in sorted(chosen)]
 
 
@@ -107,8 +112,9 @@ def corners(operation: str) -> Iterator[Configuration]:
     if operation == "dropout":
         yield from _masks()
     else:
-        for shape, place in _corner_places(operation):
-            for dtype in DTYPES:
+        for number, (shape, place) in enumerate(_corner_places(operation)):
+            # Each shape in both dtypes; where there are two channel axes, one in each.
+            for dtype in DTYPES if "tail" in place else [DTYPES[number % 2]]:
                 configuration = Configuration(operation, shape, dtype=dtype, **place)
                 if configuration.problem is None:
                     yield configuration
@@ -167,7 +173,8 @@ def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str,
         yield (1101, 3), {"tail": 1}
     elif operation == "batch_norm":
         yield (2, 2, 2053), first
-        yield (129, 1025), first
+        yield (3, 1027), first
+        yield (133, 3), first
         yield (2, 2, 2053), {**first, "mode": "inference"}
         yield (131, 3), {**first, "mode": "inference"}
     elif operation == "instance_norm":
@@ -188,11 +195,10 @@ def _corner_places(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, 
     samples = [(1, 3, 5), (3, 1, 3), (2, 3, 1), (1, 2, 2), (1, 2, 67), (1, 2, 131), (3, 2, 44), (2, 4, 3, 22)]
     if operation == "batch_norm":
         samples += [(2, 3), (67, 2), (131, 1)]
-    for channel_axis in (1, -1):
-        for batch, channels, *spatial in samples:
-            shape = (batch, channels, *spatial) if channel_axis == 1 else (batch, *spatial, channels)
-            for groups in sorted({1, channels}) if operation == "group_norm" else [None]:
-                yield shape, {"channel_axis": channel_axis, "groups": groups}
+    for batch, channels, *spatial in samples:
+        for groups in sorted({1, channels}) if operation == "group_norm" else [None]:
+            yield (batch, channels, *spatial), {"channel_axis": 1, "groups": groups}
+            yield (batch, *spatial, channels), {"channel_axis": -1, "groups": groups}
 
 
 def of_shape(shape: tuple[int, ...], dtype: str) -> list[Configuration]:

@@ -102,9 +102,7 @@ class Fused:
             return output, tuple(value.data if isinstance(value, Tensor) else value for value in aux)
         run = _Run(chosen, chosen.resolve(), plan)
         output, aux = run.target.forward(plan, *arrays)
-        self._check(
-            output, run.label("forward", arrays[0].dtype), self._shape(arrays, attributes), arrays[0].dtype
-        )
+        self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype)
         result = Tensor.wrap(output)
         saved = None
         if is_grad_enabled():
@@ -134,11 +132,12 @@ class Fused:
             return arrays[0].shape
         return self.spec.shape_rule(tuple([None if a is None else a.shape for a in arrays]), attributes)
 
-    def _check(self, array: Any, label: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def _check(self, array: Any, run: _Run, method: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         """Refuse what a kernel must not return: nobody would notice a broadcast or a promotion."""
         if array.shape != shape or array.dtype != dtype:
             raise RuntimeError(
-                f"{self.name}: {label} gave shape {array.shape}, {array.dtype}; wanted {shape}, {dtype}"
+                f"{self.name}: {run.label(method, dtype)} gave shape {array.shape}, {array.dtype}; "
+                f"wanted {shape}, {dtype}"
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
@@ -213,7 +212,7 @@ class Fused:
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
                 given = saved.inputs[position]
                 gradient = results[position].reshape(given.shape)  # a view: kernels see weight as [M]
-                self._check(gradient, run.label("vjp", array.dtype), given.shape, given.dtype)
+                self._check(gradient, run, "vjp", given.shape, given.dtype)
                 results[position] = gradient
         if tracing is not None:
             write_trace(

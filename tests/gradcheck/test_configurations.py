@@ -177,9 +177,8 @@ PIECES = {
     "chunks of a channel": (("batch_norm", "instance_norm"), "training", FIRST, long(-1, 2048)),
     "chunks at inference": (("batch_norm",), "inference", FIRST, long(-1, 2048)),
     "chunks of several channels": (("group_norm",), "training", {**FIRST, "groups": 2}, long(-1, 1024)),
-    "tiles": (
-        ("batch_norm",), "training", {**FIRST, "rank": 2}, lambda c: long(0, 128)(c) and long(1, 1024)(c),
-    ),
+    "tiles of rows": (("batch_norm",), "training", {**FIRST, "rank": 2}, long(0, 128)),
+    "tiles of columns": (("batch_norm",), "training", {**FIRST, "rank": 2}, long(1, 1024)),
     "tiles of each sample": (("instance_norm", "group_norm"), "training", LAST, long(1, 128)),
     "tiles at inference": (("batch_norm",), "inference", {**FIRST, "rank": 2}, long(0, 128)),
     "masks": (("dropout",), "training", ANY, lambda c: many(c) and len(c.mask_axes) == c.rank),
