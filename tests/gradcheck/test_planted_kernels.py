@@ -149,7 +149,7 @@ PIECES = {
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
     "tiles": (
-        "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=129,1025 channel_axis=1",
+        "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "expand", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",
@@ -235,7 +235,8 @@ def test_a_kernel_that_is_not_declared_is_an_error(monkeypatch, spec, kernel):
     assert status == 1
     assert "ERROR" in verdicts and set(verdicts) <= {"ERROR", "PASS"}
     reasons = [reason for entry in entries for reason in entry["reasons"]]
-    assert all(f"kernel='{kernel.name}' cannot run this call" in reason for reason in reasons)
+    refusals = (f"kernel={kernel.name!r} cannot run this call", f"kernel is {kernel.name!r}, wanted one of")
+    assert all(any(refusal in reason for refusal in refusals) for reason in reasons)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -253,9 +254,8 @@ def test_a_kernel_that_cannot_be_imported_is_an_error(monkeypatch, target):
     assert status == 1
     (bad,) = (entry for entry in entries if entry["verdict"] != "PASS")
     assert bad["verdict"] == "ERROR"
-    assert bad["reasons"] == [
-        f"kernel: {target.rpartition(':')[2].partition('_')[0]}: ImportError: no compiler here"
-    ]
+    (reason,) = bad["reasons"]
+    assert reason.endswith(f"{target} cannot be imported: no compiler here")
     assert target not in bad["kernel_forward"]
 
 
