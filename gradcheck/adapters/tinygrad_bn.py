@@ -118,6 +118,7 @@ def call(
     return function
 
 
+@functools.lru_cache(maxsize=8)  # a check asks for the same two at each of its evaluations
 def _mask_seed(c: Configuration, seed: int) -> int:
     """The first seed from `seed` on whose mask keeps an element: where all are dropped nothing is checked."""
     ones = np.ones(c.shape)

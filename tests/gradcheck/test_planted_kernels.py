@@ -235,8 +235,11 @@ def test_a_kernel_that_is_not_declared_is_an_error(monkeypatch, spec, kernel):
     assert status == 1
     assert "ERROR" in verdicts and set(verdicts) <= {"ERROR", "PASS"}
     reasons = [reason for entry in entries for reason in entry["reasons"]]
-    refusals = (f"kernel={kernel.name!r} cannot run this call", f"kernel is {kernel.name!r}, wanted one of")
-    assert all(any(refusal in reason for refusal in refusals) for reason in reasons)
+    if spec.name == "dropout::dropout":  # it refuses before it takes a call number
+        refusal = f"kernel is {kernel.name!r}, wanted one of"
+    else:
+        refusal = f"kernel={kernel.name!r} cannot run this call"
+    assert all(refusal in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -254,8 +257,10 @@ def test_a_kernel_that_cannot_be_imported_is_an_error(monkeypatch, target):
     assert status == 1
     (bad,) = (entry for entry in entries if entry["verdict"] != "PASS")
     assert bad["verdict"] == "ERROR"
-    (reason,) = bad["reasons"]
-    assert reason.endswith(f"{target} cannot be imported: no compiler here")
+    twin = target.rpartition(":")[2].partition("_")[0]
+    assert bad["reasons"] == [
+        f"kernel: {twin}: RegistryError: kernel {twin!r}: {target} cannot be imported: no compiler here"
+    ]
     assert target not in bad["kernel_forward"]
 
 
