@@ -1,1 +1,40 @@
-"""One module for each framework whose functions can be checked, imported when its tensors are first met."""
+"""Functions of a framework's tensors as pairs of functions on NumPy arrays.
+
+One module per framework, imported when a check first meets its tensors. Each has
+
+    recognises(fn, inputs)              whether fn and inputs are this framework's
+    pair(fn, inputs, differentiable)    the Pair that `check` judges
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Pair"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A function of a framework's tensors, as the checker sees it: NumPy arrays in, NumPy arrays out.
+
+    forward: takes the inputs, returns (output, saved).
+    backward: takes (saved, cotangent), returns one gradient per input, None for those that have none.
+    inputs: the inputs as arrays; what is no floating tensor is passed on as it is.
+    name: of the function.
+    jvp: takes (inputs, tangents), both with one entry per input and tangents None where there is none;
+        returns the derivative of the output along the tangents. None where the framework makes it out of the
+        same rule as the backward pass: then it would agree with a wrong one.
+    second: takes a cotangent of the output; returns the Pair of (*inputs, cotangent) ↦ the gradients, joined
+        into one vector. None where the framework cannot differentiate its gradients.
+    remarks: what the reader of a report should know, such as why there is no jvp.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    inputs: list[Any]
+    name: str
+    jvp: Callable[..., Any] | None = None
+    second: Callable[..., Pair] | None = None
+    remarks: tuple[str, ...] = ()
