@@ -2,4 +2,5 @@
 
 from gradcheck.cli import main
 
-main()
+if __name__ == "__main__":  # processes that `calibrate --jobs` starts import this file
+    main()

@@ -12,4 +12,5 @@ docstrings = [
     Sybil([DocTestParser(ELLIPSIS)], pattern="*.py", path=package) for package in ("gradcheck", "tinygrad_bn")
 ]
 
+pytest_plugins = ["pytester"]  # for the tests of the pytest plugin
 pytest_collect_file = SybilCollection([pages, *docstrings]).pytest()

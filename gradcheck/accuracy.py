@@ -1,4 +1,4 @@
-"""Values, not derivatives: float32 results against float64 ones, and the forward pass against a reference."""
+"""Values, not derivatives: low-precision results against float64 ones, forward against a reference."""
 
 from __future__ import annotations
 
@@ -7,60 +7,96 @@ from collections.abc import Callable
 import numpy as np
 
 from gradcheck import budget
-from gradcheck.gradient import GOAL
+from gradcheck.expected import UNDERFLOW
 from gradcheck.judge import Check, Verdict
 from gradcheck.subject import Arrays, Subject, Violation, as_float64
+
+__all__ = ["check_low_precision", "check_reference", "exact_twin"]
+
+FLOAT16, FLOAT32, FLOAT64 = (np.dtype(f"float{bits}") for bits in (16, 32, 64))
+# An error of this size, relative to the result, tells nothing but that the inputs are ill-conditioned.
+TELLING = {FLOAT16: 0.1, FLOAT32: 2e-3, FLOAT64: 2e-3}
+
+
+def exact_twin(subject: Subject) -> tuple[Subject, Check | None]:
+    """The same pair on copies of its inputs in the widest precision that it takes, and what that means.
+
+    The check is INCONCLUSIVE where the mathematics cannot be judged: differences in float16 see nothing.
+    """
+    if subject.dtype == FLOAT64:
+        return subject, None
+    refused = ""
+    for dtype in (FLOAT64, FLOAT32):
+        twin = subject if dtype == subject.dtype else subject.in_dtype(dtype)
+        try:
+            output, context = twin.run_forward(twin.inputs)
+            twin.run_backward(context, np.zeros_like(output))
+        except Violation as broken:
+            refused = refused or broken.reason
+            continue
+        if dtype == FLOAT64:
+            return twin, None
+        reason = "the pair does not take float64: judged in float32, to 2e-3"
+        return twin, Check("precision", Verdict.PASS, reason)
+    reason = (
+        "resolution: the pair takes float16 only, in which no difference is precise enough to judge a "
+        f"gradient (with float64: {refused}); let it take float32 or float64 too"
+    )
+    return subject, Check("precision", Verdict.INCONCLUSIVE, reason)
 
 
 def check_low_precision(
     subject: Subject, exact: Subject, rng: np.random.Generator, *, output: bool
 ) -> list[Check]:
-    """Compare a float32 pair's output and gradients with its own results on float64 copies of its inputs.
+    """Compare the output and gradients of a pair with its own results in more precision, at the same inputs.
 
-    The distance allowed is what moving the inputs by 4 float32 ulp does, in either arithmetic, times 16, plus
-    8·u·√n of the largest result. `output` asks for the output too: a reference answers that better.
+    The distance allowed is what moving the inputs by 4 ulp of the low precision does, in either arithmetic,
+    times 16, plus 8·u·√n of the largest result. So sums that are kept in float16 pass as long as they lose no
+    more than that, and fail where they stall. `output` asks for the output too, which a reference answers
+    better.
     """
-    result, saved = subject.run_forward(subject.inputs)
-    cotangent = np.asarray(rng.standard_normal(result.shape).astype(subject.dtype))
-    gradients = subject.run_backward(saved, cotangent)
+    dtype = subject.dtype
+    result, context = subject.run_forward(subject.inputs)
+    cotangent = np.asarray(rng.standard_normal(result.shape).astype(dtype))
+    gradients = subject.run_backward(context, cotangent)
     if not budget.has_room(result, *gradients):
         cotangent = budget.lowered(cotangent)
-        gradients = subject.run_backward(saved, cotangent)
-    cotangent64 = cotangent.astype(np.float64)
-    result64, saved64 = exact.run_forward(exact.inputs)
-    gradients64 = exact.run_backward(saved64, cotangent64)
+        gradients = subject.run_backward(context, cotangent)
+    precise = cotangent.astype(exact.dtype)
+    wanted, context = exact.run_forward(exact.inputs)
+    wanted_gradients = exact.run_backward(context, precise)
 
     inherent, rounding = 0.0, 0.0
     moved = [0.0] * len(gradients)
-    for new, (new_gradients,) in budget.jiggled_runs(exact, exact.inputs, [cotangent64], rng, subject.dtype):
-        inherent = max(inherent, budget.largest(new - result64))
-        moved = [
-            max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients64, strict=True)
-        ]
+    for new, (new_gradients,) in budget.jiggled_runs(exact, exact.inputs, [precise], rng, dtype):
+        inherent = max(inherent, budget.largest(new - wanted))
+        _widen(moved, new_gradients, wanted_gradients)
     for new, (new_gradients,) in budget.jiggled_runs(subject, subject.inputs, [cotangent], rng):
         rounding = max(rounding, budget.largest(new - result))
-        moved = [
-            max(a, budget.largest(b - c)) for a, b, c in zip(moved, new_gradients, gradients, strict=True)
-        ]
+        _widen(moved, new_gradients, gradients)
 
-    count = max(result.size, *(gradient.size for gradient in gradients))
-    floor = budget.rounding_floor(subject.dtype, count)
+    floor = budget.rounding_floor(dtype, max(result.size, *(gradient.size for gradient in gradients)))
     checks = []
     if output:
         checks.append(
-            _compare("float32 output", result, result64, moved=inherent, rounding=rounding, floor=floor)
+            _compare(f"{dtype} output", result, wanted, moved=inherent, rounding=rounding, floor=floor)
         )
-    for index, x, got, wanted, change in zip(
-        subject.differentiable, subject.wanted(), gradients, gradients64, moved, strict=True
+    for index, x, got, want, change in zip(
+        subject.differentiable, subject.wanted(), gradients, wanted_gradients, moved, strict=True
     ):
-        name = subject.names[index]
-        terms = budget.terms(cotangent64, result64, x)
+        terms = budget.terms(precise, wanted, x)
         if index in subject.zero:  # it has no scale of its own: it is measured against an identity's
-            terms = max(terms, budget.largest(cotangent64))
+            terms = max(terms, budget.largest(precise))
+        name = subject.names[index]
         checks.append(
-            _compare("float32 gradient", got, wanted, moved=change, floor=floor, terms=terms, input=name)
+            _compare(f"{dtype} gradient", got, want, moved=change, floor=floor, terms=terms, input=name)
         )
     return checks
+
+
+def _widen(moved: list[float], new: tuple[np.ndarray, ...], old: tuple[np.ndarray, ...]) -> None:
+    for k, (a, b) in enumerate(zip(new, old, strict=True)):
+        moved[k] = max(moved[k], budget.largest(a - b))
 
 
 def check_reference(
@@ -83,7 +119,9 @@ def check_reference(
 
 def _run_reference(reference: Callable[..., object], inputs: Arrays, output: np.ndarray) -> np.ndarray:
     try:
-        value = np.array(reference(*inputs), dtype=np.float64)
+        # It gets copies: what the pair may write to, a reference may write to.
+        given = (None if array is None else array.copy() for array in inputs)
+        value = np.array(reference(*given), dtype=np.float64)
     except Exception as error:
         raise Violation(Verdict.ERROR, f"reference raised {type(error).__name__}: {error}") from error
     if value.shape != output.shape:
@@ -108,25 +146,25 @@ def _compare(
 
     `terms` is the size of what cancelled in `wanted`, where that is larger than `wanted` itself.
     """
-    difference = np.abs(got.astype(np.float64) - wanted)
-    where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
-    error = float(difference[where])
+    worst = budget.worst(got, wanted)
+    error, info = worst.error, np.finfo(got.dtype)
     scale = max(budget.largest(wanted), terms, np.finfo(float).tiny)
-    unit = float(np.finfo(got.dtype).eps) / 2 * scale
-    tolerance = floor * scale
+    tolerance = floor * scale + UNDERFLOW * float(info.smallest_subnormal)
     bar = budget.SAFETY / 2 * moved  # half, as a check allows twice its bar
-    apart = f"{error / unit:.3g} u·max" if budget.largest(wanted) or terms else f"{error:.3g} from zero"
-    measured = f"off by {apart} at {where}"
-    verdict, reason = Verdict.PASS, ""
     allowed = 2 * bar + tolerance
-    if not error <= max(allowed, budget.SAFETY * rounding + tolerance):
-        explained = allowed / unit
-        verdict, reason = Verdict.FAIL, f"{measured}, where the inputs' last digits explain {explained:.3g}"
-    elif error > GOAL[np.dtype(np.float32)] * scale:
-        verdict, reason = (
-            Verdict.INCONCLUSIVE,
-            f"resolution: {measured}; the inputs are too ill-conditioned to tell",
-        )
+    unit = float(info.eps) / 2 * scale
+    apart = f"{error / unit:.3g} u·max" if budget.largest(wanted) or terms else f"{error:.3g} from zero"
+    measured = f"off by {apart} at {worst.where}: {worst.got:.5g} instead of {worst.wanted:.5g}"
+    verdict, reason = Verdict.PASS, ""
+    if not np.isfinite(worst.got) and abs(worst.wanted) > float(info.max) / 16:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"resolution: {worst.wanted:.3g} at {worst.where} is at the end of {got.dtype}"
+    elif not error <= max(allowed, budget.SAFETY * rounding + tolerance):
+        verdict = Verdict.FAIL
+        reason = f"{measured}, where the inputs' last digits explain {allowed / unit:.3g}"
+    elif error > TELLING[got.dtype] * scale:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"resolution: {measured}; the inputs are too ill-conditioned to tell"
     elif not error <= allowed:
         verdict = Verdict.INCONCLUSIVE
         reason = f"noise: {measured}; rougher than the inputs' last digits explain; a reference= would tell"
@@ -135,8 +173,8 @@ def _compare(
         verdict=verdict,
         reason=reason,
         input=input,
-        analytic=float(got[where]),
-        numeric=float(wanted[where]),
+        analytic=worst.got,
+        numeric=worst.wanted,
         error=error,
         bar=bar,
         tolerance=tolerance,

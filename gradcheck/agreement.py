@@ -176,23 +176,21 @@ def _compare(got: Values, wanted: Values, granted: dict[str, float], name: str) 
             reason = f"{name}: {what} {found}, wanted shape {wanted[key].shape}"
             checks.append(Check(name, Verdict.ERROR, reason, None if key == "output" else key))
             continue
-        difference = np.abs(value.astype(np.float64) - wanted[key])
-        error, bar = budget.largest(difference), granted[key]
-        where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
+        worst, bar = budget.worst(value, wanted[key]), granted[key]
         verdict, reason = Verdict.PASS, ""
-        if not error <= bar:
+        if not worst.error <= bar:
             verdict = Verdict.FAIL
-            expected = f"{wanted[key][where]:.8g} ± {bar:.1g}"
-            reason = f"{name}: {what} is {value[where]:.8g} at {where}, wanted {expected}"
+            expected = f"{worst.wanted:.8g} ± {bar:.1g}"
+            reason = f"{name}: {what} is {worst.got:.8g} at {worst.where}, wanted {expected}"
         checks.append(
             Check(
                 name,
                 verdict,
                 reason,
                 None if key == "output" else key,
-                analytic=float(value[where]),
-                numeric=float(wanted[key][where]),
-                error=error,
+                analytic=worst.got,
+                numeric=worst.wanted,
+                error=worst.error,
                 bar=bar,
                 tolerance=0.0,
             )

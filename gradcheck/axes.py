@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from gradcheck import layouts
+
 __all__ = [
     "AFFINES",
     "DTYPES",
@@ -102,6 +104,11 @@ class Configuration:
         if configuration.problem is not None:
             raise ValueError(f"{operation}: {configuration.problem}")
         return configuration
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the command line that select it."""
+        return "--case", str(self)
 
     @property
     def rank(self) -> int:
@@ -218,15 +225,7 @@ class Configuration:
         A broadcast input stays as it is, of length 1 along an axis: the operation that broadcasts it has a
         gradient, and belongs to what is checked.
         """
-        if self.layout == "transposed":
-            return np.ascontiguousarray(x.T).T
-        if self.layout == "strided":
-            wide = np.full((*x.shape[:-1], 2 * x.shape[-1]), np.nan, x.dtype)
-            wide[..., ::2] = x
-            return wide[..., ::2]
-        if self.layout == "reversed":
-            return np.ascontiguousarray(np.flip(x))[(slice(None, None, -1),) * x.ndim]
-        return x
+        return layouts.LAYOUTS[self.layout](x) if self.layout in layouts.LAYOUTS else x
 
     def _first_slice(self) -> tuple[slice, ...]:
         """One slice over which a statistic is taken, in the shape of the input."""

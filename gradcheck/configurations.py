@@ -20,6 +20,7 @@ from gradcheck.axes import (
     VALUES,
     Configuration,
 )
+from gradcheck.sweep import SampleCase
 
 __all__ = ["corners", "covering", "exhaustive", "family", "of_shape", "product"]
 
@@ -222,9 +223,11 @@ def of_shape(shape: tuple[int, ...], dtype: str) -> list[Configuration]:
     return [c for c in candidates if c.problem is None]
 
 
-def family(configuration: Configuration) -> str:
-    """What configurations of one operation are counted together in a table."""
+def family(configuration: Configuration | SampleCase) -> str:
+    """What is counted together in a table, of the configurations or samples of one operation."""
     c = configuration
+    if isinstance(c, SampleCase):
+        return f"samples {c.dtype}"
     if c.values == "given":
         return f"{c.mode}, given array"
     ordinary = any(place["shape"] == c.shape for place in _places(c.operation))

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Finding"]
+import numpy as np
+
+from gradcheck.diagnose import diagnose
+from gradcheck.judge import Check, Verdict
+from gradcheck.localise import localise
+from gradcheck.patterns import describe
+from gradcheck.recognise import recognise
+from gradcheck.subject import Subject
+from gradcheck.terms import Family
+
+__all__ = ["Finding", "find"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +47,86 @@ class Finding:
     terms: tuple[tuple[str, float], ...] = ()
     residual: float | None = None
     sentence: str = ""
+
+
+def find(
+    subject: Subject, checks: Sequence[Check], terms: Family | None, rng: np.random.Generator
+) -> tuple[Finding, ...]:
+    """Find out about every gradient that a check named "gradient" failed. Takes some 2,000 calls of forward each.
+
+    Args:
+        subject: the pair that was checked, in float64 where it can be.
+        checks: its checks.
+        terms: the record of gradcheck.terms that describes the operation; None: try to recognise a norm.
+        rng: of the cotangent and the directions.
+
+    Never raises: what cannot be found out is left empty, and a gradient that cannot be looked at is left out.
+    """
+    failed = {check.input for check in checks if check.name == "gradient" and check.verdict is Verdict.FAIL}
+    wanted = [index for index in subject.differentiable if subject.names[index] in failed]
+    if not wanted:
+        return ()
+    # What is found out comes on top of a verdict, which it must never cost: code that is known to be wrong may
+    # raise anything at the inputs that are tried here.
+    with np.errstate(all="ignore"), contextlib.suppress(Exception):
+        output, saved = subject.run_forward(subject.inputs)
+        cotangent = np.asarray(rng.standard_normal(output.shape).astype(output.dtype))
+        gradients = dict(zip(subject.differentiable, subject.run_backward(saved, cotangent), strict=True))
+        run = _Run(subject, np.array(output), cotangent, rng)
+        family, norm = _family(run, terms)
+        found = (run.finding(index, np.array(gradients[index]), family, norm) for index in wanted)
+        return tuple(finding for finding in found if finding is not None)
+    return ()
+
+
+def _family(run: _Run, terms: Family | None) -> tuple[Family | None, str]:
+    """The family of the operation, and in words if it had to be recognised."""
+    if terms is not None:
+        return terms, ""
+    with contextlib.suppress(Exception):
+        recognised = recognise(run.subject.inputs, run.output, run.cotangent)
+        if recognised is not None:
+            return recognised.family, recognised.words
+    return None, ""
+
+
+class _Run:
+    """One forward pass, with its cotangent."""
+
+    def __init__(
+        self, subject: Subject, output: np.ndarray, cotangent: np.ndarray, rng: np.random.Generator
+    ) -> None:
+        self.subject, self.output, self.cotangent, self._rng = subject, output, cotangent, rng
+
+    def finding(self, index: int, gradient: np.ndarray, family: Family | None, norm: str) -> Finding | None:
+        """What is found out about the gradient of one input."""
+        x = self.subject.inputs[index]
+        assert x is not None
+        place = pattern = None
+        with contextlib.suppress(Exception):
+            place = localise(self.subject, index, self.output, self.cotangent, gradient, self._rng)
+            pattern = describe(place, x, self.output)
+        if place is None:
+            return None
+        diagnosis = None
+        if family is not None:
+            wrong = place.wrong if place.complete else None
+            with contextlib.suppress(Exception):
+                diagnosis = diagnose(
+                    family, index, self.subject.inputs, self.output, self.cotangent, gradient, wrong
+                )
+        return Finding(
+            input=self.subject.names[index],
+            shape=x.shape,
+            index=place.index,
+            analytic=float(place.analytic[place.worst]),
+            numeric=float(place.numeric[place.worst]),
+            bar=float(place.bar[place.worst]),
+            differing=int(np.sum(place.wrong)),
+            compared=place.wrong.size,
+            pattern=pattern or "",
+            norm=norm,
+            terms=() if diagnosis is None else diagnosis.terms,
+            residual=None if diagnosis is None else diagnosis.residual,
+            sentence="" if diagnosis is None else diagnosis.sentence,
+        )

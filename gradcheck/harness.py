@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gradcheck import accuracy, contract, gradient
+from gradcheck import accuracy, arguments, contract, findings
+from gradcheck.adapters import Pair
+from gradcheck.complex_step import check_by_complex_step
+from gradcheck.findings import Finding
+from gradcheck.forward_mode import check_jvp
+from gradcheck.gradient import Gradients, check_gradients
 from gradcheck.judge import Check, Verdict
+from gradcheck.repeating import repeating_line
 from gradcheck.report import Report
+from gradcheck.second_order import COTANGENT, check_second_order
 from gradcheck.subject import Subject, Violation, make_subject, names_of, positions
 
-ADAPTERS = (
-    "tinygrad_bn",
-)  # modules of gradcheck.adapters, each imported when a check first meets foreign inputs
+__all__ = ["ADAPTERS", "check", "check_pair"]
+
+# Modules of gradcheck.adapters, named like their framework, in the order in which they are asked.
+ADAPTERS = ("tinygrad_bn", "torch", "jax")
+REGISTRY = "tinygrad_bn"  # whose operations can be named
 
 
 def check_pair(
@@ -24,9 +36,13 @@ def check_pair(
     backward: Callable[..., Any],
     inputs: Sequence[np.ndarray | None],
     *,
+    jvp: Callable[..., Any] | None = None,
     reference: Callable[..., Any] | None = None,
     differentiable: Iterable[int | str] | None = None,
     zero: Iterable[int | str] = (),
+    state: Iterable[int | str] = (),
+    stress: int = 0,
+    terms: Any = None,
     input_names: Sequence[str] | None = None,
     name: str | None = None,
     framework: bool = False,
@@ -36,16 +52,26 @@ def check_pair(
 
         output, saved = forward(*inputs);   gradients = backward(saved, ȳ);   gradientᵢ = (∂output/∂inputᵢ)ᵀ ȳ
 
+    Second derivatives are checked by giving the backward pass as the forward pass of another pair.
+
     Args:
         forward: returns (output, saved); the output is one array of the inputs' dtype, saved is anything.
         backward: takes (saved, cotangent), the cotangent shaped like the output; returns a tuple with one
             entry per input: an array of its shape and dtype, or None where no gradient is wanted.
-        inputs: arrays of float32 or float64, or None for an absent one, which is passed on. float32 inputs
-            ask two questions: whether the mathematics is right, judged on float64 copies, and whether the
-            float32 results are as near to the float64 ones as the inputs allow.
-        reference: a plain definition of the output, reference(*inputs) → output, run on float64 copies.
+        inputs: arrays of float16, float32 or float64, or None for an absent one, which is passed on. The
+            lower precisions ask two questions: whether the mathematics is right, judged on float64 copies,
+            and whether the results are as near to the float64 ones as the inputs allow.
+        jvp: a hand-written forward mode, jvp(inputs, tangents) → tangent of the output, with a tangent per
+            input, None for those that get no gradient. It is compared with backward.
+        reference: a plain definition of the output, reference(*inputs) → output, run on float64 copies, and,
+            where it can be, on complex ones, for derivatives that are exact to rounding.
         differentiable: names or positions of the inputs that get a gradient; all arrays by default.
         zero: names or positions of the inputs whose gradient is exactly zero by the nature of the operation.
+        state: names or positions of the inputs that the pair may write to, such as running statistics; every
+            call gets a fresh copy.
+        stress: how many more repetitions of the backward pass are to look for rare races.
+        terms: the family of the operation, a record of gradcheck.terms, for the diagnosis after a failure; by
+            default a normalization is recognised by its output.
         input_names: names for the report; by default those of forward's parameters.
         name: the name of the operation in the report; by default that of forward.
         framework: allow what a framework may do: to hand the cotangent on as a gradient.
@@ -59,102 +85,178 @@ def check_pair(
     """
     subject = make_subject(
         forward, backward, inputs,
-        differentiable=differentiable, zero=zero, input_names=input_names, name=name, framework=framework,
+        differentiable=differentiable, zero=zero, state=state, jvp=jvp, stress=stress, terms=terms,
+        input_names=input_names, name=name, framework=framework,
     )  # fmt: skip
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):
-        raise TypeError(f"seed must be an integer of at least 0; got {seed!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0; got {seed}")
-    if reference is not None and not callable(reference):
-        raise TypeError(f"reference must be callable; got {type(reference).__name__}")
+    arguments.validate_count("seed", seed)
+    if reference is not None:
+        arguments.validate_callables(reference=reference)
     began = time.perf_counter()
-    with np.errstate(
-        all="ignore"
-    ):  # the ladder visits points where the operation may overflow; NaN is dealt with
-        exact, checks = _run(subject, reference, np.random.default_rng(seed))
-    extra = () if exact is subject else (exact,)
+    run = _Run(subject, np.random.default_rng(seed))
+    with np.errstate(all="ignore"):  # the ladder visits points where the operation may overflow
+        run.everything(reference)
+    repeated = {"differentiable": differentiable, "zero": zero, "state": state, "stress": stress}
     return Report(
         name=subject.name,
         inputs=tuple(_describe(subject)),
-        checks=tuple(checks),
-        evaluations=sum(each.evaluations for each in (subject, *extra)),
-        vjps=sum(each.vjps for each in (subject, *extra)),
+        checks=tuple(run.checks),
+        evaluations=sum(each.evaluations for each in run.subjects),
+        vjps=sum(each.vjps for each in run.subjects),
         seconds=time.perf_counter() - began,
         seed=seed,
+        findings=tuple(run.findings),
+        notes=tuple(run.notes),
+        again=repeating_line("check_pair", {"forward": forward, "backward": backward}, seed, repeated),
     )
 
 
-def check(fn: Callable[..., Any], inputs: Sequence[Any], *, seed: int = 0, **options: Any) -> Report:
+def check(
+    fn: Callable[..., Any] | str,
+    inputs: Sequence[Any],
+    *,
+    order: int = 1,
+    attributes: dict[str, Any] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Report:
     """Check the gradient that a framework computes for a function of its tensors.
 
     Args:
-        fn: takes the inputs, returns one tensor.
+        fn: takes the inputs, returns one tensor; or the name of a registered operation of tinygrad_bn.
         inputs: tensors of one supported framework, None or NumPy arrays among them.
+        order: 2 to check the gradient of the gradient too, and that the Hessian is symmetric.
+        attributes: keyword arguments of a registered operation.
         seed: of the directions and cotangents.
         **options: as for check_pair.
 
     Raises:
         TypeError: no input belongs to a supported framework.
+        ValueError: order=2 for gradients that cannot be differentiated again.
     """
-    if not isinstance(inputs, (tuple, list)):
-        raise TypeError(
-            f"inputs must be a tuple of tensors; got {type(inputs).__name__}; write (x,) for one input"
-        )
-    for framework in ADAPTERS:
-        adapter = importlib.import_module(f"gradcheck.adapters.{framework}")
-        if adapter.recognises(inputs):
-            wanted = options.get("differentiable")
-            if wanted is not None:
-                names = names_of(fn, len(inputs), options.get("input_names"))
-                wanted = options["differentiable"] = positions(wanted, names, "differentiable")
-            forward, backward, arrays, name = adapter.pair(fn, inputs, wanted)
-            return check_pair(
-                forward, backward, arrays, seed=seed, framework=True, **{"name": name, **options}
-            )
-    kinds = ", ".join(sorted({f"{type(value).__module__}.{type(value).__name__}" for value in inputs}))
-    raise TypeError(
-        f"check() got inputs of {kinds or 'no type at all'}; it takes tensors of {', '.join(ADAPTERS)}. "
-        "For functions of NumPy arrays, write check_pair(forward, backward, inputs)"
+    arguments.validate_inputs(inputs)
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2; got {order!r}")
+    if attributes and not isinstance(fn, str):
+        raise TypeError(f"attributes are for a registered operation given by name; got {_kind(fn)} for fn")
+    adapter = _adapter(fn, inputs)
+    function = adapter.by_name(fn, attributes or {}) if isinstance(fn, str) else fn
+    wanted, again = options.get("differentiable"), {"order": order if order > 1 else 0, **options}
+    if wanted is not None:
+        names = names_of(function, len(inputs), options.get("input_names"))
+        wanted = positions(wanted, names, "differentiable")
+    pair = adapter.pair(function, inputs, wanted)
+    defaults = {"name": fn if isinstance(fn, str) else pair.name, "jvp": pair.jvp}
+    chosen = {**defaults, **options, "differentiable": pair.differentiable}
+    if order == 2 and pair.second is None:
+        why = "; ".join(pair.remarks) or f"the gradients of {pair.name} cannot be differentiated"
+        raise ValueError(f"order=2 needs gradients that can be differentiated again: {why}")
+    report = check_pair(pair.forward, pair.backward, pair.inputs, seed=seed, framework=True, **chosen)
+    if order == 2 and report.verdict is not Verdict.ERROR:
+        report = _with_second_order(report, pair, options.get("input_names"))
+    return dataclasses.replace(
+        report,
+        notes=(*report.notes, *pair.remarks),
+        again=repeating_line("check", {"fn": fn}, seed, {"attributes": attributes, **again}),
     )
 
 
-def _run(
-    subject: Subject, reference: Callable[..., Any] | None, rng: np.random.Generator
-) -> tuple[Subject, list[Check]]:
-    checks, sound = contract.probe(subject, rng)
-    exact = subject
-    if sound:
+def _adapter(fn: Callable[..., Any] | str, inputs: Sequence[Any]) -> ModuleType:
+    """The adapter of the inputs' framework; a framework that is not loaded cannot own them."""
+    if isinstance(fn, str):
+        return importlib.import_module(f"gradcheck.adapters.{REGISTRY}")
+    for framework in ADAPTERS:
+        module = f"gradcheck.adapters.{framework}"
+        if framework in sys.modules or module in sys.modules:
+            adapter = importlib.import_module(module)
+            if adapter.recognises(fn, inputs):
+                return adapter
+    kinds = ", ".join(sorted({_kind(value) for value in inputs}))
+    raise TypeError(
+        f"check() got inputs of {kinds}; it takes tensors of {', '.join(ADAPTERS)}. For NumPy functions with "
+        "a backward pass of their own, write check_pair(forward, backward, inputs); for a JAX function of "
+        "NumPy arrays, give it jax.numpy.asarray(x)"
+    )
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def _with_second_order(report: Report, pair: Pair, input_names: Sequence[str] | None) -> Report:
+    """Add the checks of (*inputs, cotangent) ↦ gradients, at a random cotangent."""
+    assert pair.second is not None
+    began = time.perf_counter()
+    rng = np.random.default_rng([report.seed, 2])
+    output, _ = pair.forward(*pair.inputs)
+    cotangent = np.asarray(rng.standard_normal(output.shape).astype(output.dtype))
+    second = pair.second(cotangent)
+    subject = make_subject(
+        second.forward,
+        second.backward,
+        second.inputs,
+        differentiable=second.differentiable,
+        input_names=(*names_of(pair.forward, len(pair.inputs), input_names), COTANGENT),
+        framework=True,
+    ).in_float64()
+    with np.errstate(all="ignore"):
+        checks = check_second_order(subject, rng)
+    return dataclasses.replace(
+        report,
+        checks=(*report.checks, *checks),
+        evaluations=report.evaluations + subject.evaluations,
+        vjps=report.vjps + subject.vjps,
+        seconds=report.seconds + time.perf_counter() - began,
+    )
+
+
+class _Run:
+    """All checks of one pair, in their order, with what is found out on the way."""
+
+    def __init__(self, subject: Subject, rng: np.random.Generator) -> None:
+        self._subject, self._rng = subject, rng
+        self.subjects = [subject]  # and its twin in more precision, if it has one
+        self.checks: list[Check] = []
+        self.notes: list[str] = []
+        self.findings: list[Finding] = []
+
+    def everything(self, reference: Callable[..., Any] | None) -> None:
+        """The promises; then, if numbers may be taken from the pair, its derivatives and its values."""
+        self.checks, sound, notes = contract.probe(self._subject, self._rng)
+        self.notes += notes
+        if not sound:
+            return
         try:
-            exact = _exact(subject)
-            checks += gradient.check_gradients(exact, rng)
-            if exact.dtype != np.float64:
-                checks.append(
-                    Check(
-                        "precision",
-                        Verdict.PASS,
-                        "the pair does not take float64: judged in float32, to 2e-3",
-                    )
-                )
-            elif exact is not subject:
-                checks += accuracy.check_low_precision(subject, exact, rng, output=reference is None)
+            self._numbers(reference)
         except Violation as broken:
-            checks.append(Check("gradient", broken.verdict, broken.reason, broken.input))
+            self.checks.append(Check("gradient", broken.verdict, broken.reason, broken.input))
         if reference is not None:
-            checks += accuracy.check_reference(subject, reference, rng)
-    return exact, checks
+            self.checks += accuracy.check_reference(self._subject, reference, self._rng)
 
+    def _numbers(self, reference: Callable[..., Any] | None) -> None:
+        subject, rng = self._subject, self._rng
+        exact, precision = accuracy.exact_twin(subject)
+        if exact is not subject:
+            self.subjects.append(exact)
+        if precision is not None:
+            self.checks.append(precision)
+        if exact.dtype != np.float16:  # in which no difference is precise enough
+            gradients = check_gradients(exact, rng)
+            self.checks += [*gradients.checks, *check_jvp(exact, gradients, rng)]
+            if reference is not None:
+                checks, notes = check_by_complex_step(exact, gradients, reference, rng)
+                self.checks += checks
+                self.notes += notes
+            self._explain(exact, gradients)
+        if exact.dtype != subject.dtype:
+            self.checks += accuracy.check_low_precision(subject, exact, rng, output=reference is None)
 
-def _exact(subject: Subject) -> Subject:
-    """The pair in float64; the pair as it is where it knows float32 only."""
-    if subject.dtype == np.float64:
-        return subject
-    exact = subject.in_float64()
-    try:
-        output, saved = exact.run_forward(exact.inputs)
-        exact.run_backward(saved, np.zeros_like(output))
-    except Violation:
-        return subject
-    return exact
+    def _explain(self, subject: Subject, gradients: Gradients) -> None:
+        """Find out about each wrong gradient, where it was judged."""
+        for check in gradients.checks:
+            if check.verdict is Verdict.FAIL and check.input is not None:
+                place = gradients.elsewhere.get(check.input, subject)
+                if hasattr(findings, "find"):
+                    self.findings += findings.find(place, (check,), subject.terms, self._rng)
 
 
 def _describe(subject: Subject) -> list[str]:
@@ -163,6 +265,3 @@ def _describe(subject: Subject) -> list[str]:
         if array is not None:
             described.append(f"{label} {array.shape}" + ("" if described else f" {array.dtype}"))
     return described
-
-
-__all__ = ["ADAPTERS", "Verdict", "check", "check_pair"]

@@ -82,10 +82,22 @@ class Evidence:
         )
 
 
-def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) -> Check:
+def judge(
+    evidence: Evidence,
+    *,
+    goal: float,
+    input: str,
+    zero: bool = False,
+    jumps: np.ndarray | None = None,
+    raised: str = "",
+) -> Check:
     """Apply the decision table to the projections of one input's gradient.
 
-    `goal`: the relative uncertainty that a PASS must reach; `zero`: the gradient is declared to be zero.
+    Args:
+        goal: the relative uncertainty that a PASS must reach.
+        zero: the gradient is declared to be zero.
+        jumps: which elements of the output have a slope that jumps at the input, or near it.
+        raised: what the forward pass raised at points beside the input.
     """
     error = np.abs(evidence.analytic - evidence.numeric)
     allowed = 2 * evidence.bar + evidence.tolerance
@@ -105,10 +117,12 @@ def judge(evidence: Evidence, *, goal: float, input: str, zero: bool = False) ->
     loose = uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale)
     loose |= (evidence.kink > 0.5 * evidence.bar) & (uncertainty > goal * evidence.scale)
     if unknown.any():
-        return _check(evidence, _largest(strain, unknown), input, Verdict.INCONCLUSIVE, UNKNOWN)
+        reason = f"resolution: at points beside this input {raised}" if raised else UNKNOWN
+        return _check(evidence, _largest(strain, unknown), input, Verdict.INCONCLUSIVE, reason)
     if loose.any():
         worst = _largest(uncertainty / evidence.scale, loose)
-        return _check(evidence, worst, input, Verdict.INCONCLUSIVE, _why_loose(evidence, worst, goal))
+        reason = _why_loose(evidence, worst, goal, "" if jumps is None else _where(jumps))
+        return _check(evidence, worst, input, Verdict.INCONCLUSIVE, reason)
     worst = _largest(strain, np.ones_like(wrong))
     if at_floor and zero:
         check = _check(evidence, worst, input, Verdict.PASS, "zero, as declared")
@@ -144,19 +158,26 @@ def _mismatch(evidence: Evidence, at: int, error: float) -> str:
     return text
 
 
-def _why_loose(evidence: Evidence, at: int, goal: float) -> str:
+def _where(jumps: np.ndarray) -> str:
+    """How many elements of the output jump, and the first."""
+    where = np.argwhere(jumps)
+    if not jumps.ndim or not len(where):
+        return ""
+    return f" in {len(where)} of {jumps.size} elements, first at {tuple(where[0].tolist())}"
+
+
+def _why_loose(evidence: Evidence, at: int, goal: float, where: str) -> str:
     scale = max(evidence.scale[at], np.finfo(float).tiny)
     bar, tolerance, noise = evidence.bar[at], evidence.tolerance[at], evidence.noise[at]
     size = f"known to {(bar + tolerance) / scale:.1e} of the gradient's scale, wanted {goal:.0e}"
     if evidence.kink[at] > 0.5 * bar:
-        return f"kink: the slope of the output jumps at this input ({size}); move the input away from it"
+        return f"kink: the slope of the output jumps at this input{where} ({size})"
     if tolerance > bar:
         return f"resolution: the backward pass changes that much when its inputs move by 4 ulp ({size})"
     if noise > 0.5 * bar:
         return f"noise: the forward pass is rough, as if computed in low precision ({size})"
-    return (
-        f"resolution: the numeric derivative does not settle, by strong curvature or a nearby kink ({size})"
-    )
+    cause = f"strong curvature or a nearby kink{where}"
+    return f"resolution: the numeric derivative does not settle, by {cause} ({size})"
 
 
 def _check(evidence: Evidence, at: int, input: str, verdict: Verdict, reason: str) -> Check:

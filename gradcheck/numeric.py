@@ -18,6 +18,7 @@ import numpy as np
 
 STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
+MULTIPLES = np.array([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5])  # of a power of two: what directions are made of
 # Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider
 # ones that of an operation that rounds to a lower one on its way and stands still at the finest.
 NOISE_STEPS = {
@@ -32,7 +33,7 @@ ALIKE, LOWEST_PRECISION = 0.5, 1e-5
 # bend must be jump, and how large one must be, of the largest slope, to move a bar or to overrule the noise.
 JUMPING, SMALL_JUMP, LARGE_JUMP = 0.1, 1e-6, 1e-3
 SHORT = 2.0**-8  # steps up to here show jumps; at wider ones the curvature itself varies
-NOISE_POINTS = np.arange(-3, 5)
+NOISE_POINTS = range(-3, 5)
 
 
 def magnitude(x: np.ndarray) -> float:
@@ -56,7 +57,7 @@ def length(x: np.ndarray, axis: int | None = None) -> np.ndarray:
 def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random ±{0.5, 1, 1.5}·2ᵏ, with 2ᵏ about the spread of x: so few bits that x + t·u is mostly exact."""
     u = np.empty_like(x)
-    u[...] = rng.choice((-1.5, -1.0, -0.5, 0.5, 1.0, 1.5), size=x.shape) * magnitude(x)
+    u[...] = MULTIPLES[rng.integers(len(MULTIPLES), size=x.shape)] * magnitude(x)
     return u
 
 
@@ -90,6 +91,7 @@ class Line:
     """The curve t ↦ f(x + t·u) seen through some cotangents, and its derivative at t = 0.
 
     `value(x)` returns the output; `base` is the output at x; `cotangents` has the shape [count, outputs].
+    `noise`, by cotangent, is measured where it is not given.
     """
 
     def __init__(
@@ -99,19 +101,22 @@ class Line:
         u: np.ndarray,
         base: np.ndarray,
         cotangents: np.ndarray,
+        noise: np.ndarray | None = None,
     ) -> None:
         self._value, self._x, self._u = value, x, u
         self._base = base.reshape(-1).astype(np.float64)
         self._cotangents = cotangents
         self._length = float(length(u))
         # Steps of a few ulp visit the same points again and again: far from zero they must be wider.
-        widest = float(np.max(np.abs(x)))
-        self._least = 64 * float(np.spacing(x.dtype.type(widest))) / magnitude(x)
-        self.noise = self._measure_noise()
+        moving = u != 0
+        widest = np.spacing(np.abs(x[moving])) / np.abs(u[moving])
+        self._least = 32 * float(np.max(widest, initial=0.0))
+        self.noise = self._measure_noise() if noise is None else noise
         self.slope = np.zeros_like(self._base)  # |J·u|, by output element
+        self.jumps = np.zeros(self._base.shape, bool)  # output elements whose slope jumps at x
 
     def _at(self, t: float) -> np.ndarray:
-        moved = np.asarray(self._x + self._x.dtype.type(t) * self._u)
+        moved = np.asarray(self._x + t * self._u)
         return self._value(moved).reshape(-1).astype(np.float64)  # a copy: the output may be a buffer
 
     def _measure_noise(self) -> np.ndarray:
@@ -139,7 +144,7 @@ class Line:
 
     def _roughness(self, step: float) -> np.ndarray:
         """The standard deviation of what is not smooth, from fourth differences at this step."""
-        step = max(step, 2.0 ** math.ceil(math.log2(self._least)))
+        step = max(step, 2.0 ** math.ceil(math.log2(self._least))) if self._least else step
         values = np.zeros((len(NOISE_POINTS), len(self._cotangents)))
         for row, k in zip(values, NOISE_POINTS, strict=True):
             if k:
@@ -157,9 +162,9 @@ class Line:
         """The derivative from the steps 2⁻² … 2⁻¹⁰, all multiplied by factor·2^shift."""
         steps = STEPS * 2.0**shift * factor
         slopes = np.empty((len(steps), len(self._cotangents)))
-        rounding = np.empty(len(steps))
+        rounding = np.empty((len(steps), 1))
         bends = np.empty((len(steps), self._base.size))
-        for k, h in enumerate(steps):
+        for k, h in enumerate(steps.tolist()):
             plus, minus = self._at(h), self._at(-h)
             difference = plus - minus
             slopes[k] = self._cotangents @ difference / (2 * h)
@@ -170,45 +175,49 @@ class Line:
             return Estimate(slopes[-1], np.full_like(nothing, np.inf), self.noise, nothing, shift)
         slope = np.abs(difference) / (2 * steps[-1])
         slope[~np.isfinite(slope)] = 0  # the bar of such a ladder is infinite
+        inside, straddled = self._jumps(bends, float(np.max(slope)), steps)
         if shift <= 0:
-            self.slope = slope
+            self.slope, self.jumps = slope, inside | straddled
+        # The slope at the finest step is the mean of those on both sides, each off by half the jump.
+        size = np.abs(self._cotangents)
+        kink, crossing = 0.5 * size @ np.where(inside, bends[-1], 0), size @ straddled > 0
         # What the rounding of x + t·u does to the output is what a random direction of that length would do.
         typical = length(self._cotangents * self.slope, axis=1) + np.abs(slopes[-1])
-        noise = np.hypot(self.noise, rounding[:, None] * typical) / (math.sqrt(2) * steps[:, None])
-        return self._extrapolate(slopes, noise, *self._jumps(bends, np.max(slope), steps), shift)
+        noise = np.hypot(self.noise, rounding * typical) / (math.sqrt(2) * steps[:, None])
+        return self._extrapolate(slopes, noise, kink, crossing, shift)
 
     def _jumps(self, bends: np.ndarray, steepest: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How far kinks may move the finest slope, by cotangent, and whether wider steps straddle any."""
-        size = np.abs(self._cotangents)
+        """Which output elements have a kink inside the finest step, and which one that wider steps do."""
         jumping = (2 * bends[1:] - bends[:-1] > JUMPING * bends[1:]) & (steps[1:, None] <= SHORT)
         rounding = 8 * float(np.finfo(self._x.dtype).eps) * np.abs(self._base) / steps[-1]
         # Just beyond a kink the bends at two steps look like curvature: one of the next steps tells.
         inside = jumping[-3:].any(axis=0) & (bends[-1] > np.maximum(SMALL_JUMP * steepest, rounding))
         straddled = (jumping & (bends[1:] > LARGE_JUMP * steepest)).any(axis=0)
-        # The slope at the finest step is the mean of those on both sides, each off by half the jump.
-        return 0.5 * size @ np.where(inside, bends[-1], 0), size @ straddled > 0
+        return inside, straddled
 
     def _rounding(self, h: float) -> float:
-        step = self._x.dtype.type(h) * self._u
+        step = h * self._u
         moved = self._x + step
         back = moved - self._x
         lost = (self._x - (moved - back)) + (step - back)  # the exact error of the sum (Knuth)
-        return float(length(lost)) / self._length
+        relative = np.asarray(lost, dtype=np.float64).reshape(-1) / self._length
+        return math.sqrt(relative @ relative)
 
     @staticmethod
     def _extrapolate(
         slopes: np.ndarray, noise: np.ndarray, kink: np.ndarray, straddled: np.ndarray, shift: int
     ) -> Estimate:
-        weights, parents, used, finest_entries = _romberg()
-        broken = ~(np.isfinite(slopes) & np.isfinite(noise)).all(axis=1)
-        values = np.where(broken[:, None], 0, slopes)
+        weights, from_fine, from_coarse, finest_entries = _romberg()
+        broken = ~np.isfinite(slopes + noise).all(axis=1)
+        values, rough = np.where(broken[:, None], 0, (slopes, noise))
         table = weights @ values
-        spread = np.maximum(np.abs(table - parents[0] @ values), np.abs(table - parents[1] @ values))
-        amplified = 4 * length(weights[:, :, None] * np.where(broken[:, None], 0, noise), axis=1)
+        spread = np.maximum(np.abs(from_fine @ values), np.abs(from_coarse @ values))
+        unit = np.max(rough) or 1.0  # squares must not leave the range
+        amplified = 4 * unit * np.sqrt(weights**2 @ (rough / unit) ** 2)
         # At the finest steps and highest columns only rounding is left: more spread there means more noise.
         seen = np.divide(spread, amplified, out=np.zeros_like(spread), where=amplified > 0)[finest_entries]
         bars = spread + amplified * np.fmax(1, 2 * np.sqrt(np.mean(seen**2, axis=0)))
-        bars[(used & broken).any(axis=1)] = np.inf
+        bars[((weights != 0) & broken).any(axis=1)] = np.inf
         best, each = np.argmin(bars, axis=0), np.arange(slopes.shape[1])
         value, bar = table[best, each], bars[best, each]
         # An extrapolation can agree with its neighbours by chance, but then it is far from the finest slope.
@@ -223,8 +232,9 @@ class Line:
 
 
 @functools.cache
-def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
-    """Of each extrapolation: weights on the slopes, those of its parents, its support, whether finest."""
+def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each extrapolation: its weights on the slopes, how far they are from those of either parent, and
+    whether it is one of the finest."""
     table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
     for j in range(1, COLUMNS):
         for i in range(j, len(STEPS)):
@@ -232,9 +242,7 @@ def _romberg() -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray, n
             table[i, j] = fine + (fine - coarse) / (4.0**j - 1)
     entries = [(i, j) for i, j in table if j]
     weights = np.array([table[entry] for entry in entries])
-    parents = (
-        np.array([table[i, j - 1] for i, j in entries]),
-        np.array([table[i - 1, j - 1] for i, j in entries]),
-    )
+    from_fine = weights - np.array([table[i, j - 1] for i, j in entries])
+    from_coarse = weights - np.array([table[i - 1, j - 1] for i, j in entries])
     finest = np.array([i >= len(STEPS) - 2 and j >= COLUMNS // 2 for i, j in entries])
-    return weights, parents, weights != 0, finest
+    return weights, from_fine, from_coarse, finest

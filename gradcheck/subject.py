@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from gradcheck import arguments
+from gradcheck.arguments import names_of, positions
 from gradcheck.judge import Verdict
+from gradcheck.randomness import GlobalGenerator
+
+__all__ = [
+    "Arrays", "Context", "Subject", "Violation", "as_dtype", "as_float64", "make_subject", "names_of",
+    "positions",
+]  # fmt: skip
 
 Arrays = tuple[np.ndarray | None, ...]
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+NO_RETURN = "; does it end without a return?"
+SEVERAL = "; join several outputs into one array, or check them one at a time"
 
 
 class Violation(Exception):
@@ -25,11 +34,21 @@ class Violation(Exception):
         self.verdict, self.reason, self.input, self.fatal = verdict, reason, input, fatal
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Context:
+    """What a forward leaves for its backward: `saved`, its copies of the state, that of the generator."""
+
+    saved: Any
+    state: tuple[np.ndarray, ...]
+    generator: Any
+
+
 @dataclasses.dataclass(slots=True)
 class Subject:
     """A pair, private copies of its inputs, and what is known about them.
 
-    `differentiable` and `zero` are positions in `inputs`; `framework` allows a framework's aliasing.
+    `differentiable`, `zero` and `state` are positions in `inputs`; `framework` allows a framework's aliasing.
+    `stress` is how many more repetitions of backward are wanted, `terms` the family of the operation.
     """
 
     name: str
@@ -40,6 +59,11 @@ class Subject:
     differentiable: tuple[int, ...]
     zero: frozenset[int]
     framework: bool
+    state: frozenset[int] = frozenset()
+    jvp: Callable[..., Any] | None = None
+    stress: int = 0
+    terms: Any = None
+    generator: GlobalGenerator = dataclasses.field(default_factory=GlobalGenerator)
     evaluations: int = 0
     vjps: int = 0
 
@@ -72,43 +96,70 @@ class Subject:
         """The inputs, with another array at one position."""
         return (*self.inputs[:index], array, *self.inputs[index + 1 :])
 
+    def in_dtype(self, dtype: Any) -> Subject:
+        """The same pair on copies of the floating inputs in another precision."""
+        return dataclasses.replace(self, inputs=as_dtype(self.inputs, dtype), evaluations=0, vjps=0)
+
     def in_float64(self) -> Subject:
         """The same pair on float64 copies of the floating inputs."""
-        return dataclasses.replace(self, inputs=as_float64(self.inputs), evaluations=0, vjps=0)
+        return self.in_dtype(np.float64)
 
-    def run_forward(self, inputs: Arrays) -> tuple[np.ndarray, Any]:
-        """Call forward; return (output, saved), or raise a Violation."""
+    def run_forward(self, inputs: Arrays) -> tuple[np.ndarray, Context]:
+        """Call forward, with a copy of the state; return (output, context), or raise a Violation."""
         self.evaluations += 1
-        try:
-            result = self.forward(*inputs)
-        except Exception as error:
-            raise Violation(Verdict.ERROR, f"forward raised {type(error).__name__}: {error}") from error
-        if not isinstance(result, tuple) or len(result) != 2:
-            got = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-            raise Violation(Verdict.ERROR, f"forward must return a tuple (output, saved); it returned {got}")
-        output = _as_array(result[0], "forward's output")
-        if output.dtype != self.dtype:
-            raise Violation(
-                Verdict.ERROR, f"forward's output has dtype {output.dtype}; its inputs have {self.dtype}"
+        given = inputs
+        state: tuple[np.ndarray, ...] = ()
+        if self.state:
+            given = tuple(
+                array.copy() if array is not None and index in self.state else array
+                for index, array in enumerate(inputs)
             )
-        return output, result[1]
+            state = tuple(array for index in self.state if (array := given[index]) is not None)
+        try:
+            result, left = self.generator.call("forward", None, lambda: self.forward(*given))
+        except Exception as error:
+            reason = f"forward raised {type(error).__name__}: {error}{self._misfit()}"
+            raise Violation(Verdict.ERROR, reason) from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise Violation(
+                Verdict.ERROR,
+                f"forward must return a tuple (output, saved); it returned {_other_than_two(result)}",
+            )
+        output = _as_array(result[0], "forward's output", SEVERAL)
+        if output.dtype != self.dtype:
+            reason = f"forward's output has dtype {output.dtype}; its inputs have {self.dtype}"
+            way_out = (
+                "; return real and imaginary parts as the last axis"
+                if output.dtype.kind == "c"
+                else f"; end with output.astype({self.dtype})"
+            )
+            raise Violation(Verdict.ERROR, reason + way_out)
+        return output, Context(result[1], state, left)
 
-    def run_backward(self, saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray, ...]:
+    def run_backward(self, context: Context, cotangent: np.ndarray) -> tuple[np.ndarray, ...]:
         """Call backward; return the gradients of the wanted inputs in their order, or raise a Violation."""
         self.vjps += 1
+        before = [array.copy() for array in context.state]
         try:
-            gradients = self.backward(saved, cotangent)
+            gradients, _ = self.generator.call(
+                "backward", context.generator, lambda: self.backward(context.saved, cotangent)
+            )
         except Exception as error:
-            raise Violation(Verdict.ERROR, f"backward raised {type(error).__name__}: {error}") from error
+            hint = "" if arguments.binds(self.backward, 2) else "; it is called as backward(saved, cotangent)"
+            raise Violation(
+                Verdict.ERROR, f"backward raised {type(error).__name__}: {error}{hint}"
+            ) from error
+        finally:
+            for array, old in zip(context.state, before, strict=True):
+                array[...] = old
         if not isinstance(gradients, tuple):
             raise Violation(
                 Verdict.ERROR,
-                f"backward must return a tuple of gradients; it returned {type(gradients).__name__}",
+                f"backward must return a tuple of gradients; it returned {_other_than_tuple(gradients)}",
             )
         if len(gradients) != len(self.inputs):
-            raise Violation(
-                Verdict.ERROR, f"backward returned {len(gradients)} gradients for {len(self.inputs)} inputs"
-            )
+            reason = f"backward returned {len(gradients)} gradients for {len(self.inputs)} inputs"
+            raise Violation(Verdict.ERROR, f"{reason}; return one entry per input, None where there is none")
         return tuple(self._gradient(index, gradients[index]) for index in self.differentiable)
 
     def accepts(self, inputs: Arrays, cotangent: np.ndarray) -> bool:
@@ -119,6 +170,15 @@ class Subject:
         except Violation:
             return False
         return all(np.isfinite(array).all() for array in (output, *gradients))
+
+    def _misfit(self) -> str:
+        """What is to be said of a forward that cannot be called with these inputs."""
+        count = len(self.inputs)
+        if arguments.binds(self.forward, count):
+            return ""
+        if arguments.binds(self.forward, 2) and arguments.binds(self.backward, count):
+            return "; are forward and backward swapped?"
+        return f"; it is called as forward(*inputs), with {count} inputs"
 
     def _gradient(self, index: int, gradient: Any) -> np.ndarray:
         name, array = self.names[index], self._input(index)
@@ -137,19 +197,44 @@ class Subject:
         return got
 
 
-def _as_array(value: Any, what: str, input: str | None = None) -> np.ndarray:
+def _as_array(value: Any, what: str, several: str = "", input: str | None = None) -> np.ndarray:
     # NumPy turns results without axes into its scalars, so those count as arrays; Python's floats do not.
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
-    raise Violation(Verdict.ERROR, f"{what} must be a NumPy array; it is {type(value).__name__}", input=input)
+    way_out = ""
+    if isinstance(value, (tuple, list)):
+        way_out = several
+    elif isinstance(value, (int, float, complex)):
+        way_out = "; write np.asarray(…) around it"
+    reason = f"{what} must be a NumPy array; it is {type(value).__name__}{way_out}"
+    raise Violation(Verdict.ERROR, reason, input=input)
+
+
+def _other_than_two(result: Any) -> str:
+    if result is None:
+        return f"None{NO_RETURN}"
+    if isinstance(result, tuple):
+        return f"a tuple of {len(result)}{SEVERAL}"
+    return f"{type(result).__name__}; write (output, None) where nothing is saved"
+
+
+def _other_than_tuple(gradients: Any) -> str:
+    if gradients is None:
+        return f"NoneType{NO_RETURN}"
+    way_out = "; write tuple(…)" if isinstance(gradients, list) else "; write (gradient,) for one input"
+    return f"{type(gradients).__name__}{way_out}"
+
+
+def as_dtype(inputs: Arrays, dtype: Any) -> Arrays:
+    """The inputs with every floating array converted; others and None as they are."""
+    return tuple(
+        array.astype(dtype) if array is not None and array.dtype.kind == "f" else array for array in inputs
+    )
 
 
 def as_float64(inputs: Arrays) -> Arrays:
     """The inputs with every floating array converted to float64; others and None as they are."""
-    return tuple(
-        array.astype(np.float64) if array is not None and array.dtype.kind == "f" else array
-        for array in inputs
-    )
+    return as_dtype(inputs, np.float64)
 
 
 def make_subject(
@@ -157,40 +242,38 @@ def make_subject(
     backward: Callable[..., Any],
     inputs: Sequence[np.ndarray | None],
     *,
-    differentiable: Iterable[int | str] | None,
-    zero: Iterable[int | str],
-    input_names: Sequence[str] | None,
-    name: str | None,
-    framework: bool,
+    differentiable: Iterable[int | str] | None = None,
+    zero: Iterable[int | str] = (),
+    state: Iterable[int | str] = (),
+    jvp: Callable[..., Any] | None = None,
+    stress: int = 0,
+    terms: Any = None,
+    input_names: Sequence[str] | None = None,
+    name: str | None = None,
+    framework: bool = False,
 ) -> Subject:
     """Validate the caller's arguments; a TypeError or ValueError names the argument and the way out."""
-    for role, function in (("forward", forward), ("backward", backward)):
-        if not callable(function):
-            raise TypeError(f"{role} must be callable; got {type(function).__name__}")
-    if not isinstance(inputs, (tuple, list)):
-        raise TypeError(
-            f"inputs must be a tuple of arrays; got {type(inputs).__name__}; write (x,) for one input"
-        )
-    if not inputs:
-        raise ValueError("inputs is empty; a gradient check needs at least one array")
+    arguments.validate_callables(forward=forward, backward=backward)
+    if jvp is not None:
+        arguments.validate_callables(jvp=jvp)
+    arguments.validate_inputs(inputs)
+    arguments.validate_count("stress", stress)
     names = names_of(forward, len(inputs), input_names)
-    for label, value in zip(names, inputs, strict=True):
-        if value is not None and not isinstance(value, np.ndarray):
-            raise TypeError(f"input {label} must be a NumPy array or None; got {type(value).__name__}")
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"input {label} is a masked array, and its mask would be lost; "
-                "give the values and the mask as two inputs, with differentiable= naming the first"
-            )
+    arguments.validate_arrays(names, inputs)
+    kept = positions(state, names, "state")
     if differentiable is None:
-        wanted = tuple(index for index, value in enumerate(inputs) if value is not None)
+        wanted = tuple(k for k, value in enumerate(inputs) if value is not None and k not in kept)
     else:
         wanted = positions(differentiable, names, "differentiable")
-    if not wanted:
-        raise ValueError("no input is left to differentiate; give an array, or name one in differentiable=")
-    _validate_wanted({names[index]: inputs[index] for index in wanted})
+    both = [names[index] for index in wanted if index in kept]
+    if both:
+        raise ValueError(
+            f"{both[0]} is in state= and in differentiable=; what a call overwrites has no gradient: "
+            "leave it out of one of them"
+        )
+    arguments.validate_wanted({names[index]: inputs[index] for index in wanted})
     return Subject(
-        name=name or _function_name(forward),
+        name=name or str(getattr(forward, "__name__", type(forward).__name__)),
         forward=forward,
         backward=backward,
         inputs=tuple(None if value is None else np.array(value, order="K") for value in inputs),
@@ -198,64 +281,8 @@ def make_subject(
         differentiable=wanted,
         zero=frozenset(positions(zero, names, "zero")),
         framework=framework,
+        state=frozenset(kept),
+        jvp=jvp,
+        stress=stress,
+        terms=terms,
     )
-
-
-def positions(chosen: Iterable[int | str], names: tuple[str, ...], argument: str) -> tuple[int, ...]:
-    """Translate names and indices of inputs to sorted positions."""
-    if isinstance(chosen, (str, int)):
-        raise TypeError(f"{argument} must be a collection of input names or indices; write ({chosen!r},)")
-    found = set()
-    for item in chosen:
-        if isinstance(item, str) and item in names:
-            found.add(names.index(item))
-        elif isinstance(item, (int, np.integer)) and not isinstance(item, bool) and 0 <= item < len(names):
-            found.add(int(item))
-        else:
-            raise ValueError(
-                f"{argument} names {item!r}; the inputs are {', '.join(names)} (0 to {len(names) - 1})"
-            )
-    return tuple(sorted(found))
-
-
-def _validate_wanted(wanted: dict[str, np.ndarray | None]) -> None:
-    for label, array in wanted.items():
-        if array is None:
-            raise ValueError(f"differentiable names {label}, but that input is None")
-        if array.dtype.kind in "iub":
-            raise TypeError(
-                f"input {label} has dtype {array.dtype}, which has no derivative; "
-                f"convert it to float64, or leave it out of differentiable="
-            )
-        if array.dtype not in FLOATS:
-            raise TypeError(
-                f"input {label} has dtype {array.dtype}; only float32 and float64 can be checked so far"
-            )
-    dtypes = {label: array.dtype for label, array in wanted.items() if array is not None}
-    if len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"{label} {dtype}" for label, dtype in dtypes.items())
-        raise TypeError(
-            f"the inputs mix dtypes ({listed}); convert them to one, or leave some out of differentiable="
-        )
-
-
-def names_of(forward: Callable[..., Any], count: int, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the inputs: those given, or those of forward's parameters."""
-    if given is not None:
-        if isinstance(given, str):
-            raise TypeError(f"input_names must be a collection of names; write ({given!r},)")
-        if len(given) != count or len(set(given)) != count:
-            raise ValueError(f"input_names must be {count} different names; got {list(given)}")
-        return tuple(given)
-    try:
-        parameters = list(inspect.signature(forward).parameters.values())
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        parameters = []
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) >= count:
-        return tuple(positional[:count])
-    return tuple(f"x{index}" for index in range(count))
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)

@@ -1,28 +1,49 @@
-"""The record that the check of one configuration leaves."""
+"""The record that a check leaves: of a configuration, or of one sample of a registered operation."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from gradcheck.axes import Configuration
+from gradcheck.findings import Finding
 from gradcheck.judge import Check, Verdict
 
-__all__ = ["SCHEMA_VERSION", "Result"]
+__all__ = ["SCHEMA_VERSION", "Result", "SampleCase"]
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class SampleCase:
+    """One sample of a registered operation, as its declaration names it, run by one of its kernels."""
+
+    operation: str
+    sample: str
+    dtype: str = "float64"
+    mode: str = "training"
+
+    def __str__(self) -> str:
+        return f"{self.operation} at {self.sample}"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the command line that select it: together with the operation's other samples."""
+        return "--op", self.operation
+
+
+@dataclass(frozen=True)
 class Result:
-    """What was found about one configuration.
+    """What was found about one configuration or sample.
 
     kernels_forward, kernels_vjp: the compiled kernels that ran. source: the words of the command line that
-    name the user's array, where there is one. program: how the command line is called.
+    name the user's array or file, where there is one. program: how the command line is called. findings: of
+    each wrong gradient, where and in which term it is wrong.
     """
 
-    configuration: Configuration
+    configuration: Configuration | SampleCase
     seed: int
     checks: tuple[Check, ...]
     kernels_forward: tuple[str, ...]
@@ -30,6 +51,7 @@ class Result:
     seconds: float
     source: tuple[str, ...] = ()
     program: str = "python cli.py"
+    findings: tuple[Finding, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -79,10 +101,8 @@ class Result:
     @property
     def command(self) -> str:
         """The command that repeats this check."""
-        case = shlex.quote(str(self.configuration))
-        return " ".join(
-            [f"{self.program} gradcheck", *map(shlex.quote, self.source), f"--case {case} --seed {self.seed}"]
-        )
+        words = (*self.source, *self.configuration.words, "--seed", str(self.seed))
+        return f"{self.program} gradcheck {shlex.join(words)}"
 
     def as_json(self) -> dict[str, Any]:
         """The entry in the list `checks` of a JSON report."""
@@ -94,6 +114,7 @@ class Result:
             "kernel_vjp": ", ".join(self.kernels_vjp),
             "verdict": str(self.verdict),
             "reasons": list(self.reasons),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "error": worst.error if worst else None,
             "bar": worst.bar if worst else None,
             "tolerance": worst.tolerance if worst else None,

@@ -21,8 +21,9 @@ class Pair:
 
     forward: takes the inputs, returns (output, saved).
     backward: takes (saved, cotangent), returns one gradient per input, None for those that have none.
-    inputs: the inputs as arrays; what is no floating tensor is passed on as it is.
+    inputs: the inputs as arrays, None for what cannot be one, such as a string, which forward puts back.
     name: of the function.
+    differentiable: positions of the inputs that get a gradient.
     jvp: takes (inputs, tangents), both with one entry per input and tangents None where there is none;
         returns the derivative of the output along the tangents. None where the framework makes it out of the
         same rule as the backward pass: then it would agree with a wrong one.
@@ -35,6 +36,7 @@ class Pair:
     backward: Callable[..., Any]
     inputs: list[Any]
     name: str
+    differentiable: tuple[int, ...]
     jvp: Callable[..., Any] | None = None
     second: Callable[..., Pair] | None = None
     remarks: tuple[str, ...] = ()

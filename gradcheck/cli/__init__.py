@@ -17,6 +17,8 @@ __all__ = ["cli", "main", "program"]
 # Where each command stands, and its line in `--help`, which so imports none of them.
 COMMANDS = {
     "gradcheck": ("gradcheck.cli.check:gradcheck", "Check analytic gradients against numeric ones."),
+    "fuzz": ("gradcheck.cli.fuzz:fuzz", "Draw configurations until one fails; print the smallest that does."),
+    "calibrate": ("gradcheck.cli.calibrate:calibrate", "How far the checker can be trusted, measured."),
     "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
 INTERNAL_ERROR, INTERRUPTED = 3, 130
@@ -81,7 +83,7 @@ def cli() -> None:
     """Fused normalization and dropout operations, and the proof that their gradients are right.
 
     Data goes to stdout, talk to stderr. Exit status: 0 all passed, 1 a check failed, 2 wrong usage,
-    3 internal error, 4 nothing selected, 130 interrupted.
+    3 internal error or broken plugin, 4 nothing selected, 130 interrupted.
     """
 
 

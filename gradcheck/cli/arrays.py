@@ -1,4 +1,4 @@
-"""Real input: the user's own arrays, and data sets."""
+"""Inputs: shapes that are typed, the user's own arrays, and data sets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 from gradcheck.axes import DTYPES
 
-__all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file"]
+__all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file", "lengths"]
 
 DATASETS = ("digits",)
 DIGITS = 24
@@ -28,6 +29,17 @@ class Batch:
     name: str
     values: np.ndarray
     source: tuple[str, ...]
+
+
+def lengths(text: str, *, least: int) -> tuple[int, ...]:
+    """The value of --shape: lengths with commas between. Raises click.UsageError."""
+    try:
+        found = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise click.UsageError(f"--shape is {text!r}, wanted lengths such as 4,3,5") from None
+    if any(n < least for n in found):
+        raise click.UsageError(f"--shape is {text!r}, wanted lengths of {least} or more")
+    return found
 
 
 def from_file(path: str, only: str | None) -> Iterator[Batch]:

@@ -1,21 +1,28 @@
-"""`python cli.py gradcheck`: check the gradients of the built-in operations in many configurations."""
+"""`python cli.py gradcheck`: check the gradients of operations, or of a function in a file of the user's."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gradcheck import axes
-from gradcheck.cli import arrays, program
+from gradcheck.axes import Configuration
+from gradcheck.cli import arrays, plugins, program, target
 from gradcheck.cli.output import OutputFile
 from gradcheck.cli.selection import Job, NothingSelected, Selection
+from gradcheck.cli.target import Target
 from gradcheck.judge import Verdict
 from gradcheck.sweep import Result
+
+if TYPE_CHECKING:
+    from tinygrad_bn.registry import OpSpec
 
 __all__ = ["gradcheck"]
 
@@ -37,10 +44,11 @@ def _only(
     "operations",
     multiple=True,
     metavar="NAME",
-    help=f"Only this operation: {', '.join(axes.OPERATIONS)}. Repeatable.",
+    help=f"Only this operation: {', '.join(axes.OPERATIONS)}, or any that is registered. Repeatable.",
 )
+@plugins.option
 @click.option("--rank", "ranks", multiple=True, type=int, help="Only inputs of this rank. Repeatable.")
-@_only("--dtype", "dtypes", "dtype", axes.DTYPES)
+@_only("--dtype", "dtypes", "dtype", target.DTYPES)
 @_only("--mode", "modes", "mode", axes.MODES)
 @_only("--layout", "layouts", "memory layout", axes.LAYOUTS)
 @click.option(
@@ -72,6 +80,7 @@ def _only(
     type=click.Choice(arrays.DATASETS),
     help="Check at real data: a batch of scikit-learn's digit images.",
 )
+@target.options
 @click.option("--list", "only_list", is_flag=True, default=False, help="Print what would run, and stop.")
 @click.option(
     "--format",
@@ -81,42 +90,75 @@ def _only(
 )
 @click.option("--output", metavar="FILE", help="Write the report to a file instead of stdout.")
 @click.pass_context
-def gradcheck(
-    context: click.Context,
-    /,
-    seed: int,
-    only_list: bool,
-    output_format: str | None,
-    output: str | None,
-    **options: Any,
-) -> None:
-    """Check analytic gradients against numeric ones, over the axis configurations of the built-in operations.
+def gradcheck(context: click.Context, /, output: str | None, seed: int, **options: Any) -> None:
+    """Check analytic gradients against numeric ones: of the built-in operations, over their axis
+    configurations, of the operations of plugins, at their samples, or of a function in a file of yours.
 
     Each configuration is checked for itself: the kernel's gradient against the numeric derivative of its own
     forward pass, float32 against float64, the sequential and the parallel kernel against the definition and
     each other, and facts such as "the gradient sums to zero over the normalized axes".
     """
-    selection = Selection(**options)
-    if only_list and (output or output_format):
-        raise click.UsageError("--list prints names to stdout; leave --format and --output out")
     destination = OutputFile(output)  # before the work, so that an unwritable path does not waste it
+    of_target = {option.name: options.pop(option.name) for option in _of_target(context)}
+    common = {name: options[name] for name in ("dtypes", "input_path")}
+    if of_target["text"] is None:
+        _refuse_given(context, of_target, "is an option of --target FILE.py:FUNCTION; pass that too")
+        _sweep(context, destination, seed, **options)
+    else:
+        _refuse_given(context, options.keys() - common, "does not go with --target; leave one of them out")
+        report = Target(**of_target, **common).check(seed)
+        destination.write(str(report))
+        context.exit(0 if report.verdict is Verdict.PASS else FAILED)
+
+
+def _of_target(context: click.Context) -> list[click.Parameter]:
+    names = {field.name for field in dataclasses.fields(Target)} - {"dtypes", "input_path"}
+    return [parameter for parameter in context.command.params if parameter.name in names]
+
+
+def _refuse_given(context: click.Context, names: Collection[str], why: str) -> None:
+    """Refuse the first of these options that was given."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and parameter.name in names:
+            raise click.UsageError(f"{parameter.opts[0]} {why}")
+
+
+def _sweep(
+    context: click.Context,
+    destination: OutputFile,
+    seed: int,
+    only_list: bool,
+    output_format: str | None,
+    plugin_paths: tuple[str, ...],
+    **options: Any,
+) -> None:
+    if only_list and (destination.path or output_format):
+        raise click.UsageError("--list prints names to stdout; leave --format and --output out")
+    loaded = plugins.opened(context, plugin_paths)
+    selection = Selection(**options, declared=tuple(spec for plugin in loaded for spec in plugin.operations))
     try:
         jobs = selection.jobs()
     except NothingSelected as why:
         click.echo(f"Nothing to check: {why}.", err=True)
         context.exit(NOTHING_SELECTED)
     if only_list:
-        click.echo("\n".join(str(configuration) for configuration, _ in jobs))
+        names = [*(str(configuration) for configuration, _ in jobs), *(s.name for s in selection.registered)]
+        click.echo("\n".join(names))
         click.echo(f"{len(jobs)} configurations", err=True)
         return
     start = time.perf_counter()
-    results = list(_run(jobs, seed))
+    sources = {spec.name: ("--plugin", plugin.path) for plugin in loaded for spec in plugin.operations}
+    operations = [(spec, sources.get(spec.name, ())) for spec in selection.registered]
+    results = list(_run(jobs, operations, seed))
     chosen_format = output_format or destination.format(FORMATS) or FORMATS[0]
     _write(results, chosen_format, destination, seed, time.perf_counter() - start)
     context.exit(0 if all(result.verdict is Verdict.PASS for result in results) else FAILED)
 
 
-def _run(jobs: Sequence[Job], seed: int) -> Iterator[Result]:
+def _run(
+    jobs: Sequence[Job], operations: Sequence[tuple[OpSpec, tuple[str, ...]]], seed: int
+) -> Iterator[Result]:
     """Run the checks, with a progress bar where stderr is a terminal."""
     from rich.console import Console
     from rich.progress import track
@@ -127,19 +169,22 @@ def _run(jobs: Sequence[Job], seed: int) -> Iterator[Result]:
 
     from gradcheck.adapters.tinygrad_bn import check_configuration
 
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    for configuration, batch in track(
-        jobs, "checking gradients", console=console, transient=True, disable=hidden
-    ):
+    def one(configuration: Configuration, batch: arrays.Batch | None) -> Iterator[Result]:
         given = () if batch is None else (batch.values, batch.source)
         try:
-            result = check_configuration(configuration, seed, *given)
+            yield check_configuration(configuration, seed, *given)
         except MemoryError:
             raise click.UsageError(
                 f"{configuration}: does not fit in memory; choose a smaller shape"
             ) from None
-        yield dataclasses.replace(result, program=program())
+
+    console = Console(stderr=True)
+    checks = [functools.partial(one, *job) for job in jobs]
+    checks += [functools.partial(plugins.results, spec, seed, source) for spec, source in operations]
+    hidden = not console.is_terminal
+    for check in track(checks, "checking gradients", console=console, transient=True, disable=hidden):
+        for result in check():
+            yield dataclasses.replace(result, program=program())
 
 
 def _write(

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
+from gradcheck.cli import arrays, plugins
 from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
 
 __all__ = ["ops"]
@@ -25,10 +26,13 @@ def ops() -> None:
 
 
 @ops.command("list")
-def list_operations() -> None:
+@plugins.option
+@click.pass_context
+def list_operations(context: click.Context, /, plugin_paths: tuple[str, ...]) -> None:
     """One line per operation, and the plugins that did not load."""
     import tinygrad_bn  # noqa: F401 -- declares the built-in operations
 
+    plugins.opened(context, plugin_paths)
     specs = list(REGISTRY)
     rows = [(spec.name, _how(spec), spec.documentation.partition("\n")[0]) for spec in specs]
     names, kernels = (max((len(row[column]) for row in rows), default=0) for column in (0, 1))
@@ -54,8 +58,11 @@ def _how(spec: OpSpec) -> str:
 
 @ops.command()
 @click.argument("name")
-def show(name: str) -> None:
+@plugins.option
+@click.pass_context
+def show(context: click.Context, /, name: str, plugin_paths: tuple[str, ...]) -> None:
     """Everything declared about one operation."""
+    plugins.opened(context, plugin_paths)
     spec = _find(name)
     rows = {
         "operation": spec.name,
@@ -104,7 +111,7 @@ def explain(name: str, shape: str | None, dtype: str, kernel: str | None, settin
         return
     assert spec.samples is not None  # the registry refuses a differentiable operation without samples
     sample = next(iter(spec.samples(np.random.default_rng(0))))
-    lengths = sample.inputs[0].shape if shape is None else _lengths(shape)
+    lengths = sample.inputs[0].shape if shape is None else arrays.lengths(shape, least=0)
     attributes = {**sample.attributes, **_follow(sample.attributes, lengths)}
     for key, value in map(_setting, settings):
         if key not in attributes:
@@ -173,16 +180,6 @@ def _samples(spec: OpSpec) -> list[str]:
         if samples is not None:
             found.append(f"{len(list(samples(np.random.default_rng(0))))} {kind}")
     return found
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        lengths = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise click.UsageError(f"--shape is {text!r}, wanted lengths such as 4,3,5") from None
-    if any(n < 0 for n in lengths):
-        raise click.UsageError(f"--shape is {text!r}, wanted lengths of 0 or more")
-    return lengths
 
 
 def _follow(attributes: Any, lengths: tuple[int, ...]) -> dict[str, Any]:

@@ -1,18 +1,23 @@
-"""What a command line asks to be checked: configurations, each with the user's array where there is one."""
+"""What a command line asks to be checked: configurations, each with the user's array where there is one, and
+registered operations, at their samples."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from gradcheck import axes, configurations
 from gradcheck.axes import Configuration
-from gradcheck.cli import arrays
+from gradcheck.cli import arrays, plugins
+
+if TYPE_CHECKING:
+    from tinygrad_bn.registry import OpSpec
 
 __all__ = ["Job", "NothingSelected", "Selection"]
 
@@ -26,6 +31,8 @@ class NothingSelected(Exception):
 @dataclass(frozen=True)
 class Selection:
     """The options that select; the empty tuple and None select everything.
+
+    declared: the operations of the plugin files.
 
     Raises:
         click.UsageError: options that contradict each other, or values that no configuration could have.
@@ -41,11 +48,24 @@ class Selection:
     input_path: str | None
     array_name: str | None
     dataset: str | None
+    declared: tuple[OpSpec, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in self.operations:
-            if name not in axes.OPERATIONS:
-                raise click.UsageError(f"--op: no operation {name!r}; {_suggestion(name)}")
+        narrowing = [flag for flag, allowed, _ in self._filters() if flag != "--op"]
+        narrowing += [flag for flag, given in (("--case", self.cases), ("--input", self.input_path)) if given]
+        narrowing += ["--data"] if self.dataset else []
+        for dtype in self.dtypes:
+            if dtype not in axes.DTYPES:
+                raise click.UsageError(
+                    f"--dtype: {dtype} goes with --target; the configurations are {' or '.join(axes.DTYPES)}"
+                )
+        registered = self.registered
+        if narrowing and registered:
+            raise click.UsageError(
+                f"{narrowing[0]} chooses among the configurations of the built-in operations; "
+                f"{registered[0].name} is checked at its samples: leave {narrowing[0]} out, "
+                "or choose other operations with --op"
+            )
         if self.input_path is not None and self.dataset is not None:
             raise click.UsageError("--input and --data each say where the input comes from; pass one of them")
         if self.array_name is not None and self.input_path is None:
@@ -57,12 +77,26 @@ class Selection:
         if not self._given:  # an array of the user's may have a higher rank
             self._check_ranks()
 
+    @functools.cached_property
+    def registered(self) -> tuple[OpSpec, ...]:
+        """The operations to check at their samples: those named, or all that plugin files declare."""
+        if not self.operations:
+            return self.declared
+        return tuple(_registered(name) for name in self.operations if name not in axes.OPERATIONS)
+
+    @property
+    def _configured(self) -> tuple[str, ...]:
+        """The operations to check in configurations."""
+        if not self.operations:
+            return axes.OPERATIONS
+        return tuple(name for name in self.operations if name in axes.OPERATIONS)
+
     @property
     def _given(self) -> bool:
         return self.input_path is not None or self.dataset is not None
 
     def _check_ranks(self) -> None:
-        names = self.operations or axes.OPERATIONS
+        names = self._configured
         existing = {rank for name in names for rank in axes.RANKS[name]}
         for rank in self.ranks:
             if rank not in existing:
@@ -72,7 +106,9 @@ class Selection:
                 raise click.UsageError(f"--rank: there is no rank {rank} to check; the ranks are {known}")
 
     def jobs(self) -> list[Job]:
-        """What passes all filters, in order. Raises NothingSelected where nothing does."""
+        """The configurations that pass all filters, in order. Raises NothingSelected where none does."""
+        if self.registered and not self._configured:
+            return []
         candidates = list(self._candidates())
         jobs = [
             job
@@ -86,7 +122,7 @@ class Selection:
     def _filters(self) -> list[tuple[str, tuple[Any, ...], Callable[[Configuration], Any]]]:
         """Each filter that was given: its option, what it allows, and what it looks at."""
         filters = (
-            ("--op", self.operations, "operation"),
+            ("--op", self._configured if self.operations else (), "operation"),
             ("--rank", self.ranks, "rank"),
             ("--dtype", self.dtypes, "dtype"),
             ("--mode", self.modes, "mode"),
@@ -122,7 +158,7 @@ class Selection:
                     yield each, batch
         else:
             chosen = configurations.exhaustive if self.exhaustive else configurations.covering
-            for operation in self.operations or axes.OPERATIONS:
+            for operation in self._configured:
                 for each in chosen(operation):
                     yield each, None
 
@@ -159,6 +195,8 @@ def _case(text: str, batches: list[arrays.Batch]) -> Iterator[Job]:
         yield configuration, batch
 
 
-def _suggestion(name: str) -> str:
+def _registered(name: str) -> OpSpec:
     close = difflib.get_close_matches(name, axes.OPERATIONS, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(axes.OPERATIONS)}"
+    if "::" in name or not close:
+        return plugins.registered(name)
+    raise click.UsageError(f"--op: no operation {name!r}; did you mean {close[0]}?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradcheck.findings import Finding
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import terminal
 
@@ -16,7 +17,9 @@ class GradcheckError(AssertionError):
 class Report:
     """Every question asked of one pair, with the answers.
 
-    `evaluations` counts calls of forward, `vjps` calls of backward. `str(report)` is meant to be read.
+    `evaluations` counts calls of forward, `vjps` calls of backward. `findings` says of each wrong gradient where
+    and in which term it is wrong, `notes` what else the reader should know, and `again` is a line that repeats
+    the check. `str(report)` is meant to be read.
     """
 
     name: str
@@ -26,6 +29,9 @@ class Report:
     vjps: int
     seconds: float
     seed: int
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    again: str = ""
 
     @property
     def verdict(self) -> Verdict:

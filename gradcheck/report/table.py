@@ -15,6 +15,8 @@ from rich.text import Text
 from gradcheck.axes import DTYPES, MODES
 from gradcheck.configurations import family
 from gradcheck.judge import Verdict
+from gradcheck.regime import regimes
+from gradcheck.report import terminal
 from gradcheck.sweep import Result
 
 __all__ = ["as_svg", "as_text", "show", "summary"]
@@ -73,16 +75,28 @@ def _print(console: Console, results: Sequence[Result], seconds: float) -> None:
             Text.assemble((str(result.verdict), COLOURS[result.verdict]), f"  {result.configuration}"),
             soft_wrap=True,
         )
-        for reason in result.reasons[:3]:
-            console.print(Text(f"  {reason}"), soft_wrap=True)
-        console.print(Text(f"  again: {result.command}"), soft_wrap=True)
+        for line in (*_finding_lines(result), *_other_reasons(result)[:3], f"again: {result.command}"):
+            console.print(Text(f"  {line}"), soft_wrap=True)
     if len(failures) > SHOWN:
         console.print(f"\n… and {len(failures) - SHOWN} more; --format json has their reasons")
     for result in failures[SHOWN:]:
         console.print(Text(f"{result.verdict!s:<12}  {result.command}"), soft_wrap=True)
+    for line in regimes(results).values():
+        console.print()
+        console.print(Text(line, style=COLOURS[Verdict.FAIL]), soft_wrap=True)
     worst = max((result.verdict for result in results), default=Verdict.PASS)
     console.print()
     console.print(Text(summary(results, seconds), style=COLOURS[worst]), soft_wrap=True)
+
+
+def _finding_lines(result: Result) -> list[str]:
+    return [line for finding in result.findings for line in terminal.finding_lines(finding)]
+
+
+def _other_reasons(result: Result) -> tuple[str, ...]:
+    """The reasons of which no finding says more."""
+    found = tuple(f"gradient of {finding.input}: " for finding in result.findings)
+    return tuple(reason for reason in result.reasons if not reason.startswith(found))
 
 
 def _table(results: Sequence[Result]) -> Table:

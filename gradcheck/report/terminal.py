@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gradcheck.findings import Finding
 from gradcheck.judge import Check, Verdict
 
 if TYPE_CHECKING:
@@ -13,22 +14,59 @@ LABEL = 26
 
 
 def render(report: Report) -> str:
-    """The verdict and the subject, one line per gradient, one per other finding, and what it cost."""
+    """The verdict and the subject, what was found out about each gradient, other findings, and the cost."""
     lines = [f"{report.verdict}  {report.name}   {', '.join(report.inputs)}"]
+    found = {finding.input: finding for finding in report.findings}
     quiet = 0
     for check in report.checks:
         if check.name != "gradient" and check.verdict is Verdict.PASS and not check.reason:
             quiet += 1
             continue
-        numbers, reason = _numbers(check), f"{check.verdict}: {check.reason}" if check.reason else ""
-        if reason and numbers and check.name == "gradient" and check.verdict is Verdict.FAIL:
-            numbers = ""  # its reason has them
-        texts = [text for text in (numbers, reason) if text]
-        for label, text in zip((_label(check), ""), texts, strict=False):
-            lines.append(f"  {label:<{LABEL}}{text}")
+        if check.name == "gradient" and check.verdict is Verdict.FAIL and check.input in found:
+            lines += [f"  {line}" for line in finding_lines(found[check.input])]
+        else:
+            lines += _check_lines(check)
+    lines += [f"  note: {note}" for note in report.notes]
     spent = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
     lines.append(f"  {quiet} other checks passed; {spent}; seed {report.seed}")
+    if report.verdict is not Verdict.PASS and report.again:
+        lines.append(f"  again: {report.again}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def finding_lines(finding: Finding) -> list[str]:
+    """The worst element of a wrong gradient, the pattern of the error, the terms, and the mistake in words."""
+    element = (
+        f"d{finding.input}[{', '.join(map(str, finding.index))}]" if finding.index else f"d{finding.input}"
+    )
+    numbers = f"analytic {finding.analytic:.8g}   numeric {finding.numeric:.8g} ± {finding.bar:.1g}"
+    if finding.numeric and abs(finding.analytic - finding.numeric) > 1e-3 * abs(finding.numeric):
+        numbers += f"   ratio {finding.analytic / finding.numeric:.4g}"
+    extent = f"{finding.differing} of {finding.compared} elements differ"
+    lines = [
+        _labelled(element, numbers),
+        _labelled("", f"{extent}; {finding.pattern}" if finding.pattern else extent),
+    ]
+    if finding.norm:
+        lines.append(_labelled("recognised", finding.norm))
+    if finding.terms:
+        terms = "   ".join(f"{name} {coefficient:.4g}" for name, coefficient in finding.terms)
+        lines.append(_labelled("terms", f"{terms}   residual {finding.residual or 0.0:.0e}"))
+    if finding.sentence:
+        lines.append(f"→ {finding.sentence}")
+    return lines
+
+
+def _check_lines(check: Check) -> list[str]:
+    numbers, reason = _numbers(check), f"{check.verdict}: {check.reason}" if check.reason else ""
+    if reason and numbers and check.name == "gradient" and check.verdict is Verdict.FAIL:
+        numbers = ""  # its reason has them
+    texts = [text for text in (numbers, reason) if text]
+    return ["  " + _labelled(label, text) for label, text in zip((_label(check), ""), texts, strict=False)]
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label:<{LABEL}}{text}"
 
 
 def _label(check: Check) -> str:

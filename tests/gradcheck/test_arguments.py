@@ -12,6 +12,7 @@ from pairs import batch_norm, batch_norm_inputs, norm_backward
 
 import gradcheck
 from gradcheck import Verdict
+from gradcheck.adapters import Pair
 
 RNG = functools.partial(np.random.default_rng, 20)
 
@@ -52,16 +53,41 @@ def test_absent_and_fixed_inputs():
     ("inputs", "options", "error", "message"),
     [
         (np.ones(3), {}, TypeError, r"inputs must be a tuple of arrays; got ndarray; write \(x,\)"),
+        (3.0, {}, TypeError, r"got float; write \(x,\)"),
+        ((np.ones(3) for _ in range(1)), {}, TypeError, r"got generator; write tuple\(inputs\)"),
+        ({"x": np.ones(3)}, {}, TypeError, r"got dict; write tuple\(inputs.values\(\)\).*input_names="),
         ((), {}, ValueError, "inputs is empty"),
-        (([1.0, 2.0],), {}, TypeError, "input x must be a NumPy array or None; got list"),
+        (([1.0, 2.0],), {}, TypeError, r"must be a NumPy array or None; got list; write np.array\("),
+        ((2.0,), {}, TypeError, r"must be a NumPy array or None; got float; write np.array\("),
+        ((np.float64(2),), {}, TypeError, r"must be a NumPy array or None; got float64; write np.array\("),
+        (("relu",), {}, TypeError, "got str; settings that are no numbers.*functools.partial"),
+        (
+            (types.SimpleNamespace(toarray=None),),
+            {},
+            TypeError,
+            r"got SimpleNamespace; write its toarray\(\)",
+        ),
+        ((types.SimpleNamespace(shape=(3,)),), {}, TypeError, r"tensors there is check\(fn, inputs\)"),
         ((None,), {}, ValueError, "no input is left to differentiate"),
-        ((np.ones(3, np.float16),), {}, TypeError, "float16; only float32 and float64"),
-        ((np.ones(3, complex),), {}, TypeError, "complex128; only float32 and float64"),
-        ((np.array([None]),), {}, TypeError, "object; only float32 and float64"),
+        ((np.ones(3, complex),), {}, TypeError, "complex128; float16.*real and imaginary parts"),
+        ((np.array([None]),), {}, TypeError, "object; float16, float32 and float64 can be checked: convert"),
+        ((np.array(["a"]),), {}, TypeError, "<U1; float16, float32 and float64 can be checked: convert"),
+        ((np.ones(3, int),), {}, TypeError, "int64, which has no derivative; convert it to float64"),
+        ((np.ones(3, bool),), {}, TypeError, "bool, which has no derivative"),
+        ((np.ones(3),), {"differentiable": ()}, ValueError, "no input is left to differentiate"),
+        ((np.ones(3),), {"differentiable": (-1,)}, ValueError, r"names -1; the inputs are x \(0 to 0\)"),
+        ((np.ones(3),), {"differentiable": "x"}, TypeError, r"differentiable must be a collection.*\('x',\)"),
+        ((np.ones(3),), {"differentiable": 1.5}, TypeError, "differentiable must be a collection.*got float"),
+        ((np.ones(3), None), {"differentiable": (1,)}, ValueError, "names x1, but that input is None"),
+        ((np.ones(3),), {"stress": -1}, ValueError, "stress must be an integer of at least 0; got -1"),
+        ((np.ones(3),), {"stress": 1e3}, TypeError, "stress must be an integer of at least 0; got 1000.0"),
+        ((np.ones(3),), {"jvp": 3}, TypeError, "jvp must be callable; got int"),
         ((np.ones(3),), {"zero": "x"}, TypeError, r"zero must be a collection.*\('x',\)"),
         ((np.ones(3),), {"zero": ("y",)}, ValueError, "zero names 'y'; the inputs are x"),
         ((np.ones(3),), {"differentiable": (4,)}, ValueError, "differentiable names 4"),
         ((np.ones(3),), {"input_names": ("a", "b")}, ValueError, "input_names must be 1 different names"),
+        ((np.ones(3),) * 2, {"input_names": ("a", "a")}, ValueError, "must be 2 different names"),
+        ((np.ones(3),), {"input_names": (1,)}, TypeError, r"input_names must be names; got \[1\]"),
         ((np.ones(3),), {"input_names": "x"}, TypeError, r"input_names must be a collection.*\('x',\)"),
         ((np.ones(3),), {"seed": None}, TypeError, "seed must be an integer of at least 0; got None"),
         ((np.ones(3),), {"seed": "a"}, TypeError, "seed must be an integer of at least 0; got 'a'"),
@@ -76,11 +102,65 @@ def test_bad_arguments_are_named(inputs, options, error, message):
         gradcheck.check_pair(tanh, tanh_backward, inputs, **options)
 
 
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="longdouble is float64 here")
+def test_longdouble_is_refused():
+    with pytest.raises(TypeError, match=r"input x has dtype \w+; .*convert it to float64"):
+        gradcheck.check_pair(tanh, tanh_backward, (np.ones(3, np.longdouble),))
+
+
+def test_bfloat16_is_refused():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    with pytest.raises(TypeError, match=r"input x has dtype bfloat16; .*convert it to float32"):
+        gradcheck.check_pair(tanh, tanh_backward, (np.ones(3, bfloat16),))
+
+
 def test_mixed_dtypes_are_refused():
     with pytest.raises(TypeError, match=r"mix dtypes \(a float32, b float64\)"):
         gradcheck.check_pair(
             tanh, tanh_backward, (np.ones(2, np.float32), np.ones(2)), input_names=("a", "b")
         )
+
+
+@pytest.mark.parametrize(
+    ("x", "verdict", "reason"),
+    [
+        (np.ones((0, 3)), Verdict.VACUOUS, "nothing to check: x has shape (0, 3) and no elements"),
+        (np.array([1, np.nan]), Verdict.INCONCLUSIVE, "input x holds NaN or infinity"),
+        (np.array([1, -np.inf]), Verdict.INCONCLUSIVE, "input x holds NaN or infinity"),
+    ],
+)
+def test_inputs_without_a_derivative_are_no_one_s_fault(x, verdict, reason):
+    report = gradcheck.check_pair(tanh, tanh_backward, (x,))
+    assert report.verdict is verdict
+    assert reason in report.reasons[0]
+
+
+def test_infinity_in_an_input_without_gradient_is_allowed():
+    def forward(scores, mask):
+        weights = np.exp(scores + mask)
+        return weights, weights
+
+    inputs = RNG().standard_normal((3, 3)), np.triu(np.full((3, 3), -np.inf), 1)
+    backward = lambda weights, c: (c * weights, None)  # noqa: E731
+    assert verdict_of(forward, backward, inputs, differentiable=("scores",)) is Verdict.PASS
+
+
+def test_an_output_without_elements_is_vacuous():
+    report = gradcheck.check_pair(lambda x: (x[:0], None), lambda s, c: (np.zeros(3),), (np.ones(3),))
+    assert report.verdict is Verdict.VACUOUS
+    assert "forward's output has shape (0,)" in report.reasons[0]
+
+
+def test_names_and_positions_may_come_from_generators():
+    options = {"input_names": iter(("a", "b")), "differentiable": iter(("a", 1))}
+    x = RNG().standard_normal((2, 3))
+    report = gradcheck.check_pair(lambda a, b: (a * b, (a, b)), product_backward, tuple(x), **options)
+    assert report.verdict is Verdict.PASS
+
+
+def product_backward(saved, cotangent):
+    a, b = saved
+    return cotangent * b, cotangent * a
 
 
 def test_the_caller_s_arrays_are_never_touched():
@@ -119,10 +199,10 @@ def test_check_finds_the_adapter_that_recognises_the_inputs(monkeypatch):
             self.array = array
 
     def pair(fn, inputs, differentiable):
-        return fn.forward, fn.backward, [box.array for box in inputs], "boxed"
+        return Pair(fn.forward, fn.backward, [box.array for box in inputs], "boxed", (0,))
 
     adapter = types.ModuleType("gradcheck.adapters.boxes")
-    adapter.recognises = lambda inputs: any(isinstance(value, Box) for value in inputs)
+    adapter.recognises = lambda fn, inputs: any(isinstance(value, Box) for value in inputs)
     adapter.pair = pair
     monkeypatch.setitem(sys.modules, "gradcheck.adapters.boxes", adapter)
     monkeypatch.setattr("gradcheck.harness.ADAPTERS", ("boxes",))

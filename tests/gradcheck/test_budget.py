@@ -48,3 +48,26 @@ def test_a_lowered_cotangent_keeps_its_digits_and_dtype():
     low = budget.lowered(cotangent)
     assert low.dtype == np.float32
     assert np.array_equal(low * np.float32(2**16), cotangent)
+    half = budget.lowered(np.array([0.1, -3.0], np.float16))
+    assert np.array_equal(half * np.float16(2**6), np.array([0.1, -3.0], np.float16))
+
+
+def test_sums_in_float16_are_granted_no_root():
+    assert budget.rounding_floor(np.dtype(np.float16), 10**6) == 8 * 2.0**-11
+
+
+def test_stretching_moves_further():
+    x = np.array([1.0, -2.0])
+    moved = budget.jiggled(x, np.random.default_rng(1), stretch=1024)
+    assert set(np.abs(moved - x) / np.spacing(np.abs(x)) / 1024) <= {3, 4}
+    moved = budget.jiggled_cotangent(x, np.random.default_rng(1), stretch=1024)
+    assert set(np.abs(moved - x) / np.spacing(2.0) / 1024) <= {3, 4}
+
+
+def test_the_worst_element_is_the_furthest_or_not_a_number():
+    wanted = np.array([[1.0, 2.0], [3.0, 4.0]])
+    got = np.array([[1.0, 2.5], [3.25, 4.0]], np.float32)
+    assert budget.worst(got, wanted) == (0.5, (0, 1), 2.5, 2.0)
+    got[1, 0] = np.nan
+    assert budget.worst(got, wanted).where == (1, 0)
+    assert budget.worst(np.float64(3) * np.ones(()), np.ones(())) == (2.0, (), 3.0, 1.0)

@@ -103,6 +103,7 @@ def test_the_json_entry_of_a_pass_and_of_an_error():
         "kernel_vjp": "c",
         "verdict": "PASS",
         "reasons": [],
+        "findings": [],
         "error": 1e-12,
         "bar": 1e-12,
         "tolerance": 2e-12,

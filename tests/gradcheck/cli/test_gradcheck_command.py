@@ -18,8 +18,8 @@ from gradcheck.sweep import Result
 QUICK = "layer_norm shape=4,5 tail=1"
 DROPOUT = "dropout shape=3,5 mask_axes=0 p=0.25 scaling=upscale_in_train affine=none dtype=float32"
 KEYS = {
-    "operation", "configuration", "kernel_forward", "kernel_vjp", "verdict", "reasons", "error", "bar",
-    "tolerance", "resolution", "seconds", "command",
+    "operation", "configuration", "kernel_forward", "kernel_vjp", "verdict", "reasons", "findings",
+    "error", "bar", "tolerance", "resolution", "seconds", "command",
 }  # fmt: skip
 
 
@@ -205,13 +205,14 @@ def test_nothing_selected_is_status_4(run, words):
         (("--op", "layernorm"), "--op: no operation 'layernorm'; did you mean layer_norm?"),
         (
             ("--op", "softmax"),
-            "--op: no operation 'softmax'; there are batch_norm, instance_norm, group_norm",
+            "--op: no operation 'softmax'; `python cli.py ops list` shows all",
         ),
         (("--op", "layer_norm", "--rank", 5), "no rank 5 to check; the ranks are layer_norm: 1 to 4"),
         (("--op", "instance_norm", "--rank", 2), "the ranks are instance_norm: 3 to 5"),
         (("--rank", 0), "no rank 0 to check; the ranks are batch_norm: 2 to 5; instance_norm: 3 to 5;"),
         (("--rank", "two"), "Invalid value for '--rank': 'two' is not a valid integer."),
-        (("--dtype", "float16"), "'float16' is not one of 'float64', 'float32'."),
+        (("--dtype", "float16"), "--dtype: float16 goes with --target; the configurations are float64 or"),
+        (("--dtype", "int8"), "'int8' is not one of 'float64', 'float32', 'float16'."),
         (("--mode", "eval"), "'eval' is not one of 'training', 'inference'."),
         (("--layout", "diagonal"), "'diagonal' is not one of 'contiguous', 'transposed'"),
         (("--seed", -1), "-1 is not in the range 0<=x<=18446744073709551615"),

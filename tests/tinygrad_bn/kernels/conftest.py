@@ -9,7 +9,7 @@ import pytest
 import tinygrad_bn
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python():
     """Run a program in a fresh interpreter, where this package and the tests beside it can be imported."""
 

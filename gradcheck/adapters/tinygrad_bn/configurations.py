@@ -1,26 +1,28 @@
-"""Functions on `tinygrad_bn.Tensor` as pairs that can be checked, and every check of a built-in operation."""
+"""Every check of one configuration of a built-in normalization or dropout."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 import tinygrad_bn
+from gradcheck import terms
+from gradcheck.adapters.tinygrad_bn.functions import Adapted
 from gradcheck.agreement import Evaluate, check_facts, check_trusted, check_twins, same_bits
 from gradcheck.axes import Arrays, Configuration
 from gradcheck.harness import check_pair
 from gradcheck.judge import Check, Verdict
+from gradcheck.report import Report
 from gradcheck.sweep import Result
 from tinygrad_bn import Tensor, functional
 
-__all__ = ["call", "check_configuration", "pair", "recognises"]
+__all__ = ["call", "check_configuration"]
 
 TWINS = ("sequential", "parallel")
 INPUTS = ("input", "weight", "bias")
@@ -30,65 +32,6 @@ MASKS_TRIED = 1000
 
 class Raised(Exception):
     """An operation raised while it was checked."""
-
-
-def recognises(inputs: Sequence[Any]) -> bool:
-    """Whether these inputs are this framework's."""
-    return any(isinstance(value, Tensor) for value in inputs)
-
-
-def pair(
-    fn: Callable[..., Any], inputs: Sequence[Any], differentiable: Collection[int] | None = None
-) -> tuple[Callable[..., Any], Callable[..., Any], list[Any], str]:
-    """A function on Tensors as (forward, backward, input arrays, name), for `check_pair`.
-
-    Floating arrays among the inputs become Tensors too; other arrays are passed on as they are.
-    differentiable: the positions of the inputs that require a gradient; by default all that are Tensors.
-    """
-    arrays = [value.numpy() if isinstance(value, Tensor) else value for value in inputs]
-    forward, backward = _as_pair(fn, differentiable=differentiable)
-    return forward, backward, arrays, getattr(fn, "__name__", type(fn).__name__)
-
-
-def _as_pair(
-    fn: Callable[..., Any],
-    lay_out: Callable[[np.ndarray], np.ndarray] = lambda first: first,
-    differentiable: Collection[int] | None = None,
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Forward and backward of a function on Tensors; `lay_out` moves the first input in memory."""
-
-    def forward(*arrays: np.ndarray | None) -> tuple[np.ndarray, Any]:
-        if arrays and arrays[0] is not None:
-            arrays = (lay_out(arrays[0]), *arrays[1:])
-        inputs = [
-            _leaf(array, differentiable is None or position in differentiable)
-            if array is not None and array.dtype.kind == "f"
-            else array
-            for position, array in enumerate(arrays)
-        ]
-        output = fn(*inputs)
-        if not isinstance(output, Tensor):
-            raise TypeError(f"the function returned {type(output).__name__}, wanted one tinygrad_bn.Tensor")
-        return output.data, (output, inputs)
-
-    def backward(saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
-        output, inputs = saved
-        wanted = [isinstance(value, Tensor) and value.requires_grad for value in inputs]
-        tensors = list(itertools.compress(inputs, wanted))
-        gradients = tinygrad_bn.grad(output, tensors, cotangent, retain_graph=True, allow_unused=True)
-        # What the output does not depend on has gradient zero; the numbers tell whether that is right.
-        pairs = zip(tensors, gradients, strict=True)
-        arrays = iter([np.zeros_like(x.data) if gradient is None else gradient.data for x, gradient in pairs])
-        return tuple(next(arrays) if is_wanted else None for is_wanted in wanted)
-
-    functools.update_wrapper(forward, fn, updated=())  # for the names of its inputs
-    return forward, backward
-
-
-def _leaf(array: np.ndarray, requires_grad: bool) -> Tensor:
-    tensor = Tensor.wrap(array)  # over the array as it lies in memory: its layout is part of what is checked
-    tensor.requires_grad = requires_grad
-    return tensor
 
 
 def call(
@@ -131,6 +74,12 @@ def _mask_seed(c: Configuration, seed: int) -> int:
     return seed
 
 
+def _adapted(configuration: Configuration, arrays: Arrays, kernel: str, seed: int) -> Adapted:
+    inputs = arrays.differentiable
+    present = tuple(position for position, array in enumerate(inputs) if array is not None)
+    return Adapted(call(configuration, arrays, kernel, seed), inputs, present, configuration.lay_out)
+
+
 def check_configuration(
     configuration: Configuration, seed: int = 0, given: np.ndarray | None = None, source: tuple[str, ...] = ()
 ) -> Result:
@@ -146,9 +95,18 @@ def check_configuration(
     start = time.perf_counter()
     arrays = configuration.draw(seed, given).astype(configuration.dtype)
     kernels_forward, kernels_vjp, problems = _kernels_that_run(configuration, arrays, seed)
-    checks = problems or _checks(configuration, arrays, seed)
-    seconds = time.perf_counter() - start
-    return Result(configuration, seed, tuple(checks), kernels_forward, kernels_vjp, seconds, source)
+    report = None if problems else _report(configuration, arrays, seed)
+    checks = problems if report is None else [*report.checks, *_comparisons(configuration, arrays, seed)]
+    return Result(
+        configuration,
+        seed,
+        tuple(checks),
+        kernels_forward,
+        kernels_vjp,
+        seconds=time.perf_counter() - start,
+        source=source,
+        findings=() if report is None else report.findings,
+    )
 
 
 def _kernels_that_run(
@@ -178,21 +136,39 @@ def _kernels_that_run(
     return tuple(ran["forward"]), tuple(ran["vjp"]), problems
 
 
-def _checks(configuration: Configuration, arrays: Arrays, seed: int) -> list[Check]:
-    rng = np.random.default_rng([seed, 1])
-    twins = {f"{kernel} kernel against definition": _evaluator(kernel, seed) for kernel in TWINS}
-    sequential, parallel = twins.values()
-    forward, backward = _as_pair(call(configuration, arrays, TWINS[0], seed), configuration.lay_out)
-    report = check_pair(
-        forward,
-        backward,
+def _report(configuration: Configuration, arrays: Arrays, seed: int) -> Report:
+    """The sequential kernel, judged as any pair is."""
+    adapted = _adapted(configuration, arrays, "sequential", seed)
+    return check_pair(
+        adapted.forward,
+        adapted.backward,
         arrays.differentiable,
+        jvp=adapted.jvp,
         zero=configuration.zero,
+        terms=terms.for_configuration(_family(configuration), configuration, arrays),
         input_names=INPUTS,
         name=configuration.operation,
         framework=True,
         seed=seed,
     )
+
+
+def _family(c: Configuration) -> str:
+    """The family of gradient terms that the operation of a configuration declares."""
+    namespace = "dropout" if c.operation == "dropout" else "norm"
+    inference = c.mode == "inference" and c.operation != "dropout"
+    name = "batch_norm_inference" if inference else c.operation
+    return tinygrad_bn.REGISTRY.get(f"{namespace}::{name}").terms or ""
+
+
+def _comparisons(configuration: Configuration, arrays: Arrays, seed: int) -> list[Check]:
+    """Both kernels against the definition, each other, other calls, and what a normalization obeys."""
+    rng = np.random.default_rng([seed, 1])
+    sequential, parallel = (_evaluator(kernel, seed) for kernel in TWINS)
+    twins = {
+        "sequential kernel against definition": sequential,
+        "parallel kernel against definition": parallel,
+    }
     cotangent = rng.normal(size=configuration.shape).astype(configuration.dtype)
     at = (configuration, arrays, cotangent)
     questions: dict[str, Callable[[], Sequence[Check]]] = {
@@ -201,7 +177,7 @@ def _checks(configuration: Configuration, arrays: Arrays, seed: int) -> list[Che
         "own call": lambda: [_check_own_call(*at, kernel, seed) for kernel in TWINS],
         "facts": lambda: check_facts(*at, sequential, rng),
     }
-    checks = list(report.checks)
+    checks: list[Check] = []
     for name, question in questions.items():
         try:
             checks += question()
@@ -216,10 +192,10 @@ def _evaluator(kernel: str, seed: int) -> Evaluate:
     def evaluate(
         configuration: Configuration, arrays: Arrays, cotangent: np.ndarray
     ) -> dict[str, np.ndarray]:
-        forward, backward = _as_pair(call(configuration, arrays, kernel, seed), configuration.lay_out)
+        adapted = _adapted(configuration, arrays, kernel, seed)
         with _raising(kernel):
-            output, saved = forward(*arrays.differentiable)
-            gradients = zip(INPUTS, backward(saved, cotangent), strict=True)
+            output, saved = adapted.forward(*arrays.differentiable)
+            gradients = zip(INPUTS, adapted.backward(saved, cotangent), strict=True)
         return {"output": output, **{name: value for name, value in gradients if value is not None}}
 
     return evaluate
@@ -239,21 +215,17 @@ def _check_own_call(
 ) -> Check:
     """Forward A, forward B, backward A, backward B, against each alone; dropout has another mask in B."""
     other = dataclasses.replace(configuration, values="normal").draw(seed + 1).astype(configuration.dtype)
-    calls = []
-    for its_arrays, its_seed in ((arrays, seed), (other, (seed + MASKS_TRIED) % SEEDS)):
-        fn = call(configuration, its_arrays, kernel, its_seed)
-        forward, backward = _as_pair(fn, configuration.lay_out)
-        calls.append((functools.partial(forward, *its_arrays.differentiable), backward))
+    calls = [
+        (_adapted(configuration, its, kernel, its_seed), its.differentiable)
+        for its, its_seed in ((arrays, seed), (other, (seed + MASKS_TRIED) % SEEDS))
+    ]
     with _raising(kernel):
         alone = []
-        for forward, backward in calls:
-            output, saved = forward()
-            alone.append((output, *backward(saved, cotangent)))
-        contexts = [forward() for forward, _ in calls]
-        together = [
-            (output, *backward(saved, cotangent))
-            for (output, saved), (_, backward) in zip(contexts, calls, strict=True)
-        ]
+        for adapted, inputs in calls:
+            output, saved = adapted.forward(*inputs)
+            alone.append((output, *adapted.backward(saved, cotangent)))
+        contexts = [(adapted, *adapted.forward(*inputs)) for adapted, inputs in calls]
+        together = [(output, *adapted.backward(saved, cotangent)) for adapted, output, saved in contexts]
     for one, other_one in zip(alone, together, strict=True):
         for name, first, again in zip(("output", *INPUTS), one, other_one, strict=True):
             if first is not None and not same_bits(first, again):

@@ -1,0 +1,144 @@
+"""Functions of JAX arrays as pairs that can be checked: plain ones, jit-ted ones, custom_vjp, custom_jvp.
+
+float64 inputs are run in JAX's 64-bit mode, which is switched on for each call and leaves the caller's
+configuration alone. Both passes are compiled once for each dtype where the function can be traced and traces
+alike every time; where it cannot, or draws from a generator of Python's, they run as written. JAX arrays have
+no strides and cannot be written to: memory layouts and modified inputs are nothing to ask about here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from gradcheck.adapters import Pair, shared
+from gradcheck.randomness import GlobalGenerator
+
+jax = shared.import_framework("jax")
+
+__all__ = ["pair", "recognises"]
+
+REMARK = "JVP against VJP: not made, JAX derives one from the other, or has one of them only (custom_vjp)"
+
+
+def recognises(fn: Callable[..., Any], inputs: Sequence[Any]) -> bool:
+    """Whether these inputs, or else this function, are JAX's."""
+    return shared.recognises("jax", fn, inputs)
+
+
+def pair(
+    fn: Callable[..., Any], inputs: Sequence[Any], differentiable: Collection[int] | None = None
+) -> Pair:
+    """A JAX function as a Pair.
+
+    Args:
+        fn: a function of JAX arrays.
+        inputs: JAX arrays; NumPy arrays become such, everything else, keys among it, is passed on as it is.
+        differentiable: positions of the inputs to check; by default all that are floating.
+
+    Raises:
+        TypeError: inputs of several frameworks, or of a dtype that NumPy does not have.
+    """
+    shared.require_one_framework(inputs)
+    arrays = shared.input_arrays(inputs, _as_array)
+    wanted = shared.wanted_positions(arrays, differentiable)
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return _adapt(fn, name, inputs, arrays, wanted)
+
+
+def _adapt(
+    fn: Callable[..., Any],
+    name: str,
+    inputs: Sequence[Any],
+    arrays: list[np.ndarray | None],
+    wanted: tuple[int, ...],
+) -> Pair:
+    def linearized(values: Sequence[Any]) -> tuple[Any, Callable[..., Any]]:
+        """The output, and the function that pulls a cotangent back to the wanted inputs."""
+        arguments = [
+            given if value is None else jax.numpy.asarray(value)
+            for value, given in zip(values, inputs, strict=True)
+        ]
+
+        def of_wanted(*primals: Any) -> Any:
+            moved = list(arguments)
+            for position, primal in zip(wanted, primals, strict=True):
+                moved[position] = primal
+            return shared.one_output(fn(*moved), jax.Array, "jax.Array")
+
+        return jax.vjp(of_wanted, *[arguments[position] for position in wanted])
+
+    run, pull = _compiled(linearized, arrays)
+
+    def forward(*values: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        precision = _precision_of(values)
+        with precision:
+            output, pullback = run(values)
+        return np.array(output), (pullback, precision)
+
+    def backward(saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        pullback, precision = saved
+        with precision:
+            gradients = pull(pullback, cotangent)
+        found: list[np.ndarray | None] = [None] * len(arrays)
+        for position, gradient in zip(wanted, gradients, strict=True):
+            found[position] = np.array(gradient)  # a copy: JAX may share its immutable memory at will
+        return tuple(found)
+
+    def second(cotangent: np.ndarray) -> Pair:
+        def gradients(*values: Any) -> Any:
+            _, pullback = linearized(values[:-1])
+            return jax.numpy.concatenate([gradient.reshape(-1) for gradient in pullback(values[-1])])
+
+        joined = [*arrays, cotangent]
+        return _adapt(gradients, f"gradient of {name}", [*inputs, None], joined, (*wanted, len(arrays)))
+
+    functools.update_wrapper(forward, fn, updated=())  # for the names of its inputs
+    return Pair(forward, backward, arrays, name, wanted, second=second, remarks=(REMARK,))
+
+
+def _compiled(
+    linearized: Callable[..., Any], arrays: Sequence[np.ndarray | None]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Both passes, compiled where that cannot change them."""
+
+    def pull(pullback: Any, cotangent: Any) -> Any:
+        return pullback(jax.numpy.asarray(cotangent))
+
+    try:
+        (alike, _) = GlobalGenerator().call("trial", None, lambda: _traces_alike(linearized, arrays))
+    except Exception:  # it cannot be traced, or it is broken, which the check will report
+        alike = False
+    return (jax.jit(linearized), jax.jit(pull)) if alike else (linearized, pull)
+
+
+def _traces_alike(linearized: Callable[..., Any], arrays: Sequence[np.ndarray | None]) -> bool:
+    """Whether two traces of both passes are the same: randomness of Python's would be frozen into each."""
+
+    def traced() -> tuple[str, list[bytes]]:
+        def both(values: Sequence[Any]) -> Any:  # a new function each time, or JAX would know its trace
+            output, pullback = linearized(values)
+            return output, pullback(jax.numpy.ones_like(output))
+
+        trace = jax.make_jaxpr(both)(arrays)
+        return str(trace), [np.asarray(constant).tobytes() for constant in trace.consts]
+
+    with _precision_of(arrays):
+        return traced() == traced()
+
+
+def _precision_of(arrays: Sequence[np.ndarray | None]) -> AbstractContextManager[Any]:
+    """JAX's 64-bit mode for float64 arrays; for others as the caller has it."""
+    double = any(array is not None and array.dtype == np.float64 for array in arrays)
+    return jax.enable_x64(True) if double else nullcontext()
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """None for what is no array, and for a key, which NumPy cannot hold."""
+    if not isinstance(value, jax.Array) or jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return None
+    return np.asarray(value)

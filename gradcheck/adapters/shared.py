@@ -1,0 +1,93 @@
+"""What the adapters have in common: whose the inputs are, which get a gradient, and what is refused."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "framework_of",
+    "import_framework",
+    "input_arrays",
+    "one_output",
+    "recognises",
+    "require_one_framework",
+    "wanted_positions",
+]
+
+FRAMEWORKS = {"jax": "jax", "jaxlib": "jax", "tinygrad_bn": "tinygrad_bn", "torch": "torch"}
+
+
+def framework_of(value: Any) -> str | None:
+    """The framework of a tensor, a function or a layer, found without importing any; None for none."""
+    owner = getattr(value, "__self__", None)  # of a bound method, such as MyFunction.apply
+    for candidate in (value, owner):
+        bases = candidate.__mro__ if isinstance(candidate, type) else type(candidate).__mro__
+        for base in bases:
+            found = FRAMEWORKS.get(base.__module__.partition(".")[0])
+            if found is not None:
+                return found
+    return None
+
+
+def recognises(framework: str, fn: Callable[..., Any], inputs: Sequence[Any]) -> bool:
+    """Whether an input is a tensor of this framework; where none is of any, whether the function is its."""
+    found = {framework_of(value) for value in inputs} - {None}
+    return framework in (found or {framework_of(fn)})
+
+
+def import_framework(name: str) -> ModuleType:
+    """Import a framework; an ImportError says what to install."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"to check functions of {name}, gradcheck needs {name}, which cannot be imported ({error}); "
+            f"install it, for instance with pip install 'tinygrad-bn[{name}]'"
+        ) from error
+
+
+def require_one_framework(inputs: Sequence[Any]) -> None:
+    """TypeError where the inputs are tensors of several frameworks."""
+    of = [(place, framework_of(value)) for place, value in enumerate(inputs)]
+    found = [(place, framework) for place, framework in of if framework is not None]
+    if len({framework for _, framework in found}) > 1:
+        listed = ", ".join(f"input {place} of {framework}" for place, framework in found)
+        raise TypeError(f"the inputs are of several frameworks ({listed}); convert them to those of one")
+
+
+def input_arrays(
+    inputs: Sequence[Any], to_array: Callable[[Any], np.ndarray | None]
+) -> list[np.ndarray | None]:
+    """The inputs as arrays, None for what `to_array` has none for. TypeError: a float that NumPy lacks."""
+    arrays = [value if isinstance(value, np.ndarray) else to_array(value) for value in inputs]
+    for place, array in enumerate(arrays):
+        if array is not None and array.dtype.kind == "V":
+            raise TypeError(
+                f"input {place} has dtype {array.dtype}, which NumPy cannot calculate with; check the same "
+                "function at float32 or float16"
+            )
+    return arrays
+
+
+def wanted_positions(
+    arrays: Sequence[np.ndarray | None], differentiable: Collection[int] | None
+) -> tuple[int, ...]:
+    """The positions asked for; where none are, those of all floating arrays."""
+    if differentiable is not None:
+        return tuple(sorted(differentiable))
+    return tuple(i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f")
+
+
+def one_output(output: Any, kind: type, name: str) -> Any:
+    """The output, which must be one tensor; the TypeError becomes the reason of a verdict."""
+    if isinstance(output, kind):
+        return output
+    reason = f"the function returned {type(output).__name__}, wanted one {name}"
+    if isinstance(output, (tuple, list)):
+        reason += f"; check its {len(output)} parts one at a time: lambda *inputs: fn(*inputs)[0]"
+    raise TypeError(reason)

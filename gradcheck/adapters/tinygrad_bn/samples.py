@@ -1,0 +1,141 @@
+"""Every check of a registered operation at the samples that it declares."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradcheck.adapters.tinygrad_bn.functions import Adapted, operation_of, public_function
+from gradcheck.harness import check_pair
+from gradcheck.judge import Check, Verdict
+from gradcheck.report import Report
+from tinygrad_bn import Kernel, OpSpec, Sample
+from tinygrad_bn.fused import DEFINITION, Fused
+from tinygrad_bn.namespace import arrays as array_functions
+from tinygrad_bn.registry import Samples
+
+__all__ = ["check_operation"]
+
+
+def check_operation(spec: OpSpec, seed: int = 0) -> list[tuple[str, Report]]:
+    """A name and a report for each sample, by each kernel on the CPU and in each dtype that this serves.
+
+    A kernel's gradient is judged by the numeric derivative of its own forward pass, its output by the
+    definition. Error samples must raise what they say, and every kernel must serve a sample.
+
+    Args:
+        spec: the record of the operation.
+        seed: an integer, at least 0, of the samples, directions and cotangents.
+    """
+    reports: list[tuple[str, Report]] = []
+    if spec.gradients:
+        check = _check_kernels if spec.kernels else _check_rules
+        reports += check(spec, [*_drawn(spec.samples, seed), *_drawn(spec.hard_samples, seed)], seed)
+    for sample in _drawn(spec.error_samples, seed):
+        reports.append((f"error sample {sample.name}", _check_raises(spec, sample, seed)))
+    return reports
+
+
+def _drawn(samples: Samples | None, seed: int) -> list[Sample]:
+    return [] if samples is None else list(samples(np.random.default_rng(seed)))
+
+
+def _check_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
+    """The rules of a primitive, or the definition of a fused operation without kernels."""
+    operation = operation_of(spec)
+    for sample in samples:
+        call = functools.partial(operation, **sample.attributes)
+        fn = (lambda *parts, call=call: call(parts)) if spec.variadic else call
+        yield sample.name, _report(spec, fn, sample.inputs, seed)
+
+
+def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
+    operation = Fused(spec)
+    kernels = [kernel for kernel in spec.kernels if kernel.device == "cpu"]
+    served: set[Kernel] = set()
+    for sample in samples:
+        for name in dict.fromkeys(kernel.name for kernel in kernels):
+            for dtype in spec.dtypes:
+                inputs = [_cast(value, dtype) for value in sample.inputs]
+                try:
+                    kernel = operation.explain(*inputs, kernel=name, **sample.attributes).kernel
+                except ValueError:  # no kernel of this name serves this sample
+                    continue
+                assert kernel is not None  # a name that serves is one that runs
+                served.add(kernel)
+                fn = functools.partial(operation, kernel=name, **sample.attributes)
+                yield f"{sample.name}, {name} {dtype}", _report(spec, fn, inputs, seed, sample.attributes)
+    for kernel in kernels:
+        if kernel not in served:
+            reason = f"kernel {kernel.name!r} ({kernel.target}) serves no sample, so nothing was checked"
+            yield f"kernel {kernel.name}", _plain_report(spec, Check("kernel", Verdict.ERROR, reason), seed)
+
+
+def _cast(value: Any, dtype: str) -> Any:
+    return value.astype(dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+def _report(
+    spec: OpSpec, fn: Callable[..., Any], inputs: Sequence[Any], seed: int, attributes: Any = None
+) -> Report:
+    """The report at one sample; `attributes` where there is a definition to compare a kernel with."""
+    gradients = range(len(inputs)) if spec.variadic else spec.gradients
+    wanted = tuple(i for i in gradients if inputs[i] is not None and inputs[i].dtype.kind == "f")
+    pair = Adapted(fn, inputs, wanted).pair(list(inputs))
+    reference: Callable[..., Any] | None = None
+    zero: tuple[int, ...] = ()
+    if attributes is not None:
+        zero = _zero(spec, inputs, attributes, wanted, seed)
+
+        def reference(*arrays: Any) -> Any:
+            return spec.definition(array_functions, *arrays, **attributes)[0]
+
+    return check_pair(
+        pair.forward,
+        pair.backward,
+        pair.inputs,
+        jvp=pair.jvp,
+        reference=reference,
+        differentiable=wanted,
+        zero=zero,
+        input_names=[spec.input_name(position) for position in range(len(inputs))],
+        name=spec.name,
+        framework=True,
+        seed=seed,
+    )
+
+
+def _zero(
+    spec: OpSpec, inputs: Sequence[Any], attributes: Any, wanted: tuple[int, ...], seed: int
+) -> tuple[int, ...]:
+    """The inputs whose gradient by the definition is exactly zero, such as where a mask drops all."""
+    definition = Adapted(functools.partial(Fused(spec), kernel=DEFINITION, **attributes), inputs, wanted)
+    output, saved = definition.forward(*inputs)
+    cotangent = np.random.default_rng(seed).normal(size=output.shape).astype(output.dtype)
+    gradients = definition.backward(saved, cotangent)
+    return tuple(position for position in wanted if not np.any(gradients[position]))
+
+
+def _check_raises(spec: OpSpec, sample: Sample, seed: int) -> Report:
+    public = public_function(spec)
+    wanted = f"{sample.raises.__name__ if sample.raises else 'an exception'} that says {sample.match!r}"
+    try:
+        if public is None:
+            operation_of(spec)(*sample.inputs, **sample.attributes)
+        else:
+            public(**dict(zip(spec.inputs, sample.inputs, strict=False)), **sample.attributes)
+    except Exception as error:
+        if isinstance(error, sample.raises or Exception) and re.search(sample.match, str(error)):
+            return _plain_report(spec, Check("raises", Verdict.PASS), seed)
+        reason = f"raised {type(error).__name__}: {error}; wanted {wanted}"
+    else:
+        reason = f"raised nothing; wanted {wanted}"
+    return _plain_report(spec, Check("raises", Verdict.FAIL, reason), seed)
+
+
+def _plain_report(spec: OpSpec, check: Check, seed: int) -> Report:
+    return Report(spec.name, (), (check,), evaluations=0, vjps=0, seconds=0.0, seed=seed)

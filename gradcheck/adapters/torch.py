@@ -1,0 +1,247 @@
+"""Functions of torch tensors, `autograd.Function`s and modules as pairs that can be checked.
+
+Every call starts from the state that torch's CPU generator had when the check began, the backward pass from
+the one that its own forward pass left; between calls the generator is the caller's. Tensors lie in memory as
+the arrays do, expanded ones with stride 0 too. Only negative strides, which torch does not have, are copied,
+and so are the inputs of a function that draws: torch deals out random numbers in the order of memory, so that
+another layout would be another mask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradcheck.adapters import Pair, shared
+from gradcheck.randomness import GlobalGenerator
+
+torch = shared.import_framework("torch")
+
+__all__ = ["pair", "recognises"]
+
+FUNCTION = torch.autograd.Function
+GENERATOR = torch.default_generator
+ONCE = torch.autograd.function.once_differentiable(print).__code__  # of whatever the decorator returns
+
+
+def recognises(fn: Callable[..., Any], inputs: Sequence[Any]) -> bool:
+    """Whether these inputs, or else this function, are torch's."""
+    return shared.recognises("torch", fn, inputs)
+
+
+def pair(
+    fn: Callable[..., Any], inputs: Sequence[Any], differentiable: Collection[int] | None = None
+) -> Pair:
+    """A torch function as a Pair.
+
+    Args:
+        fn: a function, an autograd.Function or its `apply`, or a module, whose parameters are constants here.
+        inputs: tensors; floating NumPy arrays become tensors too, everything else is passed on as it is.
+        differentiable: positions of the inputs to check; by default those that require a gradient, and
+            where none does, all that are floating.
+
+    Raises:
+        TypeError: inputs of several frameworks, or of a dtype that NumPy does not have.
+    """
+    shared.require_one_framework(inputs)
+    arrays = shared.input_arrays(inputs, _as_array)
+    if differentiable is None:
+        marked = [i for i, value in enumerate(inputs) if torch.is_tensor(value) and value.requires_grad]
+        differentiable = marked or None
+    return _Adapted(fn, inputs, arrays, shared.wanted_positions(arrays, differentiable)).pair()
+
+
+class _Adapted:
+    """A torch function on arrays, those at the positions `wanted` with a gradient."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        inputs: Sequence[Any],
+        arrays: list[np.ndarray | None],
+        wanted: tuple[int, ...],
+        draws: bool = False,
+    ) -> None:
+        self.call, self.described, self.name = _plain(fn)
+        self.inputs, self.arrays, self.wanted = inputs, arrays, wanted
+        self.start = GENERATOR.get_state()
+        self.draws = draws
+
+    def pair(self) -> Pair:
+        """Both passes, and what else the graph of a first call allows."""
+        functions = self.explore()
+        jvp, remark = self.own_jvp(functions)
+        remarks = [remark] if remark else []
+        once = [each.__name__ for each in functions if getattr(each.backward, "__code__", None) is ONCE]
+        if once:
+            remarks.append(f"second order: not possible, {once[0]}.backward is once_differentiable")
+        return Pair(
+            forward=functools.update_wrapper(functools.partial(self.forward), self.described, updated=()),
+            backward=self.backward,
+            inputs=self.arrays,
+            name=self.name,
+            differentiable=self.wanted,
+            jvp=jvp,
+            second=None if once else self.second,
+            remarks=tuple(remarks),
+        )
+
+    def forward(self, *arrays: np.ndarray | None) -> tuple[np.ndarray, Any]:
+        with _drawing_from(self.start), torch.enable_grad():
+            tensors = self.tensors(arrays)
+            leaves = [tensors[position].requires_grad_() for position in self.wanted]
+            output = self.output_of(tensors)
+            drawn = GENERATOR.get_state()
+        return output.numpy(force=True), (output, leaves, drawn)
+
+    def backward(self, saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
+        output, leaves, drawn = saved
+        if not output.requires_grad:
+            raise TypeError(
+                "the output requires no gradient: the function left the graph (detach(), .data, no_grad() or "
+                "NumPy on the way), or uses none of the inputs"
+            )
+        with _drawing_from(drawn):
+            # What the output does not depend on has gradient zero; the numbers tell whether that is right.
+            gradients = torch.autograd.grad(
+                output, leaves, _as_tensor(cotangent, output), retain_graph=True, materialize_grads=True
+            )
+        found: list[np.ndarray | None] = [None] * len(self.arrays)
+        for position, gradient in zip(self.wanted, gradients, strict=True):
+            found[position] = gradient.numpy(force=True)
+        return tuple(found)
+
+    def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
+        """The derivative of the output along the tangents, by the functions' own jvp."""
+        forward_ad = torch.autograd.forward_ad
+        with _drawing_from(self.start), forward_ad.dual_level():
+            tensors = self.tensors(arrays)
+            for position, tangent in enumerate(tangents):
+                if tangent is not None:
+                    primal = tensors[position]
+                    tensors[position] = forward_ad.make_dual(primal, _as_tensor(tangent, primal))
+            primal, along = forward_ad.unpack_dual(self.output_of(tensors))
+            return (torch.zeros_like(primal) if along is None else along).numpy(force=True)
+
+    def second(self, cotangent: np.ndarray) -> Pair:
+        """The Pair of (*inputs, cotangent) ↦ the gradients, joined into one vector."""
+
+        def gradients(*tensors: Any) -> Any:
+            *primals, direction = tensors
+            wanted = [primals[position] for position in self.wanted]
+            found = torch.autograd.grad(
+                self.output_of(primals), wanted, direction, create_graph=True, materialize_grads=True
+            )
+            return torch.cat([gradient.reshape(-1) for gradient in found])
+
+        functools.update_wrapper(gradients, self.described, updated=())
+        arrays, inputs = [*self.arrays, cotangent], [*self.inputs, cotangent]
+        joined = _Adapted(gradients, inputs, arrays, (*self.wanted, len(self.arrays)), self.draws)
+        return Pair(joined.forward, joined.backward, arrays, f"gradient of {self.name}", joined.wanted)
+
+    def tensors(self, arrays: Sequence[np.ndarray | None]) -> list[Any]:
+        """The arguments of a call: tensors where the caller gave them, or a floating array."""
+        tensors = []
+        for array, given in zip(arrays, self.inputs, strict=True):
+            if array is None:
+                tensors.append(given)
+            elif array.dtype.kind == "f" or torch.is_tensor(given):
+                tensors.append(_as_tensor(np.ascontiguousarray(array) if self.draws else array, given))
+            else:
+                tensors.append(array)
+        return tensors
+
+    def output_of(self, tensors: Sequence[Any]) -> Any:
+        return shared.one_output(self.call(*tensors), torch.Tensor, "torch.Tensor")
+
+    def explore(self) -> list[Any]:
+        """Call the function once: note whether it draws, return the autograd.Functions on its way."""
+        arrays = [None if array is None else array.copy() for array in self.arrays]
+        try:
+            (_, (output, _, drawn)), _ = GlobalGenerator().call("trial", None, lambda: self.forward(*arrays))
+        except Exception:  # the check will call it too, and report what it raises
+            return []
+        self.draws = not torch.equal(drawn, self.start)
+        nodes, found = [output.grad_fn], {}
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in found:
+                found[node] = getattr(node, "_forward_cls", None)
+                nodes += [parent for parent, _ in node.next_functions]
+        return [each for each in dict.fromkeys(found.values()) if each is not None]
+
+    def own_jvp(self, functions: Sequence[Any]) -> tuple[Callable[..., Any] | None, str]:
+        """`jvp` where all functions define theirs, which owes nothing to the backward pass; or why not."""
+        without = [each.__name__ for each in functions if each.jvp is FUNCTION.jvp]
+        if not functions or without:
+            return None, f"JVP against VJP: not made, {without[0] if without else 'the function'} has no jvp"
+        zeros = [np.zeros_like(a) if i in self.wanted else None for i, a in enumerate(self.arrays)]
+        try:
+            self.jvp(self.arrays, zeros)
+        except NotImplementedError as error:
+            return None, f"JVP against VJP: not made, torch says: {str(error).splitlines()[0]}"
+        except Exception:  # a jvp that is there and broken is the check's to report
+            pass
+        return self.jvp, ""
+
+
+@contextlib.contextmanager
+def _drawing_from(state: Any) -> Iterator[None]:
+    """Let torch's generator start from a state, and put it back as it was."""
+    kept = GENERATOR.get_state()
+    GENERATOR.set_state(state)
+    try:
+        yield
+    finally:
+        GENERATOR.set_state(kept)
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    if not torch.is_tensor(value):
+        return None
+    if value.dtype == torch.bfloat16:
+        raise TypeError("an input is bfloat16, which NumPy does not have; check the same function at float32")
+    return value.numpy(force=True)
+
+
+def _as_tensor(array: np.ndarray, like: Any) -> Any:
+    """A tensor over the array's memory, on the device of `like`."""
+    if array.flags.writeable and min(array.strides, default=0) >= 0:
+        tensor = torch.from_numpy(array)
+    else:
+        # Broadcast arrays are read-only, which torch does not have either: expand, as its users do.
+        compact = array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
+        tensor = torch.from_numpy(compact.copy()).expand(array.shape)
+    return tensor.to(like.device) if torch.is_tensor(like) and not like.is_cpu else tensor
+
+
+def _plain(fn: Any) -> tuple[Callable[..., Any], Callable[..., Any], str]:
+    """What to call, what to read the names of its inputs from, and its own name."""
+    owner: Any = getattr(fn, "__self__", fn)  # of MyFunction.apply
+    if inspect.isclass(owner) and issubclass(owner, FUNCTION):
+        return _described_function(owner)
+    name = getattr(fn, "__name__", type(fn).__name__)
+    if isinstance(fn, torch.nn.Module):
+        return functools.partial(_call_module, fn), fn.forward, name
+    return fn, fn, name
+
+
+def _described_function(owner: Any) -> tuple[Callable[..., Any], Callable[..., Any], str]:
+    takes_context = owner.setup_context is FUNCTION.setup_context
+    described = functools.partial(owner.forward, None) if takes_context else owner.forward
+    return owner.apply, described, owner.__name__
+
+
+def _call_module(module: Any, *inputs: Any) -> Any:
+    """The module, whose own statistics stay as they are, with copies of its state in the inputs' dtype."""
+    dtype = next(value.dtype for value in inputs if torch.is_tensor(value) and value.is_floating_point())
+    values = {
+        name: value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+    return torch.func.functional_call(module, values, inputs)

@@ -1,0 +1,1 @@
+"""How far the checker itself can be trusted, measured: false alarms, the error bar, hard cases, cost."""

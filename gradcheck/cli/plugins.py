@@ -1,0 +1,113 @@
+"""Operations from outside: of a plugin file, or of an installed package; each is checked at its samples."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import click
+
+from gradcheck.cli.loading import Unloadable, loaded, one_line
+from gradcheck.sweep import Result, SampleCase
+
+if TYPE_CHECKING:
+    from tinygrad_bn.registry import OpSpec
+
+__all__ = ["PLUGIN_ERROR", "Plugin", "PluginError", "opened", "option", "registered", "results"]
+
+PLUGIN_ERROR = 3
+
+
+class PluginError(click.ClickException):
+    """A plugin that does not load: one line, and the exit status of an internal error."""
+
+    exit_code = PLUGIN_ERROR
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"--plugin: {reason}")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A file that was loaded, and the operations that it declared."""
+
+    path: str
+    operations: tuple[OpSpec, ...]
+
+
+option = click.option(
+    "--plugin",
+    "plugin_paths",
+    multiple=True,
+    metavar="FILE",
+    help="Load the operations that this Python file declares. Repeatable.",
+)
+
+
+def opened(context: click.Context, paths: Sequence[str]) -> list[Plugin]:
+    """Load plugin files for as long as the command runs. Raises PluginError."""
+    return [context.with_resource(_open(path)) for path in dict.fromkeys(paths)]
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Plugin]:
+    from tinygrad_bn import REGISTRY
+
+    before = {spec.name: spec for spec in REGISTRY}
+    with contextlib.ExitStack() as stack:
+        try:
+            module = stack.enter_context(loaded(path))
+            _declare(module)
+        except Unloadable as problem:
+            if problem.trace:
+                click.echo(problem.trace, err=True)
+            raise PluginError(str(problem)) from None
+        except Exception as error:
+            raise PluginError(f"{path}: declare(registry) raised {one_line(error)}") from None
+        # An installed package may have declared them already, from the same file.
+        specs: list[OpSpec] = list(REGISTRY)
+        declared = tuple(
+            spec
+            for spec in specs
+            if before.get(spec.name) is not spec or spec.definition.__module__ == module.__name__
+        )
+        if not declared:
+            raise PluginError(
+                f"{path} declares no operation; use @operation in it, or give it a function declare(registry)"
+            )
+        yield Plugin(path, declared)
+
+
+def _declare(module: ModuleType) -> None:
+    """Call the function that an entry point would name, where the file has one."""
+    from tinygrad_bn import REGISTRY
+
+    declare = getattr(module, "declare", None)
+    if callable(declare):
+        declare(REGISTRY)
+
+
+def registered(name: str) -> OpSpec:
+    """The registered operation of that name. Raises click.UsageError."""
+    from tinygrad_bn import REGISTRY
+    from tinygrad_bn.registry import RegistryError
+
+    try:
+        return REGISTRY.get(name)
+    except RegistryError as problem:
+        raise click.UsageError(f"--op: {problem}") from None
+
+
+def results(spec: OpSpec, seed: int, source: tuple[str, ...]) -> Iterator[Result]:
+    """The check of one operation at each of its samples, by each of its kernels."""
+    from gradcheck.adapters.tinygrad_bn import check_operation
+
+    for sample, report in check_operation(spec, seed):
+        dtype = next((name for name in spec.dtypes if any(name in text for text in report.inputs)), "float64")
+        case = SampleCase(spec.name, sample, dtype)
+        yield Result(
+            case, seed, report.checks, (), (), report.seconds, source=source, findings=report.findings
+        )

@@ -1,0 +1,92 @@
+"""What gradients must be, and how far they may be from it for nothing but rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gradcheck import budget
+from gradcheck.subject import Arrays, Subject, Violation
+
+__all__ = ["Difference", "Expected"]
+
+UNDERFLOW = 16  # subnormal numbers that any result may be off by
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How one gradient differs from what is expected of it, in bits (`beyond` False) or beyond rounding."""
+
+    input: str
+    beyond: bool
+    relative: float  # to the largest element
+    text: str
+
+
+@dataclass(slots=True)
+class Expected:
+    """The gradients of one call, with which others are compared.
+
+    Rounding is measured when a difference is first met: most pairs repeat to the last bit. `stretch` is by
+    how much further than a few ulp the inputs are moved for that, their effect being divided by it again:
+    where the question is whether a backward repeats at all, its whims must not count as rounding.
+    """
+
+    subject: Subject
+    inputs: Arrays
+    output: np.ndarray
+    cotangent: np.ndarray
+    gradients: tuple[np.ndarray, ...]
+    _measured: dict[int, list[float]] = field(default_factory=dict)
+
+    def differences(
+        self,
+        got: tuple[np.ndarray, ...],
+        rng: np.random.Generator,
+        *,
+        factor: float = 1.0,
+        slack: float = 1.0,
+        stretch: int = 1,
+    ) -> list[Difference]:
+        """Compare with `factor` times these gradients; `slack` times the usual rounding is allowed."""
+        found = []
+        for k, (gradient, own) in enumerate(zip(got, self.gradients, strict=True)):
+            wanted = own if factor == 1 else np.asarray(own * own.dtype.type(factor))
+            if gradient.tobytes() == wanted.tobytes():
+                continue
+            worst = budget.worst(gradient, wanted)
+            subnormal = UNDERFLOW * float(np.finfo(own.dtype).smallest_subnormal)
+            allowed = slack * abs(factor) * self._floor(k)
+            if not worst.error <= allowed + subnormal:
+                allowed = max(allowed, slack * abs(factor) * self._slack(rng, stretch)[k])
+            size = budget.largest(wanted)
+            relative = worst.error / size if size > 0 else worst.error
+            name = self.subject.wanted_names()[k]
+            differing = int(np.count_nonzero(gradient != wanted))
+            text = (
+                f"the gradient of {name} differs by {worst.error:.1e} at {worst.where}: {worst.got:.8g} "
+                f"instead of {worst.wanted:.8g} ({differing} of {wanted.size} elements differ; "
+                f"rounding explains {allowed:.1e})"
+            )
+            found.append(Difference(name, not worst.error <= allowed + subnormal, relative, text))
+        return found
+
+    def _floor(self, k: int) -> float:
+        gradient, x = self.gradients[k], self.subject.wanted()[k]
+        count = max(self.cotangent.size, *(each.size for each in self.gradients))
+        size = max(budget.largest(gradient), budget.terms(self.cotangent, self.output, x))
+        return budget.rounding_floor(gradient.dtype, count) * size
+
+    def _slack(self, rng: np.random.Generator, stretch: int) -> list[float]:
+        if stretch not in self._measured:
+            moved = [0.0] * len(self.gradients)
+            runs = budget.jiggled_runs(self.subject, self.inputs, [self.cotangent], rng, stretch=stretch)
+            try:
+                for _, (gradients,) in runs:
+                    for k, (new, old) in enumerate(zip(gradients, self.gradients, strict=True)):
+                        moved[k] = max(moved[k], budget.largest(new - old))
+            except Violation:  # not defined beside this point: nothing is known, and nobody accused
+                moved = [np.inf] * len(self.gradients)
+            self._measured[stretch] = [budget.SAFETY * each / stretch for each in moved]
+        return self._measured[stretch]

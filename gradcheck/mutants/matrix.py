@@ -1,0 +1,107 @@
+"""The kill matrix: every mutant through the checker, in every configuration until one catches it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradcheck.harness import check_pair
+from gradcheck.judge import Verdict
+from gradcheck.mutants.cases import CASES, Case
+from gradcheck.mutants.controls import Control
+from gradcheck.mutants.mutant import Mutant, Pair
+from gradcheck.mutants.operations import Operation
+from gradcheck.report import Report
+
+__all__ = ["CAUGHT", "Outcome", "check_case", "judge_control", "judge_mutant"]
+
+CAUGHT = (Verdict.FAIL, Verdict.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the checker said of one pair.
+
+    verdict: of the configuration that caught it, or else the worst of all.
+    case: the configuration, and the reason given there.
+    checks: how many configurations were checked.
+    """
+
+    name: str
+    kind: str
+    operation: str
+    mistake: str
+    verdict: Verdict
+    case: str
+    reason: str
+    checks: int
+    seconds: float
+    invisible: str = ""
+
+    @property
+    def caught(self) -> bool:
+        """Whether the verdict accuses the pair."""
+        return self.verdict in CAUGHT
+
+
+def judge_mutant(mutant: Mutant, seed: int, cases: Iterable[Case] | None = None) -> Outcome:
+    """Check a mutant in the cases of its operation, up to the first that catches it.
+
+    The pair is made once: what it remembers, it remembers from one configuration to the next.
+    """
+    began = time.perf_counter()
+    pair = mutant.make()
+    worst: tuple[Verdict, str, str] = (Verdict.PASS, "", "")
+    count = 0
+    for case in CASES[mutant.operation.name] if cases is None else cases:
+        count += 1
+        report = check_case(mutant.operation, pair, case, seed + count)
+        if report.verdict > worst[0]:
+            worst = report.verdict, str(case), report.reasons[0]
+        if report.verdict in CAUGHT:
+            break
+    return Outcome(
+        mutant.name, mutant.kind, mutant.operation.name, mutant.mistake,
+        *worst, count, time.perf_counter() - began, mutant.invisible,
+    )  # fmt: skip
+
+
+def check_case(operation: Operation, pair: Pair, case: Case, seed: int) -> Report:
+    """One check of a pair that claims to be an operation, as a user would make it."""
+    inputs = case.inputs(operation, np.random.default_rng(seed))
+    return check_pair(
+        *pair,
+        inputs,
+        reference=lambda *arrays: operation.forward(*arrays)[0],
+        differentiable=operation.differentiable,
+        input_names=operation.names,
+        name=operation.name,
+        seed=seed,
+        **_state(operation),
+    )
+
+
+def _state(operation: Operation) -> dict[str, Any]:
+    return {"state": operation.state} if operation.state else {}
+
+
+def judge_control(control: Control, seed: int) -> Outcome:
+    """Check a control; `caught` is then a false alarm."""
+    began = time.perf_counter()
+    inputs = control.inputs(np.random.default_rng(seed))
+    report = check_pair(*control.make(), inputs, seed=seed)
+    reason = report.reasons[0] if report.reasons else ""
+    seconds = time.perf_counter() - began
+    return Outcome(control.name, "control", "", control.why, report.verdict, "", reason, 1, seconds)
+
+
+def judge_all(mutants: Iterable[Mutant], controls: Iterable[Control], seed: int) -> Iterator[Outcome]:
+    """The outcomes in order."""
+    for mutant in mutants:
+        yield judge_mutant(mutant, seed)
+    for control in controls:
+        yield judge_control(control, seed)

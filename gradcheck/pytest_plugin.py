@@ -1,0 +1,80 @@
+"""The pytest plugin: a fixture `gradcheck` that asserts a PASS and shows the report where there is none.
+
+It is loaded with every pytest run of an environment that has it, so beside the package it imports nothing but
+pytest; a framework is imported by the first test that has its tensors checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import pytest
+
+from gradcheck import harness
+from gradcheck.judge import Verdict
+from gradcheck.report import GradcheckError, Report
+
+__all__ = ["Gradcheck", "gradcheck"]
+
+Configuration = TypeVar("Configuration")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("gradcheck").addoption(
+        "--gradcheck-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Of the directions and cotangents of the gradcheck fixture; default 0.",
+    )
+
+
+@pytest.fixture
+def gradcheck(request: pytest.FixtureRequest) -> Gradcheck:
+    """Assert that a gradient is right: gradcheck(fn, inputs), gradcheck.pair(forward, backward, inputs)."""
+    return Gradcheck(request, request.config.getoption("--gradcheck-seed"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradcheck:
+    """The fixture. Its checks raise gradcheck.GradcheckError, an AssertionError, unless the verdict is PASS.
+
+    seed: of the checks; where a test draws its inputs from it too, one option repeats them both.
+    """
+
+    request: pytest.FixtureRequest
+    seed: int
+
+    def __call__(self, fn: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> Report:
+        """Check a function of a framework's tensors, as gradcheck.check does; return the report of a PASS."""
+        __tracebackhide__ = True
+        return self._passed(harness.check(fn, inputs, **{"seed": self.seed, **options}))
+
+    def pair(
+        self,
+        forward: Callable[..., Any],
+        backward: Callable[..., Any],
+        inputs: Sequence[Any],
+        **options: Any,
+    ) -> Report:
+        """Check functions of NumPy arrays, as gradcheck.check_pair does; return the report of a PASS."""
+        __tracebackhide__ = True
+        return self._passed(harness.check_pair(forward, backward, inputs, **{"seed": self.seed, **options}))
+
+    def over(self, configurations: Iterable[Configuration], check: Callable[[Configuration], object]) -> None:
+        """Call `check(configuration)` for each, in a subtest of its own, so that every failure is shown."""
+        __tracebackhide__ = True
+        subtests: pytest.Subtests = self.request.getfixturevalue("subtests")
+        for configuration in configurations:
+            with subtests.test(msg=str(configuration)):
+                check(configuration)
+
+    def _passed(self, report: Report) -> Report:
+        __tracebackhide__ = True
+        if report.verdict is Verdict.PASS:
+            return report
+        again = f"pytest {shlex.quote(self.request.node.nodeid)} --gradcheck-seed {report.seed}"
+        raise GradcheckError(str(dataclasses.replace(report, again=again)))

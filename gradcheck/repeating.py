@@ -1,0 +1,46 @@
+"""The line of Python that repeats a check, with the place where the function under test is written."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["repeating_line"]
+
+
+def repeating_line(entrance: str, functions: Mapping[str, Any], seed: int, options: Mapping[str, Any]) -> str:
+    """Such as `gradcheck.check_pair(forward, backward, inputs, seed=7)   # forward is at my_norm.py:12`.
+
+    functions: what is called by its parameter's name, a registered operation by its own.
+    options: further arguments; those that print as Python are written out.
+    """
+    names = {role: _written(role, function) for role, function in functions.items()}
+    plain = (bool, int, str, tuple, list, dict)
+    given = [f"{key}={value!r}" for key, value in options.items() if value and isinstance(value, plain)]
+    line = f"gradcheck.{entrance}({', '.join([*names.values(), 'inputs', *given, f'seed={seed}'])})"
+    for role, function in functions.items():
+        place = _place(function)
+        if place:
+            return f"{line}   # {names[role]} is at {place}"
+    return line
+
+
+def _written(role: str, function: Any) -> str:
+    if isinstance(function, str):
+        return repr(function)
+    name = getattr(function, "__name__", "")
+    return name if name.isidentifier() else role
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """file:line, the file as seen from the current folder; empty where there is no source."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    if code is None:
+        return ""
+    path = os.path.relpath(code.co_filename) if os.path.exists(code.co_filename) else code.co_filename
+    return f"{path if not path.startswith('..') else code.co_filename}:{code.co_firstlineno}"

@@ -1,0 +1,63 @@
+"""The checks see single edits of the kernels' own sources, except those that change nothing they could see.
+
+The edits, and what runs them uncompiled, stand in source_mutants.py.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+FILES = ("rows", "split", "cols", "dropout")
+ROUNDING = "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
+INVISIBLE = {
+    "differentiate_rows: in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x) → "
+    "in_range |= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)": (
+        "one row in range answers for all: here all rows leave the range of float32 together"
+    ),
+    "differentiate_rows: normalized = (row[j] - centre) * scale + shift → "
+    "normalized = (row[j] - centre) * scale - shift (2)": ROUNDING,
+    "backward: if not (is_finite(dweight.sum()) and is_finite(dbias.sum())): → "
+    "if not not (is_finite(dweight.sum()) and is_finite(dbias.sum())):": (
+        "makes the sums again in float64 where they are right, and leaves those that overflow float32, which "
+        "no cotangent of a check does"
+    ),
+    "differentiate_statistic: gx_sum = (gx_sum + (rounded - mean[i]) * g_sum) * rstd[i] → "
+    "gx_sum = (gx_sum - (rounded - mean[i]) * g_sum) * rstd[i]": ROUNDING,
+    "tile_moments: pivot = x[z, a, c + j] → pivot = x[z, a, c - j]": (
+        "any value near the mean will do as the pivot: it is taken off and put back"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(run_python):
+    """By file: what was held against each mutant, empty where nothing was."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("an edited loop may never end, and only POSIX timers end it")
+    lines = run_python("import source_mutants; source_mutants.main()", NUMBA_DISABLE_JIT="1")
+    found = {file: {} for file in FILES}
+    for file, name, complaint in map(json.loads, lines):
+        found[file][name] = complaint
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_kernels_as_they_are_pass(outcomes, file):
+    """Uncompiled, in small pieces: otherwise the rest of this file would prove nothing."""
+    assert outcomes[file]["unchanged"] == ""
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_visible_edit_is_caught(outcomes, file):
+    edits = {name: complaint for name, complaint in outcomes[file].items() if name != "unchanged"}
+    assert len(edits) >= 12
+    assert [name for name, complaint in edits.items() if not complaint and name not in INVISIBLE] == []
+
+
+def test_those_called_invisible_exist_and_are_not_caught(outcomes):
+    """An edit that the checks learn to see, or that the sources no longer hold, must leave the list."""
+    everything = {name: complaint for file in FILES for name, complaint in outcomes[file].items()}
+    assert {name: everything.get(name, "no such edit") for name in INVISIBLE} == dict.fromkeys(INVISIBLE, "")
