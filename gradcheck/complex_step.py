@@ -1,7 +1,7 @@
 """A third oracle where the reference is analytic: its derivative by a complex step, exact to rounding.
 
 Im f(x + i·t·u) / t → J·u without cancellation, so t can be as small as 2⁻¹⁰⁰ (Squire and Trapp, 1998). A
-reference that drops the imaginary part on its way (abs, var, conj, a cast) is no such oracle: it is recognised
+reference that drops the imaginary part on its way (abs, var, conj, a cast) is no such oracle: it is found out
 by contradicting its own real differences, and then nothing is concluded from it.
 """
 
@@ -51,7 +51,8 @@ def _check(
     if check.verdict is Verdict.PASS:
         return check
     _require_analytic(gradients, look, reference)
-    reason = f"analytic {check.analytic:.8g}, by complex step through the reference {check.numeric:.8g}"
+    values = f"analytic {check.analytic:.8g}, by complex step through the reference {check.numeric:.8g}"
+    reason = f"{values}: {check.reason}"
     return dataclasses.replace(check, reason=reason)
 
 

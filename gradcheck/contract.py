@@ -57,12 +57,29 @@ def probe(subject: Subject, rng: np.random.Generator) -> Probed:
                 break
         else:
             checks.append(Check(name, Verdict.PASS))
-    if subject.generator.used:
-        case.notes.append(
+    return Probed(checks, sound, _notes(case))
+
+
+def _notes(case: Case) -> tuple[str, ...]:
+    notes = [
+        f"{who} is not bit-reproducible: runs differ by {apart:.1e} of the largest element, within rounding, "
+        "as sums in a changing order do"
+        for who, apart in (("forward", case.forward_apart), ("backward", case.backward_apart))
+        if apart
+    ]
+    if case.agreeing:
+        more = "" if case.subject.stress else "; stress=1000 for rarer ones"
+        notes.append(
+            f"{case.agreeing} backward runs agree: a difference that shows in more than "
+            f"{100 * repeats.unseen_rate(case.agreeing):.2g} % of the runs would have been seen "
+            f"({100 * repeats.CONFIDENCE:.0f} %){more}"
+        )
+    if case.subject.generator.used:
+        notes.append(
             "np.random: every forward started from one state of NumPy's global generator, "
             "every backward from the state that its own forward left"
         )
-    return Probed(checks, sound, tuple(case.notes))
+    return tuple(notes)
 
 
 def _as_check(name: str, broken: Violation) -> Check:
@@ -88,9 +105,6 @@ def _aliasing(case: Case) -> None:
             if np.shares_memory(gradient, array):
                 reason = f"the gradient of {name} shares memory with {what}; return a copy"
                 raise Violation(Verdict.ERROR, reason, input=name)
-    repeats.require_alike(
-        case, case.expected, [copies(gradients)], "backward gives another result after the same forward"
-    )
     for k, (name, gradient) in enumerate(zip(names, gradients, strict=True)):
         for other, second in zip(names[:k], gradients[:k], strict=True):
             if np.shares_memory(gradient, second) and (
@@ -125,9 +139,9 @@ def _layouts(case: Case) -> None:
     misread: dict[str, Difference] = {}
 
     def compare(what: str, got: tuple[np.ndarray, ...], expected: Expected) -> None:
-        beyond = [each for each in expected.differences(got, case.rng) if each.beyond]
-        if beyond:
-            misread[what] = beyond[0]
+        wrong = [each for each in expected.differences(got, case.rng) if each.verdict is not Verdict.PASS]
+        if wrong:
+            misread[what] = wrong[0]
 
     for label, lay in LAYOUTS.items():
         compare(f"a {label} cotangent", run.backward(lay(case.cotangent)), case.expected)
@@ -150,7 +164,7 @@ def _layouts(case: Case) -> None:
     if misread:
         first = next(iter(misread.values()))
         reason = f"a memory layout is misread, only for {', '.join(misread)}: {first.text}"
-        raise Violation(Verdict.FAIL, reason, input=first.input, fatal=False)
+        raise Violation(first.verdict, reason, input=first.input, fatal=False)
 
 
 def _linear(case: Case) -> None:
@@ -185,9 +199,9 @@ def _require_rounded(
     slack: float = 1.0,
 ) -> None:
     for difference in expected.differences(got, case.rng, factor=factor, slack=slack):
-        if difference.beyond:
+        if difference.verdict is not Verdict.PASS:
             reason = f"{what}: {difference.text}"
-            raise Violation(Verdict.FAIL, reason, input=difference.input, fatal=False)
+            raise Violation(difference.verdict, reason, input=difference.input, fatal=False)
 
 
 def _same_mask(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""Which term of a gradient is wrong: the terms are fitted to the wrong gradient, and the fit read as a sentence.
+"""Which term of a gradient is wrong: the terms are fitted to it, and the fit is read as a sentence.
 
 The right formula comes first, with free coefficients; then the known mistakes. What explains the gradient to
 rounding is accepted, the simplest one; if nothing does, that is what the diagnosis says.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ SIMPLE = 1  # a mistake of this complexity needs no simpler explanation
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The coefficients of the terms, the part of the gradient that they leave unexplained, and the sentence."""
+    """The coefficients of the terms, the part of the gradient that they do not explain, and the sentence."""
 
     terms: tuple[tuple[str, float], ...]
     residual: float
@@ -64,12 +64,12 @@ def diagnose(
     gradient: np.ndarray,
     wrong: np.ndarray | None = None,
 ) -> Diagnosis | None:
-    """Explain a wrong gradient by the terms of its family; None where the family says nothing about the input.
+    """Explain a wrong gradient by the terms of its family; None where that says nothing about the input.
 
     Args:
         family: a record of gradcheck.terms that describes the forward pass.
         position: of the input, among `inputs`, whose gradient it is.
-        inputs, output: of the forward pass; where x is zero, a mask takes the gradient's word for what it keeps.
+        inputs, output: of the forward pass; where x is zero, a mask keeps what the gradient says.
         cotangent, gradient: what the backward pass was given, and what it returned for that input.
         wrong: which elements of the gradient are known to be wrong, if all are known.
     """
@@ -121,7 +121,7 @@ def _of_mask(
 
 
 class _Search:
-    """The wrong gradient, and what is said of a factor in it; `unit` is the relative rounding of the terms."""
+    """The wrong gradient, and how factors in it are read; `unit` is the relative rounding of the terms."""
 
     def __init__(self, target: np.ndarray, factors: Factors, unit: float) -> None:
         self.target, self.factors, self.unit = target, factors, unit
@@ -159,7 +159,7 @@ class _Search:
         fits = [self._fixed(hypothesis, columns, expected)]
         if not np.isfinite(columns).all():
             return fits[0]
-        for free in dict.fromkeys([tuple(np.flatnonzero(expected)), tuple(range(len(columns)))]):
+        for free in dict.fromkeys([tuple(map(int, np.flatnonzero(expected))), tuple(range(len(columns)))]):
             if fits[-1].explains or len(free) >= self.target.size:
                 break
             fits.append(self._free(hypothesis, columns, list(free), expected))
@@ -206,21 +206,21 @@ class _Search:
         if wrong is not None and self._right_elsewhere(right, wrong):
             count = int(np.sum(wrong))
             sentence = (
-                f"the other {wrong.size - count} elements follow the formula of {name} to rounding: look at what is "
-                f"done to {'this one' if count == 1 else f'these {count}'} alone (an index, a bound, a branch), "
-                "not at the terms"
+                f"the other {wrong.size - count} elements follow the formula of {name} to rounding: look at what "
+                f"is done to {'this one' if count == 1 else f'these {count}'} alone (an index, a bound, a "
+                "branch), not at the terms"
             )
             return fixed.diagnosis(sentence)
         if fixed.residual < NEARLY:
             sentence = (
-                f"all terms of {name} are there, to {fixed.residual:.0e}: something is rounded to a lower precision, "
-                "or differs by very little, and no known mistake explains it"
+                f"all terms of {name} are there, to {fixed.residual:.0e}: something is rounded to a lower "
+                "precision, or differs by very little, and no known mistake explains it"
             )
             return fixed.diagnosis(sentence)
         fit = self.fit(right)
         sentence = (
-            f"no combination of the known terms of {name} explains this gradient (residual {fit.residual:.2g}): "
-            "not a mistake of this family that is known here"
+            f"no combination of the known terms of {name} explains this gradient (residual "
+            f"{fit.residual:.2g}): not a mistake of this family that is known here"
         )
         return fit.diagnosis(sentence)
 
@@ -287,7 +287,7 @@ def _other_eps(
             yield Hypothesis(words, its.terms, its.expected, 1 if eps in EPS_TRIED else FITTED)
 
 
-def _refined(left: mistakes.Residual, eps: float) -> float:
+def _refined(left: Callable[[float], np.ndarray], eps: float) -> float:
     """Gauss and Newton's way from a guess of ε to the one that leaves least."""
     for _ in range(EPS_STEPS):
         step = max(1e-4 * eps, 1e-14)

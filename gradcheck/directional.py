@@ -104,16 +104,20 @@ class Direction:
         error = np.abs(other - evidence.analytic)
         agrees = error <= allowed
         at = int(np.argmax(error)) if agrees.all() else int(np.argmin(agrees))
+        scale = float(evidence.scale[at])
+        relative = error[at] / scale if scale > 0 else np.inf
         check = Check(
             name=name,
             verdict=Verdict.PASS if agrees.all() else Verdict.FAIL,
+            reason="" if agrees.all() else f"off by {relative:.1e} of its scale",
             input=", ".join(subject.names[index] for index in self.indices),
             analytic=float(evidence.analytic[at]),
             numeric=float(other[at]),
             error=float(error[at]),
             bar=0.0,
             tolerance=float(allowed[at]),
-            scale=float(evidence.scale[at]),
+            scale=scale,
+            resolution=float(allowed[at]) / scale if scale > 0 else np.inf,
         )
         return check, at
 

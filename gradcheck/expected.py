@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradcheck import budget
+from gradcheck.judge import Verdict
 from gradcheck.subject import Arrays, Subject, Violation
 
 __all__ = ["Difference", "Expected"]
 
 UNDERFLOW = 16  # subnormal numbers that any result may be off by
+SATURATED = 0.25  # an output that moves by so much of its size does not move in proportion to its inputs
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How one gradient differs from what is expected of it, in bits (`beyond` False) or beyond rounding."""
+    """How the bits of one gradient differ from those expected.
+
+    The verdict is PASS where rounding explains it, and INCONCLUSIVE where it might explain anything.
+    """
 
     input: str
-    beyond: bool
+    verdict: Verdict
     relative: float  # to the largest element
     text: str
 
@@ -63,13 +68,18 @@ class Expected:
             size = budget.largest(wanted)
             relative = worst.error / size if size > 0 else worst.error
             name = self.subject.wanted_names()[k]
+            verdict = Verdict.PASS if worst.error <= allowed + subnormal else Verdict.FAIL
+            if allowed == np.inf:
+                verdict = Verdict.INCONCLUSIVE
             differing = int(np.count_nonzero(gradient != wanted))
             text = (
                 f"the gradient of {name} differs by {worst.error:.1e} at {worst.where}: {worst.got:.8g} "
                 f"instead of {worst.wanted:.8g} ({differing} of {wanted.size} elements differ; "
                 f"rounding explains {allowed:.1e})"
             )
-            found.append(Difference(name, not worst.error <= allowed + subnormal, relative, text))
+            if verdict is Verdict.INCONCLUSIVE:
+                text = f"resolution: {text}; the input is too ill-conditioned to tell"
+            found.append(Difference(name, verdict, relative, text))
         return found
 
     def _floor(self, k: int) -> float:
@@ -80,13 +90,17 @@ class Expected:
 
     def _slack(self, rng: np.random.Generator, stretch: int) -> list[float]:
         if stretch not in self._measured:
-            moved = [0.0] * len(self.gradients)
+            moved, shift = [0.0] * len(self.gradients), 0.0
             runs = budget.jiggled_runs(self.subject, self.inputs, [self.cotangent], rng, stretch=stretch)
             try:
-                for _, (gradients,) in runs:
+                for output, (gradients,) in runs:
+                    shift = float(np.maximum(shift, budget.largest(output - self.output)))
                     for k, (new, old) in enumerate(zip(gradients, self.gradients, strict=True)):
                         moved[k] = max(moved[k], budget.largest(new - old))
             except Violation:  # not defined beside this point: nothing is known, and nobody accused
+                moved = [np.inf] * len(self.gradients)
+            # The output tells, which a backward that does not repeat has no part in.
+            if stretch > 1 and not shift <= SATURATED * budget.largest(self.output):
                 moved = [np.inf] * len(self.gradients)
             self._measured[stretch] = [budget.SAFETY * each / stretch for each in moved]
         return self._measured[stretch]

@@ -144,23 +144,26 @@ class Factors:
         return UNNAMED, f"multiplied by {k:.6g}"
 
     def _named(self, mean: bool, corrected: bool) -> Iterator[tuple[float, str]]:
-        """The factors that a mistake is known for, the simple ones first: of a mean, or of all of a gradient."""
+        """The factors that a mistake is known for, the simple ones first: of a mean, or of a gradient."""
         yield -1.0, "of the wrong sign"
         yield 2.0, "counted twice"
         yield 0.5, "halved"
         n = self.count
         if n == 1:
             return
-        if self.summed:
-            yield 1 / n, f"a mean, not a sum: do not divide by {n}"
         if mean and not self.summed:
             yield from self._named_of_mean(corrected and self.correction > 0)
             return
-        yield float(n), f"multiplied by {n}, the number of values that are summed"
-        yield 1 / n, f"divided by {n}, the number of values that are summed"
+        yield 1 / n, f"a mean, not a sum: do not divide by {n}" if self.summed else f"divided by N = {n}"
+        yield (
+            float(n),
+            f"multiplied by {n}, the number of values that are {'summed' if self.summed else 'averaged'}",
+        )
         yield n / (n - 1), f"too large by the factor N/(N − 1) = {n}/{n - 1}"
         yield (n - 1) / n, f"too small by the factor (N − 1)/N = {n - 1}/{n}"
         for axes, size in self._products():
+            if size == n:
+                continue
             yield 1 / size, f"divided by {size}, the length of {listed(axes)}"
             yield float(size), f"multiplied by {size}, the length of {listed(axes)}"
 

@@ -52,7 +52,9 @@ class Finding:
 def find(
     subject: Subject, checks: Sequence[Check], terms: Family | None, rng: np.random.Generator
 ) -> tuple[Finding, ...]:
-    """Find out about every gradient that a check named "gradient" failed. Takes some 2,000 calls of forward each.
+    """Find out about every gradient that a check named "gradient" failed.
+
+    Takes some 2,000 calls of forward for each.
 
     Args:
         subject: the pair that was checked, in float64 where it can be.
@@ -66,8 +68,8 @@ def find(
     wanted = [index for index in subject.differentiable if subject.names[index] in failed]
     if not wanted:
         return ()
-    # What is found out comes on top of a verdict, which it must never cost: code that is known to be wrong may
-    # raise anything at the inputs that are tried here.
+    # What is found out comes on top of a verdict, which it must never cost: code that is known to be wrong
+    # may raise anything at the inputs that are tried here.
     with np.errstate(all="ignore"), contextlib.suppress(Exception):
         output, saved = subject.run_forward(subject.inputs)
         cotangent = np.asarray(rng.standard_normal(output.shape).astype(output.dtype))

@@ -51,7 +51,8 @@ def _blame(check: Check, look: Direction, at: int) -> Check:
     else:
         verdict = Verdict.FAIL
         fault = f"the {'jvp' if backward_fits else 'backward pass'} is wrong, the numeric is {derivative:.8g}"
-    reason = f"⟨ȳ, J·u⟩ is {check.numeric:.8g} by the jvp, {check.analytic:.8g} by the backward pass: {fault}"
+    values = f"⟨ȳ, J·u⟩ is {check.numeric:.8g} by the jvp, {check.analytic:.8g} by the backward pass"
+    reason = f"{values}, {check.reason}: {fault}"
     return dataclasses.replace(check, verdict=verdict, reason=reason)
 
 

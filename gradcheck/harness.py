@@ -95,8 +95,7 @@ def check_pair(
     run = _Run(subject, np.random.default_rng(seed))
     with np.errstate(all="ignore"):  # the ladder visits points where the operation may overflow
         run.everything(reference)
-    repeated = {"differentiable": differentiable, "zero": zero, "state": state, "stress": stress}
-    return Report(
+    report = Report(
         name=subject.name,
         inputs=tuple(_describe(subject)),
         checks=tuple(run.checks),
@@ -106,8 +105,9 @@ def check_pair(
         seed=seed,
         findings=tuple(run.findings),
         notes=tuple(run.notes),
-        again=repeating_line("check_pair", {"forward": forward, "backward": backward}, seed, repeated),
     )
+    options = {"differentiable": differentiable, "zero": zero, "state": state, "stress": stress}
+    return _repeatable(report, "check_pair", {"forward": forward, "backward": backward}, options)
 
 
 def check(
@@ -140,7 +140,7 @@ def check(
         raise TypeError(f"attributes are for a registered operation given by name; got {_kind(fn)} for fn")
     adapter = _adapter(fn, inputs)
     function = adapter.by_name(fn, attributes or {}) if isinstance(fn, str) else fn
-    wanted, again = options.get("differentiable"), {"order": order if order > 1 else 0, **options}
+    wanted = options.get("differentiable")
     if wanted is not None:
         names = names_of(function, len(inputs), options.get("input_names"))
         wanted = positions(wanted, names, "differentiable")
@@ -153,11 +153,16 @@ def check(
     report = check_pair(pair.forward, pair.backward, pair.inputs, seed=seed, framework=True, **chosen)
     if order == 2 and report.verdict is not Verdict.ERROR:
         report = _with_second_order(report, pair, options.get("input_names"))
-    return dataclasses.replace(
-        report,
-        notes=(*report.notes, *pair.remarks),
-        again=repeating_line("check", {"fn": fn}, seed, {"attributes": attributes, **again}),
-    )
+    report = dataclasses.replace(report, notes=(*report.notes, *pair.remarks))
+    also = {"order": order} if order > 1 else {}
+    return _repeatable(report, "check", {"fn": fn}, {"attributes": attributes, **also, **options})
+
+
+def _repeatable(report: Report, entrance: str, functions: dict[str, Any], options: dict[str, Any]) -> Report:
+    """The report with the line that repeats its check, where somebody may want to."""
+    if report.verdict is Verdict.PASS:
+        return report
+    return dataclasses.replace(report, again=repeating_line(entrance, functions, report.seed, options))
 
 
 def _adapter(fn: Callable[..., Any] | str, inputs: Sequence[Any]) -> ModuleType:
@@ -255,8 +260,7 @@ class _Run:
         for check in gradients.checks:
             if check.verdict is Verdict.FAIL and check.input is not None:
                 place = gradients.elsewhere.get(check.input, subject)
-                if hasattr(findings, "find"):
-                    self.findings += findings.find(place, (check,), subject.terms, self._rng)
+                self.findings += findings.find(place, (check,), subject.terms, self._rng)
 
 
 def _describe(subject: Subject) -> list[str]:

@@ -1,9 +1,9 @@
 """Where a gradient is wrong: its elements against numeric derivatives along single coordinates.
 
 Up to 1,000 elements every one gets a ladder of its own; six calls of forward each, or two where that would be
-more than 2,000 in all. Beyond, directions are masked to the first and to the last indices of each axis, as many as
-show no error, found by halving, each with a ladder of gradcheck.numeric; in the block that is left a grid of
-elements is looked at. Either way it takes some 2,000 calls of forward.
+more than 2,000 in all. Beyond, directions are masked to the first and to the last indices of each axis, as
+many as show no error, found by halving, each with a ladder of gradcheck.numeric; in the block that is left a
+grid of elements is looked at. Either way it takes some 2,000 calls of forward.
 """
 
 from __future__ import annotations
@@ -180,24 +180,21 @@ class _Search:
         block = [(0, n) for n in self._x.shape]
         if not self._is_wrong(block):
             return tuple(block)
-        for axis, (_, n) in enumerate(block):
-            start = self._right_until(n - 1, lambda k, axis=axis: (*block[:axis], (0, k), *block[axis + 1 :]))
-            block[axis] = (start, n)
-            cut = self._right_until(
-                n - 1 - start,
-                lambda k, axis=axis, n=n: (*block[:axis], (n - k, n), *block[axis + 1 :]),
-            )
+        for axis, n in enumerate(self._x.shape):
+            before, after = block[:axis], block[axis + 1 :]
+            start = self._right_until(n - 1, [[*before, (0, k), *after] for k in range(n)])
+            cut = self._right_until(n - 1 - start, [[*before, (n - k, n), *after] for k in range(n)])
             block[axis] = (start, n - cut)
         return tuple(block)
 
-    def _right_until(self, most: int, part: Callable[[int], Sequence[tuple[int, int]]]) -> int:
-        """The largest k ≤ most for which the part of that length has no error; the first is looked at first."""
-        if most < 1 or self._is_wrong(part(1)):
+    def _right_until(self, most: int, parts: Sequence[Sequence[tuple[int, int]]]) -> int:
+        """The largest k ≤ most for which the k-th part shows no error; 1 is tried first."""
+        if most < 1 or self._is_wrong(parts[1]):
             return 0
         low, high = 1, most + 1
         while high - low > 1:
             middle = (low + high) // 2
-            if self._is_wrong(part(middle)):
+            if self._is_wrong(parts[middle]):
                 high = middle
             else:
                 low = middle

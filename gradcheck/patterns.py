@@ -38,7 +38,11 @@ def _inside(place: Place, wrong: np.ndarray, x: np.ndarray, output: np.ndarray) 
     """The pattern in the block that holds the mistake."""
     finite = np.isfinite(place.analytic)
     if not finite.all():
-        return "not finite" if not finite.any() else _located(place, ~finite, "not finite") or "not finite in part"
+        return (
+            "not finite"
+            if not finite.any()
+            else _located(place, ~finite, "not finite") or "not finite in part"
+        )
     inside = _factor(place, wrong)
     if wrong.all() or (inside and _agrees_with_factor(place, wrong, inside)):
         if inside == "zero":
@@ -139,9 +143,9 @@ def _indices(place: Place, wrong: np.ndarray) -> str:
     rebuilt = np.ones(wrong.shape, bool)
     for axis in range(wrong.ndim):
         others = tuple(other for other in range(wrong.ndim) if other != axis)
-        along = wrong.any(axis=others)
+        along = np.asarray(wrong.any(axis=others))
         chosen.append(along)
-        rebuilt &= along.reshape([-1 if other == axis else 1 for other in range(wrong.ndim)])
+        rebuilt &= np.expand_dims(along, others)
     if not np.array_equal(rebuilt, wrong):
         return ""
     if wrong.sum() == 1 and place.complete:
@@ -153,7 +157,11 @@ def _indices(place: Place, wrong: np.ndarray) -> str:
 def _of_axis(place: Place, axis: int, along: np.ndarray) -> str:
     indices, (start, stop) = place.grid[axis], place.block[axis]
     wrong, right = indices[along], indices[~along]
-    if len(set(wrong % 2)) == 1 and set(right % 2) == {1 - wrong[0] % 2} and len(indices) >= FEWEST_ALTERNATING:
+    if (
+        len(set(wrong % 2)) == 1
+        and set(right % 2) == {1 - wrong[0] % 2}
+        and len(indices) >= FEWEST_ALTERNATING
+    ):
         return f"every second index of axis {axis}, from {wrong[0]} on"
     if len(indices) < stop - start:  # nothing is known of those between
         return ""
@@ -166,7 +174,9 @@ def _of_axis(place: Place, axis: int, along: np.ndarray) -> str:
 
 def _range(axis: int, start: int, stop: int, length: int) -> str:
     if stop - start == 1:
-        return f"the last index of axis {axis}" if start == length - 1 > 1 else f"index {start} of axis {axis}"
+        return (
+            f"the last index of axis {axis}" if start == length - 1 > 1 else f"index {start} of axis {axis}"
+        )
     if stop == length:
         return f"elements from index {start} on along axis {axis}"
     if start == 0:
@@ -246,7 +256,11 @@ def _structure(place: Place, x: np.ndarray) -> str:
     for axes in larger:
         spread = np.max(error, axis=axes) - np.min(error, axis=axes)
         if np.all(spread <= 2 * bar) and math.prod(error.shape[a] for a in axes) >= 2:
-            return f"constant along {listed(axes)}" if len(axes) < len(long) or len(axes) == 1 else "constant everywhere"
+            return (
+                f"constant along {listed(axes)}"
+                if len(axes) < len(long) or len(axes) == 1
+                else "constant everywhere"
+            )
     for axes in larger:
         count = math.prod(error.shape[a] for a in axes)
         if count >= FEWEST and count < error.size and _same_ratio(place, axes, bar):

@@ -20,6 +20,9 @@ from gradcheck.terms import Family, InferenceNorm, Inputs, Mask, MomentNorm, Nor
 __all__ = ["Recognised", "recognise"]
 
 LARGEST_EPS = 1.0
+NEAR = 1e-3  # of the output: what is further off than this with any ε is another operation
+NOISE = 1e-13  # of the variance: how well ε is known; UNSEEN times that at worst
+UNSEEN = 1e3
 MOST_OTHERS = 4  # inputs beside x that may be weight, bias and running statistics
 RANKS = 5
 WORK = 1 << 26  # elements of all candidates together
@@ -40,7 +43,7 @@ def recognise(inputs: Inputs, output: np.ndarray, cotangent: np.ndarray) -> Reco
     Args:
         inputs: of the forward pass; x is the first floating array that has the shape of the output.
         output: of the forward pass, which is not all zero.
-        cotangent: of the shape of the output; where several operations give the output, their gradients for it
+        cotangent: of the shape of the output; where several operations give the output, their gradients for
             tell whether that makes a difference, and the words say so.
     """
     floats = [k for k, a in enumerate(inputs) if a is not None and a.dtype.kind == "f"]
@@ -56,8 +59,11 @@ def recognise(inputs: Inputs, output: np.ndarray, cotangent: np.ndarray) -> Reco
         if not 1 <= y.ndim <= RANKS or len(others) > MOST_OTHERS:
             return None
         found: list[Norm] = []
+        statistics = _Statistics(inputs)
         for candidate in itertools.islice(_candidates(inputs, position, others), WORK // y.size):
-            fitted = _fitted(candidate, inputs, y)
+            if found and _parameters(candidate) != _parameters(found[0]):
+                continue
+            fitted = _fitted(candidate, statistics, y)
             if fitted is not None and _gives(fitted, inputs, y, output.dtype):
                 found.append(fitted)
         return _unique(found, inputs, cotangent) if found else None
@@ -160,43 +166,70 @@ def _parameter_shapes(
             yield tuple(n if axis in axes else 1 for axis, n in enumerate(shape))
 
 
-def _fitted(norm: Norm, inputs: Inputs, y: np.ndarray) -> Norm | None:
+class _Statistics:
+    """What many candidates share, made once: the centred x, its variance, weight and bias, in split shapes."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._made: dict[Any, Any] = {}
+
+    def centred(self, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+        """The centred x, and the variance."""
+        if isinstance(norm, InferenceNorm):
+            return self._centred(norm)
+        key = type(norm), norm.reduced, norm.groups, norm.correction
+        if key not in self._made:
+            self._made[key] = self._centred(norm)
+        return self._made[key]
+
+    def _centred(self, norm: Norm) -> tuple[np.ndarray, np.ndarray]:
+        x = norm.split(np.asarray(self._inputs[norm.x], np.float64))
+        mean, variance = norm.statistics(x)
+        return x - mean, np.mean(variance, axis=norm.reduced, keepdims=True)
+
+    def parameter(self, norm: Norm, position: int | None, absent: float) -> np.ndarray:
+        """Weight or bias."""
+        key = position, absent, norm.parameter_shape, norm.groups
+        if key not in self._made:
+            self._made[key] = norm.parameter(self._inputs, position, absent)
+        return self._made[key]
+
+
+def _fitted(norm: Norm, statistics: _Statistics, y: np.ndarray) -> Norm | None:
     """The record with the ε that its rstd, as seen in the output, tells; None where there is no such ε."""
-    if isinstance(norm, MomentNorm | RmsNorm) and norm.count - norm.correction < 1 + isinstance(norm, MomentNorm):
+    own = not isinstance(norm, InferenceNorm)
+    if own and norm.count - norm.correction < 1 + isinstance(norm, MomentNorm):
         return None
-    p = norm.pieces(inputs, np.zeros(norm.shape))
-    plain = p.centred * p.weight
-    wanted = norm.split(y) - p.bias
+    centred, variance = statistics.centred(norm)
+    plain = centred * statistics.parameter(norm, norm.weight, 1.0)
+    wanted = norm.split(y) - statistics.parameter(norm, norm.bias, 0.0)
     axes = norm.reduced
-    size = np.sum(plain * plain, axis=axes, keepdims=True)
-    seen = np.sum(plain * wanted, axis=axes, keepdims=True) / size
+    seen = np.sum(plain * wanted, axis=axes, keepdims=True) / np.sum(plain * plain, axis=axes, keepdims=True)
     told = np.isfinite(seen) & (seen > 0)
-    if not told.any():
-        return None
     # The output is a multiple of the centred x in every slice, or this is not the record.
-    if np.max(np.abs(np.where(told, plain * seen - wanted, 0))) > 1e-3 * np.max(np.abs(wanted)):
+    off = np.abs(np.where(told, plain * seen - wanted, 0))
+    if not told.any() or np.max(off) > NEAR * np.max(np.abs(wanted)):
         return None
-    _, variance = norm.statistics(p.x)
-    variance = np.mean(np.broadcast_to(variance, norm.split_shape), axis=axes, keepdims=True)[told]
-    if norm.eps_outside:
-        eps = 1 / seen[told] - np.sqrt(variance)
-    else:
-        eps = 1 / seen[told] ** 2 - variance
-    # Where the variance is small, ε is known best.
-    best = float(eps[np.argmin(variance)])
-    noise = 1e-13 * float(np.min(variance))
-    if not -1e3 * noise <= best <= LARGEST_EPS:
+    variance = variance[told]
+    eps = 1 / seen[told] - np.sqrt(variance) if norm.eps_outside else 1 / seen[told] ** 2 - variance
+    best = float(eps[np.argmin(variance)])  # where the variance is small, ε is known best
+    noise = NOISE * float(np.min(variance))
+    if not -UNSEEN * noise <= best <= LARGEST_EPS:
         return None
     return dataclasses.replace(norm, eps=_round(max(best, 0.0), noise))
 
 
+def _parameters(norm: Norm) -> tuple[Any, ...]:
+    return norm.weight, norm.bias, norm.parameter_shape
+
+
 def _round(eps: float, noise: float) -> float:
     """The number with fewest digits that is as near as its rounding allows."""
-    if eps <= 1e3 * noise:
-        return 0.0 if eps <= noise else eps
+    if eps <= noise:
+        return 0.0
     for digits in range(1, 6):
         rounded = float(f"{eps:.{digits - 1}e}")
-        if abs(rounded - eps) <= 1e-9 * eps + 1e3 * noise:
+        if abs(rounded - eps) <= 1e-9 * eps + UNSEEN * noise:
             return rounded
     return eps
 
@@ -229,7 +262,9 @@ def _same_gradient(one: Norm, other: Norm, inputs: Inputs, cotangent: np.ndarray
     gradients: list[np.ndarray] = []
     for norm in (one, other):
         terms = norm.terms(norm.pieces(inputs, cotangent), norm.shape)
-        gradients.append(sum((norm.expected[name] * term for name, term in terms.items()), np.zeros(norm.shape)))
+        gradients.append(
+            sum((norm.expected[name] * term for name, term in terms.items()), np.zeros(norm.shape))
+        )
     size = float(np.max(np.abs(gradients[0])))
     return bool(np.max(np.abs(gradients[0] - gradients[1])) <= 1e-9 * size)
 
@@ -247,5 +282,3 @@ def _in_words(norm: Norm) -> str:
     if norm.correction:
         parts.append(f"and a variance over N − 1 = {norm.count - 1}")
     return " ".join(parts)
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["repeating_line"]
@@ -31,16 +31,23 @@ def repeating_line(entrance: str, functions: Mapping[str, Any], seed: int, optio
 def _written(role: str, function: Any) -> str:
     if isinstance(function, str):
         return repr(function)
-    name = getattr(function, "__name__", "")
+    name, owner = getattr(function, "__name__", ""), getattr(function, "__self__", None)
+    if inspect.ismethod(function) and isinstance(owner, type):  # such as the apply of an autograd.Function
+        return f"{owner.__name__}.{name}"
     return name if name.isidentifier() else role
 
 
-def _place(function: Callable[..., Any]) -> str:
+def _place(function: Any) -> str:
     """file:line, the file as seen from the current folder; empty where there is no source."""
     while isinstance(function, functools.partial):
         function = function.func
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    if code is None:
+    owner = getattr(function, "__self__", None)
+    written = owner if isinstance(owner, type) else inspect.unwrap(function) if callable(function) else None
+    try:
+        file, (_, line) = inspect.getsourcefile(written), inspect.getsourcelines(written)  # type: ignore[arg-type]
+    except (TypeError, OSError):
         return ""
-    path = os.path.relpath(code.co_filename) if os.path.exists(code.co_filename) else code.co_filename
-    return f"{path if not path.startswith('..') else code.co_filename}:{code.co_firstlineno}"
+    if file is None:
+        return ""
+    seen = os.path.relpath(file)
+    return f"{file if seen.startswith('..') else seen}:{max(line, 1)}"

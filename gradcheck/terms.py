@@ -98,7 +98,7 @@ class Norm:
     eps_outside: bool = False
 
     expected: ClassVar[Mapping[str, float]]
-    """The terms by name, with the coefficient that each has in a right gradient: 1, or 0 for a foreign one."""
+    """The terms by name, with the coefficient of each in a right gradient: 1, or 0 for a foreign one."""
 
     @property
     def split_shape(self) -> tuple[int, ...]:
@@ -147,7 +147,7 @@ class Norm:
         )  # fmt: skip
 
     def statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is subtracted from x, and the variance that it is divided by the root of, in the split shape."""
+        """What is subtracted from x, and the variance, in the split shape."""
         raise NotImplementedError
 
     def output(self, inputs: Inputs) -> np.ndarray:
@@ -274,7 +274,7 @@ def for_configuration(family: str, configuration: Configuration, arrays: Arrays)
 
 
 def axes_in_words(axes: Sequence[int], groups: tuple[int, int] | None = None) -> str:
-    """ "over axes 0 and 2"; where the axis of channels is split in two: "over each group of channels and axis 2"."""
+    """ "over axes 0 and 2", or, with the axis of channels in two, "over each group of channels and axis 2"."""
     if groups is not None:
         axis = groups[0]
         halves = {

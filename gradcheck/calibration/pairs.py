@@ -51,6 +51,8 @@ def plain(configuration: Configuration) -> Configuration:
         fixed["mask_axes"] = (0, 1) if _by_channel(configuration) else tuple(range(configuration.rank))
     else:
         fixed["eps"] = EPS
+    if configuration.operation == "rms_norm":  # it has no bias there
+        fixed["affine"] = "weight" if configuration.has_weight else "none"
     return dataclasses.replace(configuration, **fixed)
 
 

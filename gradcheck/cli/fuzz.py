@@ -107,6 +107,7 @@ def _search(
             max_examples=examples,
             deadline=None,
             database=None,
+            phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
             verbosity=hypothesis.Verbosity.quiet,
             suppress_health_check=list(hypothesis.HealthCheck),
             report_multiple_bugs=False,

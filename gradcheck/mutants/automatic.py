@@ -134,6 +134,8 @@ def _expressions(node: ast.AST) -> Iterator[ast.expr]:
         inner = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg != "axis")]
     else:
         inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        if isinstance(node, ast.Attribute) and node.attr == "shape":
+            inner = []
     for child in inner:
         yield from _expressions(child)
 
@@ -148,17 +150,14 @@ def _variants(node: ast.expr) -> Iterator[Edit]:
             yield "operator", ast.Compare(node.left, [comparison()], node.comparators)
     elif isinstance(node, ast.Call):
         yield from _of_call(node)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int):
-        for number in {node.value + 1, node.value - 1} - {node.value}:
+    elif isinstance(node, ast.Constant) and type(node.value) is int:  # not a bool
+        for number in (node.value + 1, node.value - 1):
             yield "constant", ast.Constant(number)
     elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
         yield from _of_index(node)
-    elif isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load):
+    elif isinstance(node, ast.Tuple) and all(isinstance(element, ast.Name) for element in node.elts):
         for k in range(len(node.elts) - 1):
-            if not isinstance(node.elts[k + 1], ast.Constant):
-                elements = list(node.elts)
-                elements[k : k + 2] = elements[k + 1], elements[k]
-                yield "result", ast.Tuple(elements, ast.Load())
+            yield "result", ast.Tuple(_swapped(node.elts, k), ast.Load())
 
 
 def _is_array(node: ast.expr) -> bool:
@@ -180,7 +179,9 @@ def _around(node: ast.expr) -> Iterator[Edit]:
         ("digits", "_in_float32(e)"),
         ("roll", "np.roll(e, 1)"),
     ):
-        yield kind, _filled(code, node)
+        scalar = isinstance(node, ast.Name) and node.id.isupper()
+        if not (scalar and kind == "roll"):
+            yield kind, _filled(code, node)
 
 
 def _filled(code: str, node: ast.expr) -> ast.expr:
@@ -232,6 +233,10 @@ def _of_index(node: ast.Subscript) -> Iterator[Edit]:
     places = node.slice.elts
     for k in range(len(places) - 1):
         if ast.dump(places[k]) != ast.dump(places[k + 1]):
-            moved = list(places)
-            moved[k : k + 2] = moved[k + 1], moved[k]
-            yield "axes", ast.Subscript(node.value, ast.Tuple(moved, ast.Load()), ast.Load())
+            moved = ast.Tuple(_swapped(places, k), ast.Load())
+            yield "axes", ast.Subscript(node.value, moved, ast.Load())
+
+
+def _swapped(elements: list[ast.expr], k: int) -> list[ast.expr]:
+    """The elements with the one at k and the next in the other order."""
+    return [*elements[:k], elements[k + 1], elements[k], *elements[k + 2 :]]

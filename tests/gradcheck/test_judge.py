@@ -33,6 +33,18 @@ TABLE = {
     "loose by the numeric side": ({**GOOD, "bar": 3e-7}, {}, Verdict.INCONCLUSIVE, "does not settle"),
     "loose by noise": ({**GOOD, "bar": 3e-7, "noise": 2e-7}, {}, Verdict.INCONCLUSIVE, "noise"),
     "loose by a kink": ({**GOOD, "bar": 3e-1, "kink": 3e-1}, {}, Verdict.INCONCLUSIVE, "kink"),
+    "loose by a kink, the place known": (
+        {**GOOD, "bar": 3e-1, "kink": 3e-1},
+        {"jumps": np.array([[False, False], [True, True]])},
+        Verdict.INCONCLUSIVE,
+        "in 2 of 4 elements, first at (1, 0)",
+    ),
+    "loose by curvature, or a kink whose place is known": (
+        {**GOOD, "bar": 3e-7},
+        {"jumps": np.array([False, True])},
+        Verdict.INCONCLUSIVE,
+        "in 1 of 2 elements, first at (1,)",
+    ),
     "loose by the backward pass": ({**GOOD, "tolerance": 3e-7}, {}, Verdict.INCONCLUSIVE, "4 ulp"),
     "the bar is infinite, the error large": (
         {**GOOD, "analytic": 9.0, "bar": np.inf},
@@ -71,6 +83,12 @@ TABLE = {
         {},
         Verdict.INCONCLUSIVE,
         "kink",
+    ),
+    "forward raises beside the input": (
+        {**GOOD, "bar": np.inf},
+        {"raised": "forward raised ValueError: negative"},
+        Verdict.INCONCLUSIVE,
+        "at points beside this input forward raised ValueError: negative",
     ),
     "the bar is infinite": ({**GOOD, "bar": np.inf}, {}, Verdict.INCONCLUSIVE, "resolution"),
     "at the floor": (ZERO, {}, Verdict.VACUOUS, "nothing was checked"),

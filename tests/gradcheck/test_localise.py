@@ -19,7 +19,7 @@ def cubed(change: Change) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """An elementwise cube over the sum of the inputs, whose gradient is changed afterwards."""
 
     def forward(x: np.ndarray) -> Any:
-        return x**3 + np.sin(x), x
+        return x * x * x + np.sin(x), x
 
     def backward(x: np.ndarray, cotangent: np.ndarray) -> Any:
         return (change((3 * x**2 + np.cos(x)) * cotangent),)
@@ -67,8 +67,8 @@ def test_one_element_of_few(error: float) -> None:
     assert calls <= 400
 
 
-def test_every_element_of_a_thousand_is_looked_at() -> None:
-    place, words, calls = located((10, 10, 10), at(slice(None), 4))
+def test_every_element_of_hundreds_is_looked_at() -> None:
+    place, words, calls = located((10, 8, 10), at(slice(None), 4))
     assert place.complete and place.wrong.sum() == 100
     assert words == "only index 4 of axis 1: a constant factor of 1.5"
     assert calls <= 2300
@@ -77,18 +77,18 @@ def test_every_element_of_a_thousand_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("index", "words"),
     [
-        ((slice(None), 11), "only index 11 of axis 1: a constant factor of 1.5"),
+        ((slice(None), 8), "only index 8 of axis 1: a constant factor of 1.5"),
         ((slice(None), slice(None), -1), "only the last index of axis 2: a constant factor of 1.5"),
         (
-            (slice(None), slice(None), slice(33, None)),
-            "only elements from index 33 on along axis 2: a constant factor of 1.5",
+            (slice(None), slice(None), slice(13, None)),
+            "only elements from index 13 on along axis 2: a constant factor of 1.5",
         ),
-        ((17, 3, 20), "only element (17, 3, 20)"),
+        ((7, 3, 15), "only element (7, 3, 15)"),
         ((), "a constant factor of 1.5"),
     ],
 )
 def test_many_elements_are_bisected(index: tuple[Any, ...], words: str) -> None:
-    place, got, calls = located((30, 25, 40), at(*index))
+    place, got, calls = located((12, 10, 20), at(*index))
     assert got == words
     assert not place.complete
     assert place.wrong.all()
@@ -96,7 +96,7 @@ def test_many_elements_are_bisected(index: tuple[Any, ...], words: str) -> None:
 
 
 def test_a_tiny_error_of_one_element_of_many() -> None:
-    place, words, _ = located((5000,), at(1234, error=1e-5))
+    place, words, _ = located((2000,), at(1234, error=1e-5))
     assert place.index == (1234,)
     assert words == "only element (1234)"
 

@@ -83,7 +83,10 @@ def test_along_one_axis_of_any_rank(shape: tuple[int, ...]) -> None:
     ):
         assert described(shape, changed(index, several)).startswith(words)
     assert described(shape, lambda d, x: np.flip(d, last)) == f"the right values, reversed along axis {last}"
-    assert described(shape, lambda d, x: np.roll(d, 1, last)) == f"the right values, rolled by 1 along axis {last}"
+    assert (
+        described(shape, lambda d, x: np.roll(d, 1, last))
+        == f"the right values, rolled by 1 along axis {last}"
+    )
     element = tuple(m - 1 for m in shape)
     assert described(shape, changed(element, lambda part: part + 1)) == (
         f"only element ({', '.join(map(str, element))})"
@@ -94,11 +97,17 @@ def test_what_happens_in_the_part_that_is_wrong() -> None:
     assert described((3, 4, 5), changed((slice(None), 2), lambda part: 0.5 * part)) == (
         "only index 2 of axis 1: a constant factor of 0.5"
     )
-    assert described((3, 4, 5), changed((slice(None), 2), lambda part: 0 * part)) == "only index 2 of axis 1: zero"
+    assert (
+        described((3, 4, 5), changed((slice(None), 2), lambda part: 0 * part))
+        == "only index 2 of axis 1: zero"
+    )
     assert described((3, 4, 5), changed((0, slice(None)), lambda part: part * np.nan)) == (
         "only index 0 of axis 0: not finite"
     )
-    assert described((3, 4, 5), changed((0, 1), lambda part: part + 1)) == "only index 0 of axis 0 and index 1 of axis 1"
+    assert (
+        described((3, 4, 5), changed((0, 1), lambda part: part + 1))
+        == "only index 0 of axis 0 and index 1 of axis 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,10 +129,17 @@ def test_errors_constant_along_axes(shape: tuple[int, ...]) -> None:
     for axis in range(len(shape)):
         others = tuple(n if a == axis else 1 for a, n in enumerate(shape))
         along = tuple(a for a in range(len(shape)) if a != axis)
-        words = f"axis {along[0]}" if len(along) == 1 else f"axes {', '.join(map(str, along[:-1]))} and {along[-1]}"
+        words = (
+            f"axis {along[0]}"
+            if len(along) == 1
+            else f"axes {', '.join(map(str, along[:-1]))} and {along[-1]}"
+        )
         error = rng.normal(size=others)
         assert described(shape, lambda d, x, e=error: d + e) == f"constant along {words}"
-        assert described(shape, lambda d, x, e=error: d * (2 + e)) == f"a factor per slice, constant along {words}"
+        assert (
+            described(shape, lambda d, x, e=error: d * (2 + e))
+            == f"a factor per slice, constant along {words}"
+        )
         offset = rng.normal(size=others)
         got = described(shape, lambda d, x, e=error, o=offset: d + o + e * x)
         assert got == f"affine in x along {words}, per slice"
@@ -156,7 +172,10 @@ def test_scattered_elements() -> None:
     assert described((4, 6), checkerboard) == "a checkerboard over axes 0 and 1"
     assert described((4, 6), largest) == "one element of each slice over axis 1"
     assert described((4, 6), tail) == "only elements from the flat index 17 on"
-    assert described((4, 6), lambda d, x: d + (x <= 0) * (1 + d**2)) in ("only where x < 0", "only where the output is zero")
+    assert described((4, 6), lambda d, x: d + (x <= 0) * (1 + d**2)) in (
+        "only where x < 0",
+        "only where the output is zero",
+    )
 
 
 def test_errors_within_the_bars_have_no_pattern() -> None:

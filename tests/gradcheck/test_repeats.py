@@ -67,6 +67,15 @@ def test_sums_in_a_changing_order_pass_far_from_zero(mean):
     assert report.verdict in (Verdict.PASS, Verdict.INCONCLUSIVE), str(report)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_changing_order_at_hopeless_inputs_accuses_nobody(seed):
+    """float32 keeps three bits of these: whatever the order of a sum does, nothing follows from it."""
+    arrays = inputs(dtype=np.float64)
+    arrays = (np.float32(1e4 + 1e-3 * arrays[0]), *map(np.float32, arrays[1:]))
+    answers = probed(*shuffled_pair(seed), arrays)
+    assert not {check.verdict for check in answers.checks} & {Verdict.FAIL, Verdict.ERROR}, answers.checks
+
+
 def losing(rate, seed=0):
     """A backward that now and then loses one row of the sum behind the gradient of weight."""
     rng = np.random.default_rng(seed)
@@ -87,10 +96,9 @@ def losing(rate, seed=0):
 def test_a_race_that_loses_updates_fails_however_often(rate, dtype, seed):
     answers = probed(batch_norm, losing(rate, seed), inputs(dtype=dtype))
     check = check_named(answers, "backward repeats")
-    aliasing = check_named(answers, "memory is not shared")  # whose run counts among the repetitions
-    assert Verdict.FAIL in (check.verdict, aliasing.verdict), answers.checks
-    assert "gives another result" in (check.reason + aliasing.reason)
-    assert "the gradient of weight differs by" in (check.reason + aliasing.reason)
+    assert check.verdict is Verdict.FAIL, answers.checks
+    assert "gives another result" in check.reason
+    assert "the gradient of weight differs by" in check.reason
 
 
 def test_a_rare_race_needs_stress():

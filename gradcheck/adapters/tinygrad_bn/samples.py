@@ -44,13 +44,18 @@ def _drawn(samples: Samples | None, seed: int) -> list[Sample]:
     return [] if samples is None else list(samples(np.random.default_rng(seed)))
 
 
+def _arrays(inputs: Sequence[Any]) -> list[Any]:
+    """NumPy's scalars as arrays: what a generator draws for the shape () is one."""
+    return [np.asarray(value) if isinstance(value, (np.generic, float)) else value for value in inputs]
+
+
 def _check_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
     """The rules of a primitive, or the definition of a fused operation without kernels."""
     operation = operation_of(spec)
     for sample in samples:
         call = functools.partial(operation, **sample.attributes)
         fn = (lambda *parts, call=call: call(parts)) if spec.variadic else call
-        yield sample.name, _report(spec, fn, sample.inputs, seed)
+        yield sample.name, _report(spec, fn, _arrays(sample.inputs), seed)
 
 
 def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
@@ -60,7 +65,7 @@ def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterat
     for sample in samples:
         for name in dict.fromkeys(kernel.name for kernel in kernels):
             for dtype in spec.dtypes:
-                inputs = [_cast(value, dtype) for value in sample.inputs]
+                inputs = [_cast(value, dtype) for value in _arrays(sample.inputs)]
                 try:
                     kernel = operation.explain(*inputs, kernel=name, **sample.attributes).kernel
                 except ValueError:  # no kernel of this name serves this sample

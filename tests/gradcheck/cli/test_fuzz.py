@@ -34,10 +34,10 @@ def pretend(monkeypatch):
 
 def test_where_all_pass_the_status_is_0_and_the_line_counts_them(run, pretend):
     checked = pretend(lambda c: Verdict.PASS)
-    result = run("fuzz", "--examples", 50, "--seed", 3)
+    result = run("fuzz", "--examples", 100, "--seed", 3)
     assert result.exit_code == 0 and result.stderr == ""
     assert result.stdout.startswith(f"{len(checked)} configurations: {len(checked)} PASS in ")
-    assert 40 <= len(checked) == len(set(checked)) <= 50
+    assert 80 <= len(checked) == len(set(checked)) <= 100
     assert {c.operation for c in checked} == set(OPERATIONS)
 
 
@@ -62,7 +62,7 @@ def test_the_seed_decides_what_is_drawn(run, pretend):
 
 
 def test_what_is_neither_right_nor_wrong_is_counted_and_not_hunted(run, pretend):
-    pretend(lambda c: Verdict.INCONCLUSIVE if c.eps else Verdict.VACUOUS)
+    pretend(lambda c: Verdict.INCONCLUSIVE if c.dtype == "float32" else Verdict.VACUOUS)
     result = run("fuzz", "--op", "layer_norm", "--examples", 30)
     assert result.exit_code == 0
     assert " INCONCLUSIVE" in result.stdout and " VACUOUS" in result.stdout

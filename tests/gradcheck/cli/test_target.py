@@ -77,7 +77,7 @@ def test_the_inputs_are_gaussian_and_follow_from_the_seed(run, folder):
 
 
 def test_the_inputs_may_come_from_a_file(run, folder):
-    np.savez("mine.npz", b=np.arange(6.0).reshape(2, 3), a=np.ones(3))
+    np.savez("mine.npz", b=np.arange(6.0).reshape(2, 3), a=np.full(3, 2.0))
     result = check(run, "my_numpy.py:scale,forgetful", "--input", "mine.npz")
     assert result.stdout.startswith("FAIL  scale   x (2, 3) float64, weight (3,)")
     assert "--input mine.npz --seed 0" in result.stdout
