@@ -84,7 +84,7 @@ def check_low_precision(
     for index, x, got, want, change in zip(
         subject.differentiable, subject.wanted(), gradients, wanted_gradients, moved, strict=True
     ):
-        terms = budget.terms(precise, wanted, x)
+        terms = budget.uncancelled(precise, wanted, x)
         if index in subject.zero:  # it has no scale of its own: it is measured against an identity's
             terms = max(terms, budget.largest(precise))
         name = subject.names[index]

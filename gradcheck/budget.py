@@ -112,6 +112,6 @@ def jiggled_runs(
         )
 
 
-def terms(cotangent: np.ndarray, output: np.ndarray, x: np.ndarray) -> float:
+def uncancelled(cotangent: np.ndarray, output: np.ndarray, x: np.ndarray) -> float:
     """The size of an element of the gradient of x before anything cancels: |ȳ|·|y| over the spread of x."""
     return largest(cotangent) * largest(output) / magnitude(x)

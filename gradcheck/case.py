@@ -10,7 +10,7 @@ from gradcheck import budget
 from gradcheck.expected import Expected
 from gradcheck.judge import Verdict
 from gradcheck.subject import Arrays, Subject, Violation
-from gradcheck.watch import Run, copies
+from gradcheck.watch import Run
 
 __all__ = ["Case", "first_run"]
 
@@ -52,8 +52,7 @@ class Case:
         """What is expected elsewhere; None where the pair is not defined or not finite."""
         try:
             run = Run.forward(self.subject, inputs)
-            output = run.output.copy()
-            gradients = copies(run.backward(cotangent))
+            output, gradients = run.output, run.backward(cotangent)
         except Violation:  # a point that the harness made up need not be legal
             return None
         if output.shape != self.output.shape:
@@ -71,7 +70,7 @@ def first_run(subject: Subject, rng: np.random.Generator) -> Case:
             reason = f"input {name} holds NaN or infinity: there is no derivative there"
             raise Violation(Verdict.INCONCLUSIVE, reason, input=name)
     run = Run.forward(subject, subject.inputs)
-    output = run.output.copy()
+    output = run.output.copy()  # it may be a buffer that later calls overwrite, and so may the gradients
     _require_something(output, "forward's output")
     if not np.isfinite(output).all():
         bad = int(np.count_nonzero(~np.isfinite(output)))
@@ -79,12 +78,12 @@ def first_run(subject: Subject, rng: np.random.Generator) -> Case:
         raise Violation(Verdict.INCONCLUSIVE, reason)
     cotangent = _cotangent(subject, output, rng, lowered=False)
     returned = run.backward(cotangent)
-    gradients = first = copies(returned)
+    gradients = first = tuple(array.copy() for array in returned)
     lowered = not budget.has_room(output, *gradients)
     if lowered:
         cotangent = budget.lowered(cotangent)
         returned = run.backward(cotangent)
-        gradients = copies(returned)
+        gradients = tuple(array.copy() for array in returned)
     _require_finite(subject, cotangent, first, gradients)
     second = _cotangent(subject, output, rng, lowered)
     expected = Expected(subject, subject.inputs, output, cotangent, gradients)

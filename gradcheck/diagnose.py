@@ -27,6 +27,8 @@ EPS_TRIED = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 EPS_STEPS = 40
 SINGULAR = 1e-14  # below this part of the largest singular value two terms are one
 FITTED = 2  # complexity of an ε that nobody would choose
+NOTHING_WRONG, AMBIGUOUS = 3, 4  # complexity of saying so: what explains more simply comes first
+WORK = 1 << 26  # elements of the terms of all hypotheses that are tried
 SIMPLE = 1  # a mistake of this complexity needs no simpler explanation
 
 
@@ -101,7 +103,8 @@ def _of_norm(
     right = next(hypotheses)
     unit = _unit(right, norm, role, inputs, cotangent, dtype)
     search = _Search(target, Factors.of(norm, role, norm.has_weight(inputs)), unit)
-    found = search.simplest(right, hypotheses, _other_eps(norm, role, inputs, cotangent, search))
+    most = itertools.islice(hypotheses, WORK // target.size)
+    found = search.simplest(right, most, _other_eps(norm, role, inputs, cotangent, search))
     return found or search.refusal(right, norm.name, wrong)
 
 
@@ -136,7 +139,7 @@ class _Search:
                 continue
             if np.any(fit.errors > DETERMINED):
                 if not hypothesis.words and best is None:
-                    best = (4, fit.diagnosis(_COLLINEAR))
+                    best = (AMBIGUOUS, fit.diagnosis(_COLLINEAR))
                 continue
             complexity, words = self.factors.read(
                 list(hypothesis.terms), fit.coefficients, fit.errors, hypothesis.expected
@@ -145,7 +148,7 @@ class _Search:
             sentence = "; ".join(part for part in (hypothesis.words, words) if part)
             if not sentence:
                 sentence = f"every term is right, to the {self.unit:.0e} that rounding explains at this input"
-                complexity = 3
+                complexity = NOTHING_WRONG
             if best is None or complexity < best[0]:
                 best = (complexity, fit.diagnosis(sentence))
             if complexity <= SIMPLE:
@@ -154,16 +157,24 @@ class _Search:
 
     def fit(self, hypothesis: Hypothesis) -> _Fit:
         """Fit with the expected coefficients; else those of its own terms free; else those of all terms."""
-        expected = np.array([hypothesis.expected[name] for name in hypothesis.terms])
-        columns = np.array([np.ravel(term) for term in hypothesis.terms.values()])
-        fits = [self._fixed(hypothesis, columns, expected)]
-        if not np.isfinite(columns).all():
-            return fits[0]
+        columns, expected = hypothesis.columns()
+        best = self._fixed(hypothesis, columns, expected)
+        # Every other fit is made for the right formula, whose coefficients are reported in any case.
+        if not np.isfinite(columns).all() or (hypothesis.words and not self._comes_near(columns)):
+            return best
         for free in dict.fromkeys([tuple(map(int, np.flatnonzero(expected))), tuple(range(len(columns)))]):
-            if fits[-1].explains or len(free) >= self.target.size:
+            if best.explains or len(free) >= self.target.size:
                 break
-            fits.append(self._free(hypothesis, columns, list(free), expected))
-        return fits[-1]
+            best = self._free(hypothesis, columns, list(free), expected)
+        return best
+
+    def _comes_near(self, columns: np.ndarray) -> bool:
+        """Whether a fit with half of the digits, which costs little, leaves next to nothing."""
+        target = self.target.ravel()
+        coefficients, *_ = np.linalg.lstsq(columns @ columns.T, columns @ target, rcond=None)
+        left = float(np.linalg.norm(target - coefficients @ columns))
+        size = float(np.abs(coefficients) @ np.linalg.norm(columns, axis=1))
+        return left <= max(NEARLY, self.unit) * (size + self._size)
 
     def _fixed(self, hypothesis: Hypothesis, columns: np.ndarray, coefficients: np.ndarray) -> _Fit:
         return self._judged(hypothesis, columns, coefficients, np.zeros(len(columns)))
@@ -198,23 +209,24 @@ class _Search:
 
     def refusal(self, right: Hypothesis, name: str, wrong: np.ndarray | None) -> Diagnosis:
         """What is said where nothing explains the gradient."""
-        fixed = self._fixed(
-            right,
-            np.array([np.ravel(term) for term in right.terms.values()]),
-            np.array([right.expected[name] for name in right.terms]),
-        )
+        fixed = self._fixed(right, *right.columns())
         if wrong is not None and self._right_elsewhere(right, wrong):
             count = int(np.sum(wrong))
             sentence = (
-                f"the other {wrong.size - count} elements follow the formula of {name} to rounding: look at what "
-                f"is done to {'this one' if count == 1 else f'these {count}'} alone (an index, a bound, a "
-                "branch), not at the terms"
+                f"the other {wrong.size - count} elements follow the formula of {name} to rounding: look at "
+                f"what is done to {'this one' if count == 1 else f'these {count}'} alone (an index, a bound, "
+                "a branch), not at the terms"
             )
             return fixed.diagnosis(sentence)
         if fixed.residual < NEARLY:
             sentence = (
                 f"all terms of {name} are there, to {fixed.residual:.0e}: something is rounded to a lower "
                 "precision, or differs by very little, and no known mistake explains it"
+            )
+            return fixed.diagnosis(sentence)
+        if self._is_permuted(right):
+            sentence = (
+                f"these are the values that the formula of {name} gives, at other places: look at the indices"
             )
             return fixed.diagnosis(sentence)
         fit = self.fit(right)
@@ -224,12 +236,19 @@ class _Search:
         )
         return fit.diagnosis(sentence)
 
+    def _is_permuted(self, right: Hypothesis) -> bool:
+        columns, expected = right.columns()
+        apart = np.sort(expected @ columns) - np.sort(self.target, axis=None)
+        return bool(
+            np.all(np.abs(apart) <= self.unit * np.max(np.abs(columns)) * math.sqrt(self.target.size))
+        )
+
     def _right_elsewhere(self, right: Hypothesis, wrong: np.ndarray) -> bool:
         if not wrong.any() or 2 * np.sum(wrong) > wrong.size:
             return False
-        terms = np.array([right.expected[name] * term for name, term in right.terms.items()])
-        error = np.abs(self.target - terms.sum(axis=0))[~wrong]
-        return bool(np.all(error <= self.unit * np.max(np.abs(terms)) * math.sqrt(wrong.size)))
+        columns, expected = right.columns()
+        error = np.abs(self.target.ravel() - expected @ columns)[~wrong.ravel()]
+        return bool(np.all(error <= self.unit * np.max(np.abs(columns)) * math.sqrt(wrong.size)))
 
 
 _COLLINEAR = (

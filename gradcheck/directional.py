@@ -24,6 +24,7 @@ GOAL = {np.dtype(np.float64): 1e-7, np.dtype(np.float32): 2e-3}
 SMALLER = (-8, -16, -24, -32)  # ladders for strong curvature and nearby kinks
 LARGER = 3  # a ladder for noise
 RESOLVED = 1e-2  # a numeric derivative known no better, of the size of its terms, accuses nobody
+STAIRS = "noise: the output stands still at tiny steps and moves at wider ones, as if rounded to few digits"
 OFFSET = 0.75  # a ladder that shares no point with the others
 
 
@@ -40,7 +41,7 @@ class Direction:
     """A random direction of one wanted input, or of several at once, and the evidence along it.
 
     indices: the positions of the inputs that move; `parts` are their directions.
-    noise: what the forward pass's rounding does to D, by cotangent; measured where it is not given.
+    like: another direction at the same point, whose measurement of noise holds for this one too.
     """
 
     def __init__(
@@ -48,15 +49,17 @@ class Direction:
         point: Point,
         indices: Sequence[int],
         rng: np.random.Generator,
-        noise: np.ndarray | None = None,
+        like: Direction | None = None,
     ) -> None:
         self._point, self.indices = point, tuple(indices)
         subject = point.subject
         self._arrays = [subject.wanted()[subject.differentiable.index(index)] for index in indices]
         self.parts = [direction(x, rng) for x in self._arrays]
-        self.raised = ""  # what forward raised beside the input
+        self.unknown = ""  # why there is no numeric derivative
         x, u = (np.concatenate([each.reshape(-1) for each in parts]) for parts in (self._arrays, self.parts))
-        self._line = Line(self._output, x, u, point.output, point.cotangents, noise)
+        self._line: Line = Line(
+            self._output, x, u, point.output, point.cotangents, None if like is None else like._line
+        )
         self.noise = self._line.noise
 
         flat = u.astype(np.float64)
@@ -129,15 +132,16 @@ class Direction:
         """The output at inputs given as one vector; NaN where forward raises, as it may beside its domain."""
         subject, inputs, start = self._point.subject, list(self._point.subject.inputs), 0
         for index, array in zip(self.indices, self._arrays, strict=True):
-            laid_out = np.empty_like(array)  # in the memory layout of the input
-            laid_out[...] = moved[start : start + array.size].reshape(array.shape)
-            inputs[index], start = laid_out, start + array.size
+            part = moved[start : start + array.size].reshape(array.shape)
+            # In the memory layout of the input; reshaping has seen to the ordinary one.
+            inputs[index] = part if array.flags.c_contiguous else _laid_out_like(array, part)
+            start += array.size
         try:
             output, _ = subject.run_forward(tuple(inputs))
         except Violation as broken:
             if broken.__cause__ is None:
                 raise
-            self.raised = broken.reason
+            self.unknown = f"resolution: at points beside this input {broken.reason}"
             return np.full_like(self._point.output, np.nan)
         if output.shape != self._point.output.shape:
             reason = (
@@ -149,6 +153,10 @@ class Direction:
     def _gather(self) -> Evidence:
         estimate = self._line.ladder()
         bars = self._bars()
+        if self._line.climbs_stairs():
+            self.unknown = STAIRS
+            estimate = dataclasses.replace(estimate, bar=np.full_like(estimate.bar, np.inf))
+            return self._evidence(estimate, bars)
         for shift in SMALLER:
             if self._settled(estimate, bars) or not self._may_settle(estimate, shift):
                 break
@@ -158,8 +166,7 @@ class Direction:
             wider = self._line.ladder(LARGER).overruled_by(estimate)
             # The wider ladder is the blinder one: it straddles every kink that this one does.
             estimate = dataclasses.replace(wider, kink=estimate.kink)
-        kink = np.zeros_like(estimate.value)
-        bar = estimate.bar
+        kink, bar = np.zeros_like(estimate.value), estimate.bar
         if self._disagrees(estimate, bars).any():
             offset = self._line.ladder(estimate.shift, OFFSET)
             apart = np.abs(offset.value - estimate.value)
@@ -170,12 +177,15 @@ class Direction:
             kink = np.fmax(kink, offset.kink)
             unexplained = np.fmax(bar, np.abs(self.analytic - estimate.value))
             bar = np.where(self._unresolved(estimate), unexplained, bar)
+        return self._evidence(dataclasses.replace(estimate, bar=bar + kink, kink=kink), bars)
+
+    def _evidence(self, estimate: Estimate, bars: _Bars) -> Evidence:
         return Evidence(
             analytic=self.analytic,
             numeric=estimate.value,
-            bar=bar + kink,
+            bar=estimate.bar,
             noise=estimate.noise,
-            kink=kink,
+            kink=estimate.kink,
             tolerance=bars.tolerance,
             scale=bars.scale,
             yardstick=bars.yardstick,
@@ -219,3 +229,9 @@ class Direction:
         loose = estimate.bar > RESOLVED * (size @ self._line.slope)
         finer: np.ndarray = (spread & loose) | (self.noise > LOWEST_PRECISION * self._size_of_output())
         return finer
+
+
+def _laid_out_like(array: np.ndarray, values: np.ndarray) -> np.ndarray:
+    laid_out = np.empty_like(array)
+    laid_out[...] = values
+    return laid_out

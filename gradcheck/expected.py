@@ -61,31 +61,27 @@ class Expected:
             if gradient.tobytes() == wanted.tobytes():
                 continue
             worst = budget.worst(gradient, wanted)
-            subnormal = UNDERFLOW * float(np.finfo(own.dtype).smallest_subnormal)
+            subnormal = UNDERFLOW * max(1.0, abs(factor)) * float(np.finfo(own.dtype).smallest_subnormal)
             allowed = slack * abs(factor) * self._floor(k)
             if not worst.error <= allowed + subnormal:
                 allowed = max(allowed, slack * abs(factor) * self._slack(rng, stretch)[k])
-            size = budget.largest(wanted)
-            relative = worst.error / size if size > 0 else worst.error
-            name = self.subject.wanted_names()[k]
             verdict = Verdict.PASS if worst.error <= allowed + subnormal else Verdict.FAIL
-            if allowed == np.inf:
+            known = f"rounding explains {allowed:.1e}"
+            if allowed == np.inf and np.isfinite(worst.error):
                 verdict = Verdict.INCONCLUSIVE
-            differing = int(np.count_nonzero(gradient != wanted))
+                known = "resolution: what rounding explains is not known at so ill-conditioned an input"
+            name, differing = self.subject.wanted_names()[k], int(np.count_nonzero(gradient != wanted))
             text = (
                 f"the gradient of {name} differs by {worst.error:.1e} at {worst.where}: {worst.got:.8g} "
-                f"instead of {worst.wanted:.8g} ({differing} of {wanted.size} elements differ; "
-                f"rounding explains {allowed:.1e})"
+                f"instead of {worst.wanted:.8g} ({differing} of {wanted.size} elements differ; {known})"
             )
-            if verdict is Verdict.INCONCLUSIVE:
-                text = f"resolution: {text}; the input is too ill-conditioned to tell"
-            found.append(Difference(name, verdict, relative, text))
+            found.append(Difference(name, verdict, worst.error / (budget.largest(wanted) or 1.0), text))
         return found
 
     def _floor(self, k: int) -> float:
         gradient, x = self.gradients[k], self.subject.wanted()[k]
         count = max(self.cotangent.size, *(each.size for each in self.gradients))
-        size = max(budget.largest(gradient), budget.terms(self.cotangent, self.output, x))
+        size = max(budget.largest(gradient), budget.uncancelled(self.cotangent, self.output, x))
         return budget.rounding_floor(gradient.dtype, count) * size
 
     def _slack(self, rng: np.random.Generator, stretch: int) -> list[float]:

@@ -12,9 +12,9 @@ from gradcheck.diagnose import diagnose
 from gradcheck.judge import Check, Verdict
 from gradcheck.localise import localise
 from gradcheck.patterns import describe
-from gradcheck.recognise import recognise
+from gradcheck.recognise import gives, recognise
 from gradcheck.subject import Subject
-from gradcheck.terms import Family
+from gradcheck.terms import Family, Norm
 
 __all__ = ["Finding", "find"]
 
@@ -82,14 +82,22 @@ def find(
 
 
 def _family(run: _Run, terms: Family | None) -> tuple[Family | None, str]:
-    """The family of the operation, and in words if it had to be recognised."""
+    """The family of the operation; and in words if it had to be recognised, or is not as declared."""
+    inputs, output = run.subject.inputs, run.output
+    declared = ""
     if terms is not None:
-        return terms, ""
+        as_declared = False
+        with contextlib.suppress(Exception):
+            as_declared = not isinstance(terms, Norm) or gives(terms, inputs, output, output.dtype)
+        if as_declared:
+            return terms, ""
+        declared = f"the output is not that of the {terms.name} that was declared"
+    recognised = None
     with contextlib.suppress(Exception):
-        recognised = recognise(run.subject.inputs, run.output, run.cotangent)
-        if recognised is not None:
-            return recognised.family, recognised.words
-    return None, ""
+        recognised = recognise(inputs, output, run.cotangent)
+    if recognised is None:
+        return None, declared
+    return recognised.family, f"{recognised.words}; {declared}" if declared else recognised.words
 
 
 class _Run:

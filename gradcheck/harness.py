@@ -14,6 +14,7 @@ import numpy as np
 
 from gradcheck import accuracy, arguments, contract, findings
 from gradcheck.adapters import Pair
+from gradcheck.adapters.shared import described
 from gradcheck.complex_step import check_by_complex_step
 from gradcheck.findings import Finding
 from gradcheck.forward_mode import check_jvp
@@ -24,7 +25,7 @@ from gradcheck.report import Report
 from gradcheck.second_order import COTANGENT, check_second_order
 from gradcheck.subject import Subject, Violation, make_subject, names_of, positions
 
-__all__ = ["ADAPTERS", "check", "check_pair"]
+__all__ = ["ADAPTERS", "check", "check_pair", "with_second_order"]
 
 # Modules of gradcheck.adapters, named like their framework, in the order in which they are asked.
 ADAPTERS = ("tinygrad_bn", "torch", "jax")
@@ -142,7 +143,7 @@ def check(
     function = adapter.by_name(fn, attributes or {}) if isinstance(fn, str) else fn
     wanted = options.get("differentiable")
     if wanted is not None:
-        names = names_of(function, len(inputs), options.get("input_names"))
+        names = names_of(described(function), len(inputs), options.get("input_names"))
         wanted = positions(wanted, names, "differentiable")
     pair = adapter.pair(function, inputs, wanted)
     defaults = {"name": fn if isinstance(fn, str) else pair.name, "jvp": pair.jvp}
@@ -152,7 +153,7 @@ def check(
         raise ValueError(f"order=2 needs gradients that can be differentiated again: {why}")
     report = check_pair(pair.forward, pair.backward, pair.inputs, seed=seed, framework=True, **chosen)
     if order == 2 and report.verdict is not Verdict.ERROR:
-        report = _with_second_order(report, pair, options.get("input_names"))
+        report = with_second_order(report, pair, options.get("input_names"))
     report = dataclasses.replace(report, notes=(*report.notes, *pair.remarks))
     also = {"order": order} if order > 1 else {}
     return _repeatable(report, "check", {"fn": fn}, {"attributes": attributes, **also, **options})
@@ -187,7 +188,7 @@ def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__name__}"
 
 
-def _with_second_order(report: Report, pair: Pair, input_names: Sequence[str] | None) -> Report:
+def with_second_order(report: Report, pair: Pair, input_names: Sequence[str] | None) -> Report:
     """Add the checks of (*inputs, cotangent) ↦ gradients, at a random cotangent."""
     assert pair.second is not None
     began = time.perf_counter()

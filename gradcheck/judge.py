@@ -89,7 +89,7 @@ def judge(
     input: str,
     zero: bool = False,
     jumps: np.ndarray | None = None,
-    raised: str = "",
+    unknown: str = UNKNOWN,
 ) -> Check:
     """Apply the decision table to the projections of one input's gradient.
 
@@ -97,7 +97,7 @@ def judge(
         goal: the relative uncertainty that a PASS must reach.
         zero: the gradient is declared to be zero.
         jumps: which elements of the output have a slope that jumps at the input, or near it.
-        raised: what the forward pass raised at points beside the input.
+        unknown: the reason to give where there is no numeric derivative.
     """
     error = np.abs(evidence.analytic - evidence.numeric)
     allowed = 2 * evidence.bar + evidence.tolerance
@@ -105,8 +105,8 @@ def judge(
         strain = error / allowed
     uncertainty = evidence.bar + evidence.tolerance
     # What could not be measured accuses nobody; a gradient that is not finite accuses itself.
-    unknown = ~np.isfinite(allowed + evidence.numeric + evidence.yardstick)
-    wrong = ~np.isfinite(evidence.analytic) | (~unknown & ~(error <= allowed))
+    missing = ~np.isfinite(allowed + evidence.numeric + evidence.yardstick)
+    wrong = ~np.isfinite(evidence.analytic) | (~missing & ~(error <= allowed))
     # A jump of the slope hides what the gradient is, but does not make it zero.
     floor = 2 * (evidence.bar - evidence.kink) + evidence.tolerance
     at_floor = bool(np.all(np.maximum(np.abs(evidence.numeric), np.abs(evidence.analytic)) <= floor))
@@ -116,9 +116,8 @@ def judge(
         return _check(evidence, worst, input, Verdict.FAIL, _mismatch(evidence, worst, error[worst]))
     loose = uncertainty > goal * (evidence.yardstick if at_floor else evidence.scale)
     loose |= (evidence.kink > 0.5 * evidence.bar) & (uncertainty > goal * evidence.scale)
-    if unknown.any():
-        reason = f"resolution: at points beside this input {raised}" if raised else UNKNOWN
-        return _check(evidence, _largest(strain, unknown), input, Verdict.INCONCLUSIVE, reason)
+    if missing.any():
+        return _check(evidence, _largest(strain, missing), input, Verdict.INCONCLUSIVE, unknown)
     if loose.any():
         worst = _largest(uncertainty / evidence.scale, loose)
         reason = _why_loose(evidence, worst, goal, "" if jumps is None else _where(jumps))

@@ -27,7 +27,7 @@ RATIO = 16.0  # of the squares of neighbouring steps
 MOST = 1000  # elements that are all looked at
 FORWARDS = 2000
 SAMPLED = 32  # elements that tell how far the finest step alone is off
-GRID = 128  # elements that are looked at of a larger input
+GRID = 64  # elements that are looked at of a larger input
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ class _Search:
         return abs(float(np.sum(terms)) - float(estimate.value[0])) > 2 * bar
 
     def grid(self, block: Block) -> tuple[np.ndarray, ...]:
-        """Some indices along each axis of a block, the ends and random ones between: about 100 elements."""
+        """Some indices along each axis of a block, the ends and random ones between: 64 elements."""
         lengths = [stop - start for start, stop in block]
         counts = [1] * len(lengths)
         while True:  # one more along the axis that has fewest of those that have some left

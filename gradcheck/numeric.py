@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,7 @@ class Line:
     """The curve t ↦ f(x + t·u) seen through some cotangents, and its derivative at t = 0.
 
     `value(x)` returns the output; `base` is the output at x; `cotangents` has the shape [count, outputs].
-    `noise`, by cotangent, is measured where it is not given.
+    The noise, by cotangent, is measured, or taken from a line `like` it through the same point.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Line:
         u: np.ndarray,
         base: np.ndarray,
         cotangents: np.ndarray,
-        noise: np.ndarray | None = None,
+        like: Line | None = None,
     ) -> None:
         self._value, self._x, self._u = value, x, u
         self._base = base.reshape(-1).astype(np.float64)
@@ -111,27 +111,36 @@ class Line:
         moving = u != 0
         widest = np.spacing(np.abs(x[moving])) / np.abs(u[moving])
         self._least = 32 * float(np.max(widest, initial=0.0))
-        self.noise = self._measure_noise() if noise is None else noise
+        # By cotangent; and by output element, within which t it stands still.
+        self.noise: np.ndarray
+        self._still: np.ndarray
+        self.noise, self._still = self._measure_noise() if like is None else (like.noise, like._still)
         self.slope = np.zeros_like(self._base)  # |J·u|, by output element
         self.jumps = np.zeros(self._base.shape, bool)  # output elements whose slope jumps at x
 
-    def _at(self, t: float) -> np.ndarray:
-        moved = np.asarray(self._x + t * self._u)
-        return self._value(moved).reshape(-1).astype(np.float64)  # a copy: the output may be a buffer
+    def _changes(self, steps: Sequence[float]) -> np.ndarray:
+        """How the output changes from t = 0 to each of these t; [steps, outputs]."""
+        changes = np.empty((len(steps), self._base.size))
+        for row, t in zip(changes, steps, strict=True):
+            row[:] = self._value(np.asarray(self._x + t * self._u)).reshape(-1)
+        changes -= self._base
+        return changes
 
-    def _measure_noise(self) -> np.ndarray:
+    def _measure_noise(self) -> tuple[np.ndarray, np.ndarray]:
         # The output was rounded at least once, even if steps this small happen not to show it.
         info = np.finfo(self._x.dtype)
         rounded = np.maximum(float(info.eps) / 2 * np.abs(self._base), 8 * float(info.smallest_subnormal))
         least = 0.3 * length(self._cotangents * rounded, axis=1)
         steps = NOISE_STEPS[self._x.dtype]
-        noise: np.ndarray = np.fmax(least, self._roughness(steps[0]))
-        widest = self._roughness(steps[-1])
+        noise: np.ndarray = np.fmax(least, self._roughness(self._probe(steps[0])))
+        changes = self._probe(steps[-1])
+        still = np.where(changes.any(axis=0), 0, steps[-1] * max(NOISE_POINTS))
+        widest = self._roughness(changes)
         ratios = [wide / narrow for narrow, wide in itertools.pairwise(steps)]
         if np.all(widest <= ALIKE * ratios[0] * noise):
             between = []  # nothing to tell apart
         else:
-            between = [self._roughness(step) for step in steps[1:-1]]
+            between = [self._roughness(self._probe(step)) for step in steps[1:-1]]
         seen = [noise, *between, widest]
         limit = LOWEST_PRECISION * (np.abs(self._cotangents) @ np.abs(self._base))
         for alike, (narrow, wide) in zip(ALIKE * np.array(ratios), itertools.pairwise(seen), strict=False):
@@ -139,16 +148,16 @@ class Line:
             noise = np.where(rounding, np.fmax(noise, wide), noise)
         # A cotangent that looks at one element may meet a quiet one: what the others saw holds for it too.
         sizes = length(self._cotangents, axis=1)
-        shared: np.ndarray = sizes * np.max(noise / sizes)
-        return shared
+        return sizes * np.max(noise / sizes), still
 
-    def _roughness(self, step: float) -> np.ndarray:
-        """The standard deviation of what is not smooth, from fourth differences at this step."""
+    def _probe(self, step: float) -> np.ndarray:
+        """How the output changes within a few such steps."""
         step = max(step, 2.0 ** math.ceil(math.log2(self._least))) if self._least else step
-        values = np.zeros((len(NOISE_POINTS), len(self._cotangents)))
-        for row, k in zip(values, NOISE_POINTS, strict=True):
-            if k:
-                row[:] = self._cotangents @ (self._at(k * step) - self._base)
+        return self._changes([k * step for k in NOISE_POINTS if k])
+
+    def _roughness(self, changes: np.ndarray) -> np.ndarray:
+        """The standard deviation of what is not smooth, from fourth differences of a probe."""
+        values = np.insert(changes @ self._cotangents.T, NOISE_POINTS.index(0), 0.0, axis=0)
         differences = np.diff(values, n=NOISE_ORDER, axis=0)
         factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
         deviation: np.ndarray = math.sqrt(factor / len(differences)) * length(differences, axis=0)
@@ -161,19 +170,16 @@ class Line:
     def ladder(self, shift: int = 0, factor: float = 1.0) -> Estimate:
         """The derivative from the steps 2⁻² … 2⁻¹⁰, all multiplied by factor·2^shift."""
         steps = STEPS * 2.0**shift * factor
-        slopes = np.empty((len(steps), len(self._cotangents)))
-        rounding = np.empty((len(steps), 1))
-        bends = np.empty((len(steps), self._base.size))
-        for k, h in enumerate(steps.tolist()):
-            plus, minus = self._at(h), self._at(-h)
-            difference = plus - minus
-            slopes[k] = self._cotangents @ difference / (2 * h)
-            rounding[k] = self._rounding(h)
-            bends[k] = np.abs((plus - self._base) + (minus - self._base)) / h
-        if shift < 0 and not difference.any() and self.slope.any():  # rounded away inside the forward pass
+        column = steps[:, None]
+        plus, minus = (self._changes([sign * h for h in steps.tolist()]) for sign in (1, -1))
+        differences = plus - minus
+        slopes = differences @ self._cotangents.T / (2 * column)
+        bends = np.abs(plus + minus) / column
+        finest = differences[-1]
+        if shift < 0 and not finest.any() and self.slope.any():  # rounded away inside the forward pass
             nothing = np.zeros(len(self._cotangents))
             return Estimate(slopes[-1], np.full_like(nothing, np.inf), self.noise, nothing, shift)
-        slope = np.abs(difference) / (2 * steps[-1])
+        slope = np.abs(finest) / (2 * steps[-1])
         slope[~np.isfinite(slope)] = 0  # the bar of such a ladder is infinite
         inside, straddled = self._jumps(bends, float(np.max(slope)), steps)
         if shift <= 0:
@@ -183,8 +189,13 @@ class Line:
         kink, crossing = 0.5 * size @ np.where(inside, bends[-1], 0), size @ straddled > 0
         # What the rounding of x + t·u does to the output is what a random direction of that length would do.
         typical = length(self._cotangents * self.slope, axis=1) + np.abs(slopes[-1])
-        noise = np.hypot(self.noise, rounding * typical) / (math.sqrt(2) * steps[:, None])
+        noise = np.hypot(self.noise, self._rounding(float(steps[-1])) * typical) / (math.sqrt(2) * column)
         return self._extrapolate(slopes, noise, kink, crossing, shift)
+
+    def climbs_stairs(self) -> bool:
+        """Whether some output element stands still at tiny steps, but not over those of the last ladder."""
+        visible = 64 * float(np.finfo(self._x.dtype).eps) * np.abs(self._base)
+        return bool(np.any(self._still * self.slope > visible))
 
     def _jumps(self, bends: np.ndarray, steepest: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which output elements have a kink inside the finest step, and which one that wider steps do."""
@@ -196,6 +207,7 @@ class Line:
         return inside, straddled
 
     def _rounding(self, h: float) -> float:
+        """How much of h·u is lost in x + h·u, which is most at the finest step."""
         step = h * self._u
         moved = self._x + step
         back = moved - self._x

@@ -127,6 +127,9 @@ def _permutation(place: Place) -> str:
             return f"the right values, with axes {one} and {other} exchanged"
         if same(np.reshape(np.swapaxes(d, one, other), d.shape)):
             return f"the right values in the memory order of axes {one} and {other} exchanged"
+    for k in (1, -1):
+        if same(np.roll(d, k)):
+            return f"the right values, rolled by {k} in memory order"
     if np.all(np.abs(np.sort(a, axis=None) - np.sort(d, axis=None)) <= bar):
         return "a permutation of the right values"
     return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from gradcheck.budget import SAFETY, jiggled, rounding_floor
 from gradcheck.terms import Family, InferenceNorm, Inputs, Mask, MomentNorm, Norm, RmsNorm, listed
 
-__all__ = ["Recognised", "recognise"]
+__all__ = ["Recognised", "gives", "recognise"]
 
 LARGEST_EPS = 1.0
 NEAR = 1e-3  # of the output: what is further off than this with any ε is another operation
@@ -25,6 +25,11 @@ NOISE = 1e-13  # of the variance: how well ε is known; UNSEEN times that at wor
 UNSEEN = 1e3
 MOST_OTHERS = 4  # inputs beside x that may be weight, bias and running statistics
 RANKS = 5
+# The kind, what is subtracted from N in its variance, whether ε is outside of the root: customary ones first.
+KINDS: tuple[tuple[type[Norm], int, bool], ...] = (
+    (MomentNorm, 0, False), (RmsNorm, 0, False), (MomentNorm, 1, False), (MomentNorm, 0, True),
+    (MomentNorm, 1, True), (RmsNorm, 0, True),
+)  # fmt: skip
 WORK = 1 << 26  # elements of all candidates together
 ROUND = 3  # digits of an ε that somebody chose
 
@@ -44,63 +49,61 @@ def recognise(inputs: Inputs, output: np.ndarray, cotangent: np.ndarray) -> Reco
         inputs: of the forward pass; x is the first floating array that has the shape of the output.
         output: of the forward pass, which is not all zero.
         cotangent: of the shape of the output; where several operations give the output, their gradients for
-            tell whether that makes a difference, and the words say so.
+            it tell whether that makes a difference, and the words say so.
     """
-    floats = [k for k, a in enumerate(inputs) if a is not None and a.dtype.kind == "f"]
-    same = [k for k in floats if np.shape(inputs[k]) == output.shape]
+    floats = {k: a for k, a in enumerate(inputs) if a is not None and a.dtype.kind == "f"}
+    same = [k for k, a in floats.items() if a.shape == output.shape]
     if not same or not np.isfinite(output).all() or not output.any():
         return None
     position, y = same[0], np.asarray(output, np.float64)
     others = [k for k in floats if k != position]
     with np.errstate(all="ignore"):
-        mask = _mask(inputs, position, y)
+        mask = _mask(floats[position], position, y)
         if mask is not None:
             return mask
         if not 1 <= y.ndim <= RANKS or len(others) > MOST_OTHERS:
             return None
         found: list[Norm] = []
         statistics = _Statistics(inputs)
-        for candidate in itertools.islice(_candidates(inputs, position, others), WORK // y.size):
+        for candidate in itertools.islice(_candidates(floats, position, others), WORK // y.size):
             if found and _parameters(candidate) != _parameters(found[0]):
                 continue
             fitted = _fitted(candidate, statistics, y)
-            if fitted is not None and _gives(fitted, inputs, y, output.dtype):
+            if fitted is None or not (_is_round(fitted.eps) or fitted.count < y.size):
+                continue  # in a single slice some ε explains any factor
+            if gives(fitted, inputs, y, output.dtype):
                 found.append(fitted)
         return _unique(found, inputs, cotangent) if found else None
 
 
-def _mask(inputs: Inputs, position: int, y: np.ndarray) -> Recognised | None:
-    x = np.asarray(inputs[position], np.float64)
+def _mask(given: np.ndarray, position: int, y: np.ndarray) -> Recognised | None:
+    x = np.asarray(given, np.float64)
     kept = y[x != 0] != 0
     if not kept.any() or y[x == 0].any():
         return None
     ratio = (y[x != 0] / x[x != 0])[kept]
     scale = float(np.median(ratio))
-    if np.any(np.abs(ratio - scale) > 8 * np.finfo(inputs[position].dtype).eps * abs(scale)):  # type: ignore[union-attr]
-        return None
-    if kept.all():  # multiplied by a constant: no mask is seen
+    same = np.abs(ratio - scale) <= 8 * float(np.finfo(given.dtype).eps) * abs(scale)
+    if kept.all() or not same.all():  # multiplied by a constant, no mask is seen
         return None
     words = f"a mask that keeps {int(kept.sum())} of {kept.size} elements, times {scale:.6g}"
     return Recognised(Mask("a mask", None, position), words)
 
 
-def _candidates(inputs: Inputs, position: int, others: Sequence[int]) -> Iterator[Norm]:
+def _candidates(inputs: Mapping[int, np.ndarray], position: int, others: Sequence[int]) -> Iterator[Norm]:
     """Records with ε = 0, the customary ones first."""
-    shape = np.shape(inputs[position])
+    shape = inputs[position].shape
     slices = list(_slices(shape))
-    for kind, correction, eps_outside in (
-        (MomentNorm, 0, False), (RmsNorm, 0, False), (MomentNorm, 1, False), (MomentNorm, 0, True),
-        (MomentNorm, 1, True), (RmsNorm, 0, True),
-    ):  # fmt: skip
-        for weight, bias in _roles(others):
-            for name, reduced, groups, channel in slices:
-                for parameter_shape in _parameter_shapes(inputs, shape, (weight, bias), channel):
-                    yield kind(
-                        name if kind is MomentNorm or name != "layer_norm" else "rms_norm",
-                        shape, reduced, parameter_shape, 0.0, groups, position, weight, bias, correction, eps_outside,
-                    )  # fmt: skip
+    for kind, correction, eps_outside in KINDS:
+        for (weight, bias), (name, reduced, groups, channel) in itertools.product(_roles(others), slices):
+            for parameter_shape in _parameter_shapes(inputs, shape, (weight, bias), channel):
+                its_name = "rms_norm" if kind is RmsNorm and name == "layer_norm" else name
+                yield kind(
+                    its_name, shape, reduced, parameter_shape, 0.0,
+                    groups, position, weight, bias, correction, eps_outside,
+                )  # fmt: skip
     for mean, variance in itertools.permutations(others, 2):
-        m, v = np.asarray(inputs[mean]), np.asarray(inputs[variance])
+        m, v = inputs[mean], inputs[variance]
         if m.shape != v.shape or np.any(v < 0):
             continue
         for weight, bias in _roles([k for k in others if k not in (mean, variance)]):
@@ -147,10 +150,13 @@ def _roles(others: Sequence[int]) -> Iterator[tuple[int | None, int | None]]:
 
 
 def _parameter_shapes(
-    inputs: Inputs, shape: tuple[int, ...], positions: Sequence[int | None], usual: tuple[int, ...] | None
+    inputs: Mapping[int, np.ndarray],
+    shape: tuple[int, ...],
+    positions: Sequence[int | None],
+    usual: tuple[int, ...] | None,
 ) -> Iterator[tuple[int, ...]]:
     """The shapes in which all these inputs broadcast against x, each axis of theirs along one of x."""
-    lengths = {tuple(n for n in np.shape(inputs[k]) if n > 1) for k in positions if k is not None}
+    lengths = {tuple(n for n in inputs[k].shape if n > 1) for k in positions if k is not None}
     if len(lengths) > 1:
         return
     if not lengths or lengths == {()}:
@@ -167,7 +173,7 @@ def _parameter_shapes(
 
 
 class _Statistics:
-    """What many candidates share, made once: the centred x, its variance, weight and bias, in split shapes."""
+    """What many candidates share, made once: centred x, its variance, weight and bias, in split shapes."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
@@ -219,6 +225,10 @@ def _fitted(norm: Norm, statistics: _Statistics, y: np.ndarray) -> Norm | None:
     return dataclasses.replace(norm, eps=_round(max(best, 0.0), noise))
 
 
+def _is_round(eps: float) -> bool:
+    return eps == float(f"{eps:.{ROUND - 1}e}")
+
+
 def _parameters(norm: Norm) -> tuple[Any, ...]:
     return norm.weight, norm.bias, norm.parameter_shape
 
@@ -234,7 +244,7 @@ def _round(eps: float, noise: float) -> float:
     return eps
 
 
-def _gives(norm: Norm, inputs: Inputs, y: np.ndarray, dtype: np.dtype) -> bool:
+def gives(norm: Norm, inputs: Inputs, y: np.ndarray, dtype: np.dtype) -> bool:
     """Whether the record's forward pass gives this output, to what rounding of x explains."""
     x = inputs[norm.x]
     assert x is not None
@@ -248,8 +258,7 @@ def _gives(norm: Norm, inputs: Inputs, y: np.ndarray, dtype: np.dtype) -> bool:
 
 def _unique(found: list[Norm], inputs: Inputs, cotangent: np.ndarray) -> Recognised:
     """The first of those that give the output; the words say so if another one has another gradient."""
-    # In a single slice many kinds of ε give the same rstd, but only one of them is a round number.
-    first, *rest = [norm for norm in found if norm.eps == float(f"{norm.eps:.{ROUND - 1}e}")] or found
+    first, *rest = found
     words = _in_words(first)
     for other in rest:
         if not _same_gradient(first, other, inputs, cotangent):

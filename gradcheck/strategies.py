@@ -7,11 +7,12 @@ configuration and a seed, so that an example is cheap and repeats anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import hypothesis
 import numpy as np
-from hypothesis import assume
+from hypothesis import HealthCheck, Phase, Verbosity, assume, given, settings
 from hypothesis import strategies as st
 
 from gradcheck.axes import (
@@ -26,7 +27,7 @@ from gradcheck.axes import (
     Configuration,
 )
 
-__all__ = ["NormInputs", "configurations", "norm_inputs"]
+__all__ = ["NormInputs", "axis_configurations", "norm_inputs", "smallest_failing"]
 
 # Ones and twos are corners. The long lengths leave an odd piece over in a kernel that works in pieces of 16,
 # 64, 128 or 1024; at most one axis is long, and the others short then, so that an example stays quick.
@@ -49,7 +50,7 @@ class NormInputs(NamedTuple):
     axes: tuple[int, ...]
 
 
-def configurations(
+def axis_configurations(
     operation: str | Sequence[str] = OPERATIONS, *, dtypes: Sequence[str] = DTYPES
 ) -> st.SearchStrategy[Configuration]:
     """Configurations of an operation, or of several.
@@ -77,9 +78,7 @@ def norm_inputs(
         dtype: of all arrays.
     """
     if operation not in NORM_INPUTS:
-        raise ValueError(
-            f"operation is {operation!r}, wanted one of {', '.join(NORM_INPUTS)}; for others, configurations"
-        )
+        raise ValueError(f"operation is {operation!r}, wanted one of {', '.join(NORM_INPUTS)}")
     if rank is not None and rank not in RANKS[operation]:
         raise ValueError(f"rank is {rank}, wanted one of {RANKS[operation]} for {operation}")
     ranks = RANKS[operation] if rank is None else (rank,)
@@ -89,21 +88,67 @@ def norm_inputs(
     return NormInputs(x, arrays.weight, arrays.bias, case.reduced)
 
 
+def smallest_failing(
+    fails: Callable[[Configuration], bool],
+    operation: str | Sequence[str] = OPERATIONS,
+    *,
+    examples: int = 200,
+    seed: int = 0,
+) -> Configuration | None:
+    """Draw configurations until one fails, and shrink it; None where none of them does.
+
+    Args:
+        fails: whether a configuration fails; asked once about each.
+        operation: as for axis_configurations.
+        examples: how many to draw; some may be the same.
+        seed: what is drawn follows from it. Nothing is kept for the next call.
+    """
+    known: dict[Configuration, bool] = {}
+    found: list[Configuration] = []
+
+    def example(configuration: Configuration) -> None:
+        if configuration not in known:
+            known[configuration] = fails(configuration)
+        if known[configuration]:
+            found.append(configuration)
+            raise _FoundError
+
+    search = given(axis_configurations(operation))(example)
+    quiet = settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    try:
+        quiet(hypothesis.seed(seed)(search))()
+    except _FoundError:
+        return found[-1]  # the last call was the smallest example once more
+    return None
+
+
+class _FoundError(Exception):
+    """An example failed. It carries nothing, so that to Hypothesis all failures are one."""
+
+
 @st.composite
 def _configurations(
     draw: st.DrawFn, name: str, ranks: Sequence[int], dtypes: Sequence[str], modes: Sequence[str] = MODES
 ) -> Configuration:
     shape = draw(_shapes(ranks))
-    settings: dict[str, Any] = draw(_masks(shape)) if name == "dropout" else draw(_axes(name, shape))
-    settings["layout"] = draw(st.sampled_from(LAYOUTS))
-    settings["dtype"] = draw(st.sampled_from(tuple(dtypes)))
-    if name in INFERS and settings.get("scaling") != "upscale_in_train":
-        settings["mode"] = draw(st.sampled_from(tuple(modes)))
+    chosen: dict[str, Any] = draw(_masks(shape)) if name == "dropout" else draw(_axes(name, shape))
+    chosen["layout"] = draw(st.sampled_from(LAYOUTS))
+    chosen["dtype"] = draw(st.sampled_from(tuple(dtypes)))
+    if name in INFERS and chosen.get("scaling") != "upscale_in_train":
+        chosen["mode"] = draw(st.sampled_from(tuple(modes)))
     if name != "dropout":
-        settings["affine"] = draw(st.sampled_from(("both", "none", "weight", "bias")))
-        settings["values"] = draw(st.sampled_from(DRAWN))
-        settings["eps"] = draw(st.sampled_from((Configuration.eps, Configuration.eps, 1e-3, 0.0)))
-    configuration = Configuration(name, shape, **settings)
+        chosen["affine"] = draw(st.sampled_from(("both", "none", "weight", "bias")))
+        chosen["values"] = draw(st.sampled_from(DRAWN))
+        chosen["eps"] = draw(st.sampled_from((Configuration.eps, Configuration.eps, 1e-3, 0.0)))
+    configuration = Configuration(name, shape, **chosen)
     assume(configuration.problem is None)
     return configuration
 

@@ -274,7 +274,7 @@ def for_configuration(family: str, configuration: Configuration, arrays: Arrays)
 
 
 def axes_in_words(axes: Sequence[int], groups: tuple[int, int] | None = None) -> str:
-    """ "over axes 0 and 2", or, with the axis of channels in two, "over each group of channels and axis 2"."""
+    """ "over axes 0 and 2"; with the axis of channels in two, "over each group of channels and axis 2"."""
     if groups is not None:
         axis = groups[0]
         halves = {

@@ -11,7 +11,7 @@ import numpy as np
 from gradcheck.judge import Verdict
 from gradcheck.subject import Arrays, Context, Subject, Violation
 
-__all__ = ["Run", "copies"]
+__all__ = ["Run"]
 
 
 @dataclass(slots=True)
@@ -66,11 +66,6 @@ class Run:
         )
         reason = f"{who} modified its input {name}; work on a copy, or declare it with state=({name!r},)"
         raise Violation(Verdict.ERROR, reason, input=name)
-
-
-def copies(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    """Copies of arrays that may be buffers, which later calls overwrite."""
-    return tuple(array.copy() for array in arrays)
 
 
 def _bytes_of(inputs: Arrays) -> list[bytes | None]:

@@ -2,8 +2,9 @@
 
 float64 inputs are run in JAX's 64-bit mode, which is switched on for each call and leaves the caller's
 configuration alone. Both passes are compiled once for each dtype where the function can be traced and traces
-alike every time; where it cannot, or draws from a generator of Python's, they run as written. JAX arrays have
-no strides and cannot be written to: memory layouts and modified inputs are nothing to ask about here.
+alike every time; where it cannot, or draws from a generator of Python's, they run as written. A function that
+draws by a key draws other numbers in 64-bit mode, so it is judged in the precision of its inputs. JAX arrays
+have no strides and cannot be written to: memory layouts and modified inputs are nothing to ask about here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ jax = shared.import_framework("jax")
 
 __all__ = ["pair", "recognises"]
 
+DOUBLE, AS_IT_IS = jax.enable_x64(True), nullcontext()
 REMARK = "JVP against VJP: not made, JAX derives one from the other, or has one of them only (custom_vjp)"
 
 
@@ -72,10 +74,13 @@ def _adapt(
 
         return jax.vjp(of_wanted, *[arguments[position] for position in wanted])
 
-    run, pull = _compiled(linearized, arrays)
+    run, pull, draws = _compiled(linearized, arrays)
+    given = _precision_of(arrays)
 
     def forward(*values: np.ndarray | None) -> tuple[np.ndarray, Any]:
         precision = _precision_of(values)
+        if draws and precision is not given:
+            raise TypeError("the function draws random numbers, and JAX draws others in 64-bit mode")
         with precision:
             output, pullback = run(values)
         return np.array(output), (pullback, precision)
@@ -103,42 +108,48 @@ def _adapt(
 
 def _compiled(
     linearized: Callable[..., Any], arrays: Sequence[np.ndarray | None]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Both passes, compiled where that cannot change them."""
+) -> tuple[Callable[..., Any], Callable[..., Any], bool]:
+    """Both passes, compiled where that cannot change them, and whether they are seen to draw by a key."""
 
     def pull(pullback: Any, cotangent: Any) -> Any:
         return pullback(jax.numpy.asarray(cotangent))
 
+    def traces() -> list[tuple[str, list[bytes]]]:
+        return [_trace(linearized, arrays) for _ in range(2)]
+
     try:
-        (alike, _) = GlobalGenerator().call("trial", None, lambda: _traces_alike(linearized, arrays))
+        (one, other), _ = GlobalGenerator().call("trial", None, traces)
     except Exception:  # it cannot be traced, or it is broken, which the check will report
-        alike = False
-    return (jax.jit(linearized), jax.jit(pull)) if alike else (linearized, pull)
+        return linearized, pull, False
+    draws = "random_bits" in one[0]
+    if one != other:  # randomness of Python's, which would be frozen
+        return linearized, pull, draws
+    return jax.jit(linearized), jax.jit(pull), draws
 
 
-def _traces_alike(linearized: Callable[..., Any], arrays: Sequence[np.ndarray | None]) -> bool:
-    """Whether two traces of both passes are the same: randomness of Python's would be frozen into each."""
+def _trace(linearized: Callable[..., Any], arrays: Sequence[np.ndarray | None]) -> tuple[str, list[bytes]]:
+    """Both passes as the text of a program, and its constants."""
 
-    def traced() -> tuple[str, list[bytes]]:
-        def both(values: Sequence[Any]) -> Any:  # a new function each time, or JAX would know its trace
-            output, pullback = linearized(values)
-            return output, pullback(jax.numpy.ones_like(output))
-
-        trace = jax.make_jaxpr(both)(arrays)
-        return str(trace), [np.asarray(constant).tobytes() for constant in trace.consts]
+    def both(values: Sequence[Any]) -> Any:  # a new function each time, or JAX would remember its trace
+        output, pullback = linearized(values)
+        return output, pullback(jax.numpy.ones_like(output))
 
     with _precision_of(arrays):
-        return traced() == traced()
+        program = jax.make_jaxpr(both)(arrays)
+    constants = [jax.random.key_data(c) if _is_key(c) else c for c in program.consts]
+    return str(program), [np.asarray(constant).tobytes() for constant in constants]
 
 
 def _precision_of(arrays: Sequence[np.ndarray | None]) -> AbstractContextManager[Any]:
     """JAX's 64-bit mode for float64 arrays; for others as the caller has it."""
     double = any(array is not None and array.dtype == np.float64 for array in arrays)
-    return jax.enable_x64(True) if double else nullcontext()
+    return DOUBLE if double else AS_IT_IS
 
 
 def _as_array(value: Any) -> np.ndarray | None:
     """None for what is no array, and for a key, which NumPy cannot hold."""
-    if not isinstance(value, jax.Array) or jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
-        return None
-    return np.asarray(value)
+    return np.asarray(value) if isinstance(value, jax.Array) and not _is_key(value) else None
+
+
+def _is_key(value: Any) -> bool:
+    return jax.numpy.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Collection, Sequence
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 __all__ = [
+    "described",
     "framework_of",
     "import_framework",
     "input_arrays",
@@ -32,6 +34,21 @@ def framework_of(value: Any) -> str | None:
             if found is not None:
                 return found
     return None
+
+
+def described(fn: Any) -> Any:
+    """What to read the names of a function's inputs from.
+
+    Of a torch module, and of an autograd.Function or its `apply`, that is `forward`, without the context.
+    """
+    owner: Any = getattr(fn, "__self__", fn)
+    if framework_of(owner) != "torch" or not hasattr(owner, "forward"):
+        return fn
+    if not isinstance(owner, type):
+        return owner.forward
+    function: Any = owner
+    has_context = function.setup_context.__module__.startswith("torch.")
+    return functools.partial(function.forward, None) if has_context else function.forward
 
 
 def recognises(framework: str, fn: Callable[..., Any], inputs: Sequence[Any]) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -67,7 +67,8 @@ class _Adapted:
         wanted: tuple[int, ...],
         draws: bool = False,
     ) -> None:
-        self.call, self.described, self.name = _plain(fn)
+        self.call, self.name = _callable(fn)
+        self.described = shared.described(fn)
         self.inputs, self.arrays, self.wanted = inputs, arrays, wanted
         self.start = GENERATOR.get_state()
         self.draws = draws
@@ -139,7 +140,6 @@ class _Adapted:
             )
             return torch.cat([gradient.reshape(-1) for gradient in found])
 
-        functools.update_wrapper(gradients, self.described, updated=())
         arrays, inputs = [*self.arrays, cotangent], [*self.inputs, cotangent]
         joined = _Adapted(gradients, inputs, arrays, (*self.wanted, len(self.arrays)), self.draws)
         return Pair(joined.forward, joined.backward, arrays, f"gradient of {self.name}", joined.wanted)
@@ -182,7 +182,9 @@ class _Adapted:
             return None, f"JVP against VJP: not made, {without[0] if without else 'the function'} has no jvp"
         zeros = [np.zeros_like(a) if i in self.wanted else None for i, a in enumerate(self.arrays)]
         try:
-            self.jvp(self.arrays, zeros)
+            with warnings.catch_warnings():  # torch's own, the first time that it loads forward mode
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.jvp(self.arrays, zeros)
         except NotImplementedError as error:
             return None, f"JVP against VJP: not made, torch says: {str(error).splitlines()[0]}"
         except Exception:  # a jvp that is there and broken is the check's to report
@@ -220,21 +222,14 @@ def _as_tensor(array: np.ndarray, like: Any) -> Any:
     return tensor.to(like.device) if torch.is_tensor(like) and not like.is_cpu else tensor
 
 
-def _plain(fn: Any) -> tuple[Callable[..., Any], Callable[..., Any], str]:
-    """What to call, what to read the names of its inputs from, and its own name."""
-    owner: Any = getattr(fn, "__self__", fn)  # of MyFunction.apply
-    if inspect.isclass(owner) and issubclass(owner, FUNCTION):
-        return _described_function(owner)
+def _callable(fn: Any) -> tuple[Callable[..., Any], str]:
+    """What to call, and its name in a report."""
+    owner = getattr(fn, "__self__", fn)  # of MyFunction.apply
+    if isinstance(owner, type) and issubclass(owner, FUNCTION):
+        function: Any = owner
+        return function.apply, owner.__name__
     name = getattr(fn, "__name__", type(fn).__name__)
-    if isinstance(fn, torch.nn.Module):
-        return functools.partial(_call_module, fn), fn.forward, name
-    return fn, fn, name
-
-
-def _described_function(owner: Any) -> tuple[Callable[..., Any], Callable[..., Any], str]:
-    takes_context = owner.setup_context is FUNCTION.setup_context
-    described = functools.partial(owner.forward, None) if takes_context else owner.forward
-    return owner.apply, described, owner.__name__
+    return (functools.partial(_call_module, fn) if isinstance(fn, torch.nn.Module) else fn), name
 
 
 def _call_module(module: Any, *inputs: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,23 @@ def costs(elements: int, rounds: int, seed: int) -> list[Cost]:
 
     torch gets one thread: on so few elements more of them only wait for each other.
     """
+    with _one_thread() if has_torch() else contextlib.nullcontext():
+        return _costs(elements, rounds, seed)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _costs(elements: int, rounds: int, seed: int) -> list[Cost]:
     configuration = Configuration("batch_norm", SHAPES[elements], channel_axis=1)
     pair = pair_for(configuration, configuration.draw(seed))
     runs: dict[str, Run] = {
@@ -78,8 +96,6 @@ def costs(elements: int, rounds: int, seed: int) -> list[Cost]:
 
 def _of_torch(inputs: tuple[np.ndarray, ...], calls: list[int], seed: int) -> dict[str, Run]:
     import torch
-
-    torch.set_num_threads(1)
 
     def batch_norm(x: Any, weight: Any, bias: Any) -> Any:
         calls[0] += 1

@@ -143,9 +143,10 @@ def _sweep(
         click.echo(f"Nothing to check: {why}.", err=True)
         context.exit(NOTHING_SELECTED)
     if only_list:
-        names = [*(str(configuration) for configuration, _ in jobs), *(s.name for s in selection.registered)]
-        click.echo("\n".join(names))
-        click.echo(f"{len(jobs)} configurations", err=True)
+        at_samples = [spec.name for spec in selection.registered]
+        click.echo("\n".join([*(str(configuration) for configuration, _ in jobs), *at_samples]))
+        others = f", {len(at_samples)} at samples" if at_samples else ""
+        click.echo(f"{len(jobs)} configurations{others}", err=True)
         return
     start = time.perf_counter()
     sources = {spec.name: ("--plugin", plugin.path) for plugin in loaded for spec in plugin.operations}

@@ -50,7 +50,8 @@ def loaded(path: str) -> Iterator[ModuleType]:
             raise Unloadable(f"{path} does not import: {one_line(error)}", _trace(error, file)) from None
         yield module
     finally:
-        sys.path.remove(str(file.parent))
+        with contextlib.suppress(ValueError):  # the file may have changed the path itself
+            sys.path.remove(str(file.parent))
         sys.modules.pop(file.stem, None)
 
 

@@ -26,9 +26,6 @@ class PluginError(click.ClickException):
 
     exit_code = PLUGIN_ERROR
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"--plugin: {reason}")
-
 
 @dataclass(frozen=True)
 class Plugin:
@@ -64,9 +61,9 @@ def _open(path: str) -> Iterator[Plugin]:
         except Unloadable as problem:
             if problem.trace:
                 click.echo(problem.trace, err=True)
-            raise PluginError(str(problem)) from None
+            raise PluginError(f"--plugin: {problem}") from None
         except Exception as error:
-            raise PluginError(f"{path}: declare(registry) raised {one_line(error)}") from None
+            raise PluginError(f"--plugin: {path}: declare(registry) raised {one_line(error)}") from None
         # An installed package may have declared them already, from the same file.
         specs: list[OpSpec] = list(REGISTRY)
         declared = tuple(
@@ -76,7 +73,7 @@ def _open(path: str) -> Iterator[Plugin]:
         )
         if not declared:
             raise PluginError(
-                f"{path} declares no operation; use @operation in it, or give it a function declare(registry)"
+                f"--plugin: {path} declares no operation; use @operation in it, or define declare(registry)"
             )
         yield Plugin(path, declared)
 
@@ -91,14 +88,16 @@ def _declare(module: ModuleType) -> None:
 
 
 def registered(name: str) -> OpSpec:
-    """The registered operation of that name. Raises click.UsageError."""
+    """The registered operation of that name. Raises click.UsageError, or PluginError."""
     from tinygrad_bn import REGISTRY
     from tinygrad_bn.registry import RegistryError
 
     try:
         return REGISTRY.get(name)
     except RegistryError as problem:
-        raise click.UsageError(f"--op: {problem}") from None
+        broken = name.partition("::")[0] in {plugin.namespace for plugin in REGISTRY.broken}
+        kind = PluginError if broken else click.UsageError
+        raise kind(f"--op: {problem}") from None
 
 
 def results(spec: OpSpec, seed: int, source: tuple[str, ...]) -> Iterator[Result]:

@@ -196,7 +196,10 @@ def _case(text: str, batches: list[arrays.Batch]) -> Iterator[Job]:
 
 
 def _registered(name: str) -> OpSpec:
-    close = difflib.get_close_matches(name, axes.OPERATIONS, n=1)
-    if "::" in name or not close:
+    try:
         return plugins.registered(name)
-    raise click.UsageError(f"--op: no operation {name!r}; did you mean {close[0]}?")
+    except click.UsageError:
+        close = difflib.get_close_matches(name, axes.OPERATIONS, n=1)
+        if "::" in name or not close:
+            raise
+        raise click.UsageError(f"--op: no operation {name!r}; did you mean {close[0]}?") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -128,35 +127,30 @@ class Target:
         return len(self._names) == 2
 
     def check(self, seed: int) -> Report:
-        """Load the file, make the inputs, and check. Raises click.UsageError for what cannot be checked."""
-        from gradcheck.harness import check, check_pair
-
+        """Make the inputs, load the file, and check. Raises click.UsageError for what cannot be checked."""
         inputs = self._inputs(seed)
-        with contextlib.ExitStack() as stack:
-            try:
-                module = stack.enter_context(loaded(self._path))
-            except Unloadable as problem:
-                if problem.trace:
-                    click.echo(problem.trace, err=True)
-                raise click.UsageError(f"--target: {problem}") from None
-            functions = [self._function(module, name) for name in self._names]
-            _fit(functions[0], self._names[0], inputs)
-            options: dict[str, Any] = {"seed": seed, "name": self._names[0]}
-            if self.stress:
-                options["stress"] = self.stress
-            try:
-                if self._is_pair:
-                    forward, backward = functions
-                    report = check_pair(forward, backward, inputs, **options)
-                else:
-                    tensors = _tensors(self._framework(module), inputs)
-                    report = check(functions[0], tensors, order=self.order, **options)
-            except (
-                TypeError,
-                ValueError,
-            ) as problem:  # about the arguments: what happens in a check is a verdict
-                raise click.UsageError(f"--target: {problem}") from None
+        try:
+            with loaded(self._path) as module:
+                report = self._check(module, inputs, seed)
+        except Unloadable as problem:
+            if problem.trace:
+                click.echo(problem.trace, err=True)
+            raise click.UsageError(f"--target: {problem}") from None
         return dataclasses.replace(report, again=self._command(seed))
+
+    def _check(self, module: types.ModuleType, inputs: list[np.ndarray], seed: int) -> Report:
+        from gradcheck import harness
+
+        first, *second = [self._function(module, name) for name in self._names]
+        _fit(first, self._names[0], inputs)
+        options: dict[str, Any] = {"stress": self.stress, "seed": seed, "name": self._names[0]}
+        try:
+            if second:
+                return harness.check_pair(first, second[0], inputs, **options)
+            tensors = _tensors(self._framework(module), inputs)
+            return harness.check(first, tensors, order=self.order, **options)
+        except (TypeError, ValueError) as problem:  # an argument's; what goes wrong in a check is a verdict
+            raise click.UsageError(f"--target: {problem}") from None
 
     def _inputs(self, seed: int) -> list[np.ndarray]:
         if self.input_path is not None:
@@ -233,7 +227,6 @@ def _is_own(value: Any, module: types.ModuleType) -> bool:
 
 def _frameworks_of(module: types.ModuleType) -> list[str]:
     """The frameworks that a module has imported, or imported something from."""
-
     names = {
         value.__name__ if isinstance(value, types.ModuleType) else str(getattr(value, "__module__", ""))
         for value in vars(module).values()

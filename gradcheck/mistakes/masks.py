@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from gradcheck.mistakes.common import Hypothesis, moves
-from gradcheck.terms import Mask, listed
+from gradcheck.terms import Mask
 
 __all__ = ["of_mask"]
 
@@ -49,10 +48,6 @@ def of_mask(
         yield hypothesis(f"the complement of the mask is applied{tail}", (1 - seen) * factor)
         for words, move in moves(range(seen.ndim), seen.shape):
             yield hypothesis(f"the mask is {words}{tail}", move(seen) * factor)
-        for axes in itertools.permutations(range(seen.ndim)):
-            if list(axes) != sorted(axes) and tuple(seen.shape[a] for a in axes) == seen.shape:
-                moved = listed([k for k, a in enumerate(axes) if a != k])
-                yield hypothesis(f"the mask has its {moved} exchanged{tail}", seen.transpose(axes) * factor)
         for axis, n in enumerate(seen.shape):
             if n > 1:
                 first = np.take(seen, [0], axis)

@@ -36,6 +36,7 @@ FUNCTIONS = {
 }
 COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.Eq)
 NOT_VALUES = frozenset({"np", "saved", "key"})  # names that stand for no number or array
+NOT_SAVED = frozenset({"y", "count", "unbiased"})  # what a forward function computes for its output or state
 
 Edit = tuple[str, ast.expr]  # a kind of EDITS, and what stands in place of an expression
 
@@ -113,7 +114,7 @@ def _roots(statement: ast.stmt, role: str) -> Iterator[ast.expr]:
     """The expressions of a statement that what is looked at depends on."""
     if isinstance(statement, ast.Assign):
         (target,) = statement.targets
-        if not (role == "forward" and isinstance(target, ast.Name) and target.id == "y"):
+        if not (role == "forward" and isinstance(target, ast.Name) and target.id in NOT_SAVED):
             yield statement.value
     elif isinstance(statement, ast.Return):
         value = statement.value
@@ -179,9 +180,12 @@ def _around(node: ast.expr) -> Iterator[Edit]:
         ("digits", "_in_float32(e)"),
         ("roll", "np.roll(e, 1)"),
     ):
-        scalar = isinstance(node, ast.Name) and node.id.isupper()
-        if not (scalar and kind == "roll"):
+        if kind not in ("digits", "roll") or not _is_constant(node):
             yield kind, _filled(code, node)
+
+
+def _is_constant(node: ast.expr) -> bool:
+    return all(part.id.isupper() for part in ast.walk(node) if isinstance(part, ast.Name))
 
 
 def _filled(code: str, node: ast.expr) -> ast.expr:

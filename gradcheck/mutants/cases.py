@@ -18,7 +18,9 @@ __all__ = ["CASES", "Case"]
 class Case:
     """A shape of x and what its values are like: standard normal · scale + shift.
 
-    special: "constant slice" and "zero row" are about the first of x, "zero weight" about the first entry.
+    special: "constant slice" and "zero row" are about the first of x, "zero weight" about the first entry; of
+        "integers", x is −1, 0 or 1, and the first weight 1.
+    zero: the inputs whose gradient is zero there by nature.
     """
 
     shape: tuple[int, ...]
@@ -26,6 +28,7 @@ class Case:
     scale: float = 1.0
     shift: float = 0.0
     special: str = ""
+    zero: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         values = f"scale {self.scale:g}" if self.scale != 1 else ""
@@ -43,6 +46,10 @@ class Case:
             x[0] = 0
         if self.special == "zero weight":
             others[0].flat[0] = 0
+        if self.special == "integers":
+            x = rng.integers(-1, 2, size=self.shape).astype(np.float64)
+            if "weight" in operation.names:
+                others[0].flat[0] = 1
         return tuple(a.astype(self.dtype) if a.dtype.kind == "f" else a for a in (x, *others))
 
 
@@ -60,6 +67,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((3, 1, 2, 2, 3), special="zero weight"),
         Case((1, 6, 3, 1, 1), shift=1e4),
         Case((2, 1, 2, 2, 5), "float32", shift=300),
+        Case((3, 1, 2, 2, 3), special="integers"),
+        Case((3, 1, 2, 1, 1), zero=("x", "weight")),  # one value to each statistic
+        Case((66, 1, 1, 2, 2)),
+        Case((1, 66, 2, 1, 2)),
+        Case((1, 1, 1, 4, 65)),
     ),
     "rms_norm": (
         Case((3, 5)),
@@ -70,6 +82,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((4, 4), "float32"),
         Case((3, 5), special="zero row"),
         Case((3, 5), shift=1e4),
+        Case((65, 3)),
+        Case((3, 5), special="integers"),
     ),
     "inference_norm": (
         Case((3, 4, 3)),
@@ -77,6 +91,8 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((4, 2, 1), shift=1e4),
         Case((2, 3, 33), scale=100),
         Case((3, 3, 2), "float32"),
+        Case((1, 4, 1)),
+        Case((65, 2, 1)),
     ),
     "running_norm": (
         Case((3, 4, 3)),
@@ -84,6 +100,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((6, 2, 1)),
         Case((2, 3, 33), scale=100),
         Case((3, 3, 2), "float32"),
+        Case((65, 2, 1)),
     ),
     "dropout": (
         Case((4, 5)),
@@ -91,11 +108,16 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((1, 7)),
         Case((2, 3, 11), scale=100),
         Case((3, 5), "float32"),
+        Case((5, 4), special="integers"),
+        Case((3, 3)),
+        Case((2, 65)),
+        Case((7, 1)),
     ),
     "channel_dropout": (
         Case((4, 3, 2)),
         Case((1, 5, 3)),
         Case((4, 5, 1)),
         Case((3, 3, 2), "float32"),
+        Case((3, 4, 2), special="integers"),
     ),
 }

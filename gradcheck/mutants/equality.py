@@ -30,7 +30,8 @@ def equals_the_right_one(mutant: Mutant, seed: int) -> bool:
         cotangent = rng.normal(size=output.shape)
         wanted = operation.backward(saved, cotangent)
         try:
-            got = backward(forward(*inputs)[1], cotangent)
+            with np.errstate(all="ignore"):
+                got = backward(forward(*inputs)[1], cotangent)
             if not all(_close(a, b) for a, b in zip(got, wanted, strict=True)):
                 return False
         except Exception:

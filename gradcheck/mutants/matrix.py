@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest import mock
 
@@ -15,24 +15,29 @@ from gradcheck.harness import check_pair
 from gradcheck.judge import Verdict
 from gradcheck.mutants.cases import CASES, Case
 from gradcheck.mutants.controls import Control
-from gradcheck.mutants.mutant import Mutant, Pair
+from gradcheck.mutants.equality import EQUAL, equals_the_right_one
+from gradcheck.mutants.mutant import EDITS, Mutant, Pair
 from gradcheck.mutants.operations import Operation
 from gradcheck.report import Report
 
-__all__ = ["CAUGHT", "Outcome", "check_case", "judge_control", "judge_mutant", "verdicts_only"]
+__all__ = ["CAUGHT", "CONTROLS", "Outcome", "check_case", "judge_control", "judge_mutant", "verdicts_only"]
 
 CAUGHT = (Verdict.FAIL, Verdict.ERROR)
+CONTROLS = "controls"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What the checker said of one pair.
 
+    source: the part of the set that it comes from.
     verdict: of the configuration that caught it, or else the worst of all.
     case: the configuration, and the reason given there.
     checks: how many configurations were checked.
+    invisible: why it need not be caught.
     """
 
+    source: str
     name: str
     kind: str
     operation: str
@@ -49,6 +54,11 @@ class Outcome:
         """Whether the verdict accuses the pair."""
         return self.verdict in CAUGHT
 
+    @property
+    def to_be_caught(self) -> bool:
+        """Whether it is wrong where a check can see it."""
+        return self.source != CONTROLS and not self.invisible
+
 
 @contextlib.contextmanager
 def verdicts_only() -> Iterator[None]:
@@ -57,7 +67,7 @@ def verdicts_only() -> Iterator[None]:
         yield
 
 
-def judge_mutant(mutant: Mutant, seed: int, cases: Iterable[Case] | None = None) -> Outcome:
+def judge_mutant(mutant: Mutant, source: str, seed: int) -> Outcome:
     """Check a mutant in the cases of its operation, up to the first that catches it.
 
     The pair is made once: what it remembers, it remembers from one configuration to the next.
@@ -66,16 +76,17 @@ def judge_mutant(mutant: Mutant, seed: int, cases: Iterable[Case] | None = None)
     pair = mutant.make()
     worst: tuple[Verdict, str, str] = (Verdict.PASS, "", "")
     count = 0
-    for case in CASES[mutant.operation.name] if cases is None else cases:
+    for case in CASES[mutant.operation.name]:
         count += 1
         report = check_case(mutant.operation, pair, case, seed + count)
         if report.verdict > worst[0]:
             worst = report.verdict, str(case), report.reasons[0]
         if report.verdict in CAUGHT:
             break
+    equal = mutant.kind in EDITS and equals_the_right_one(mutant, seed)
     return Outcome(
-        mutant.name, mutant.kind, mutant.operation.name, mutant.mistake,
-        *worst, count, time.perf_counter() - began, mutant.invisible,
+        source, mutant.name, mutant.kind, mutant.operation.name, mutant.mistake,
+        *worst, count, time.perf_counter() - began, EQUAL if equal else mutant.invisible,
     )  # fmt: skip
 
 
@@ -90,6 +101,7 @@ def check_case(operation: Operation, pair: Pair, case: Case, seed: int) -> Repor
         input_names=operation.names,
         name=operation.name,
         state=operation.state,
+        zero=case.zero,
         seed=seed,
     )
 
@@ -101,4 +113,4 @@ def judge_control(control: Control, seed: int) -> Outcome:
     report = check_pair(*control.make(), inputs, seed=seed)
     reason = report.reasons[0] if report.reasons else ""
     seconds = time.perf_counter() - began
-    return Outcome(control.name, "control", "", control.why, report.verdict, "", reason, 1, seconds)
+    return Outcome(CONTROLS, control.name, "control", "", control.why, report.verdict, "", reason, 1, seconds)

@@ -113,8 +113,10 @@ def running_norm(
     running ← (1 − m)·running + m·statistic, with the unbiased variance, as torch does.
     """
     y, saved = moment_norm(x[None, :, :, None, :], weight[:, None], bias[:, None])
+    count = x.shape[0] * x.shape[2]
+    unbiased = x.var(axis=(0, 2)) * (count / max(count - 1, 1))
     running_mean += MOMENTUM * (saved.mean.reshape(-1) - running_mean)
-    running_var += MOMENTUM * (x.var(axis=(0, 2), ddof=1) - running_var)
+    running_var += MOMENTUM * (unbiased - running_var)
     return y.reshape(x.shape), saved
 
 
@@ -159,18 +161,23 @@ class Operation:
     state: tuple[str, ...] = ()
 
 
+def _weight(shape: int | tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Of both signs, and away from zero, which some of the cases ask for."""
+    return rng.choice([-1.0, 1.0], size=shape) * rng.uniform(0.5, 1.5, size=shape)
+
+
 def _moment_inputs(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, ...]:
     parameters = shape[2:4]
-    return rng.normal(size=shape), 1 + 0.5 * rng.normal(size=parameters), rng.normal(size=parameters)
+    return rng.normal(size=shape), _weight(parameters, rng), rng.normal(size=parameters)
 
 
 def _rms_inputs(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, ...]:
-    return rng.normal(size=shape), 1 + 0.5 * rng.normal(size=shape[1])
+    return rng.normal(size=shape), _weight(shape[1], rng)
 
 
 def _running_inputs(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[Array, ...]:
     channels = shape[1]
-    affine = 1 + 0.5 * rng.normal(size=channels), rng.normal(size=channels)
+    affine = _weight(channels, rng), rng.normal(size=channels)
     return rng.normal(size=shape), *affine, rng.normal(size=channels), rng.uniform(0.5, 2, size=channels)
 
 

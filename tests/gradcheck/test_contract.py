@@ -311,6 +311,14 @@ def determinant_backward(a, cotangent):
     return (cotangent * np.linalg.det(a) * np.linalg.inv(a).T,)
 
 
+def test_gradients_of_a_few_bits_are_not_blamed_for_losing_them():
+    weight = np.float32(1e-42)
+    pair = lambda x: (x * weight, None), lambda s, c: (c * weight,)
+    report = gradcheck.check_pair(*pair, (np.random.default_rng(0).standard_normal(6).astype(np.float32),))
+    (linear,) = (check for check in report.checks if check.name == "linear in the cotangent")
+    assert linear.verdict is Verdict.PASS, str(report)
+
+
 def test_points_made_up_for_the_probes_need_no_gradient():
     a = np.random.default_rng(0).standard_normal((4, 4))
     report = gradcheck.check_pair(determinant, determinant_backward, (a,))

@@ -68,6 +68,24 @@ def test_two_that_are_both_wrong_are_both_accused():
     assert "neither" in checks["x"].reason
 
 
+def test_a_jvp_that_cancels_where_the_backward_pass_does_not_is_granted_its_own_rounding():
+    x = np.random.default_rng(0).standard_normal(8) + 1e4
+
+    def through_large_numbers(inputs, tangents):
+        (x,), (u,) = inputs, tangents
+        far = 1e4 * x.sum()
+        return np.asarray(2 * (((x + far) * u).mean() - (x.mean() + far) * u.mean()))
+
+    report = gradcheck.check_pair(
+        lambda x: (np.asarray(np.square(x - x.mean()).mean()), x),
+        lambda x, cotangent: (cotangent * 2 * (x - x.mean()) / x.size,),
+        (x,),
+        jvp=through_large_numbers,
+    )
+    (check,) = [check for check in report.checks if check.name == "JVP against VJP"]
+    assert check.verdict is Verdict.PASS, str(report)
+
+
 def test_at_a_kink_both_may_be_right():
     x = np.array([0.0, 0.0, 1.0, -2.0])
     report = gradcheck.check_pair(

@@ -208,3 +208,63 @@ def test_a_ladder_takes_18_evaluations_and_the_noise_usually_14():
 def test_the_correct_forward_of_the_pairs_is_the_formula():
     x = np.random.default_rng(0).standard_normal((3, 5))
     assert np.allclose(norm((1,), 1)(x)[0], normalize(x))
+
+
+def test_the_place_of_a_kink_is_known():
+    x = np.array([[0.5, 1.0], [2.0**-12, -1.0]])
+    curve, _, _ = line(np.abs, x)
+    curve.ladder()
+    assert curve.jumps.tolist() == [False, False, True, False]
+
+
+def test_a_smooth_function_has_no_kinks():
+    curve, _, _ = line(normalize, np.random.default_rng(0).standard_normal((3, 5)))
+    curve.ladder()
+    assert not curve.jumps.any()
+
+
+def test_a_line_like_another_does_not_measure_its_noise_again():
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        return np.tanh(x)
+
+    x = np.random.default_rng(0).standard_normal(5)
+    cotangents = np.random.default_rng(1).standard_normal((3, 5))
+    u, v = (direction(x, np.random.default_rng(seed)) for seed in (2, 3))
+    first = Line(counted, x, u, np.tanh(x), cotangents)
+    measured = len(calls)
+    second = Line(counted, x, v, np.tanh(x), cotangents, like=first)
+    assert measured == len(calls) == 14
+    assert np.array_equal(second.noise, first.noise)
+
+
+def test_elements_that_stay_do_not_limit_the_steps():
+    """A direction of one element alone may take steps that would be lost next to the size of another."""
+    x = np.array([1e12, 1.0, -0.5])
+    u = np.array([0.0, 0.5, 1.0])
+    cotangents = np.random.default_rng(1).standard_normal((2, 3))
+    curve = Line(np.tanh, x, u, np.tanh(x), cotangents)
+    assert curve.admits(-24)
+    assert np.allclose(curve.ladder().value, cotangents @ (u / np.cosh(np.minimum(x, 9)) ** 2), rtol=1e-10)
+
+
+def test_the_rounding_of_the_steps_is_part_of_the_noise():
+    """Where x + t·u is rounded, so is the difference of two such points, though the output is smooth."""
+    x = np.array([1e6 + 1 / 3, -1.0, 1.0])
+    u, cotangents = 0.7 * direction(x, np.random.default_rng(1)), np.ones((1, 3))
+    curve = Line(lambda x: x - 1e6, x, u, x - 1e6, cotangents)
+    curve.noise = np.full(1, 1e-30)
+    assert curve.ladder().noise > 1e-10
+
+
+@pytest.mark.parametrize("decimals", [3, 4, 5, 6])
+def test_an_output_that_is_rounded_to_few_digits_climbs_stairs(decimals):
+    for seed in range(20):
+        x = np.random.default_rng(seed).standard_normal((3, 4))
+        rough, *_ = line(lambda x: np.round(np.tanh(x), decimals), x, seed)
+        smooth, *_ = line(np.tanh, x, seed)
+        rough.ladder(), smooth.ladder()
+        assert not smooth.climbs_stairs()
+        assert rough.climbs_stairs() or decimals == 6

@@ -72,7 +72,6 @@ def test_along_one_axis_of_any_rank(shape: tuple[int, ...]) -> None:
     last = len(shape) - 1
     at = (slice(None),) * last
     n = shape[last]
-    several = lambda part: part + 1 + part**2
     for index, words in (
         ((*at, 1), f"only index 1 of axis {last}"),
         ((*at, -1), f"only the last index of axis {last}"),
@@ -81,7 +80,7 @@ def test_along_one_axis_of_any_rank(shape: tuple[int, ...]) -> None:
         ((*at, slice(1, None, 2)), f"only every second index of axis {last}, from 1 on"),
         ((*at, slice(1, n - 1)), f"only indices 1 to {n - 2} of axis {last}"),
     ):
-        assert described(shape, changed(index, several)).startswith(words)
+        assert described(shape, changed(index, lambda part: part + 1 + part**2)).startswith(words)
     assert described(shape, lambda d, x: np.flip(d, last)) == f"the right values, reversed along axis {last}"
     assert (
         described(shape, lambda d, x: np.roll(d, 1, last))
@@ -156,6 +155,10 @@ def test_exchanged_axes() -> None:
     assert described((2, 3, 5), lambda d, x: d.swapaxes(0, 1).reshape(d.shape)) == (
         "the right values in the memory order of axes 0 and 1 exchanged"
     )
+
+
+def test_rolled_in_memory_order() -> None:
+    assert described((4, 5), lambda d, x: np.roll(d, 1)) == "the right values, rolled by 1 in memory order"
 
 
 def test_scattered_elements() -> None:

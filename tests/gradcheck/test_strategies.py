@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from gradcheck.axes import OPERATIONS, RANKS, Configuration
 from gradcheck.cli import cli
-from gradcheck.strategies import LONG, configurations, norm_inputs
+from gradcheck.strategies import LONG, axis_configurations, norm_inputs
 
 QUICK = hypothesis.settings(database=None, deadline=None, derandomize=True, max_examples=200)
 
@@ -36,7 +36,7 @@ def smallest(strategy, condition):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_everything_drawn_is_a_configuration_of_the_operation_that_reads_back(operation):
-    found = drawn(configurations(operation), 100)
+    found = drawn(axis_configurations(operation), 100)
     assert len(found) == 100
     for c in found:
         assert c.problem is None and c.operation == operation and Configuration.parse(str(c)) == c
@@ -46,7 +46,7 @@ def test_everything_drawn_is_a_configuration_of_the_operation_that_reads_back(op
 
 
 def test_corners_are_common():
-    found = drawn(configurations(("batch_norm", "group_norm", "layer_norm")), 300)
+    found = drawn(axis_configurations(("batch_norm", "group_norm", "layer_norm")), 300)
     share = Counter()
     for c in found:
         share["batch of one"] += c.operation != "layer_norm" and c.shape[0] == 1
@@ -59,12 +59,12 @@ def test_corners_are_common():
 
 
 def test_arguments_narrow_what_is_drawn():
-    found = drawn(configurations(("rms_norm", "dropout"), dtypes=("float32",)), 50)
+    found = drawn(axis_configurations(("rms_norm", "dropout"), dtypes=("float32",)), 50)
     assert {(c.operation, c.dtype) for c in found} == {("rms_norm", "float32"), ("dropout", "float32")}
     with pytest.raises(ValueError, match="operation is 'softmax', wanted one or more of batch_norm"):
-        configurations("softmax")
+        axis_configurations("softmax")
     with pytest.raises(ValueError, match="wanted one or more"):
-        configurations(())
+        axis_configurations(())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_arguments_narrow_what_is_drawn():
     ],
 )
 def test_what_fails_shrinks_to_the_smallest_shape_and_the_plainest_settings(operation, condition, expected):
-    assert str(smallest(configurations(operation), condition)) == expected
+    assert str(smallest(axis_configurations(operation), condition)) == expected
 
 
 @pytest.mark.parametrize("operation", ["layer_norm", "rms_norm", "batch_norm", "instance_norm"])

@@ -9,8 +9,11 @@ import shlex
 import pytest
 
 from gradcheck.axes import Configuration
+from gradcheck.findings import Finding
 from gradcheck.judge import Check, Verdict
-from gradcheck.sweep import Result
+from gradcheck.report import table
+from gradcheck.report.json import render
+from gradcheck.sweep import Result, SampleCase
 
 CASE = Configuration("layer_norm", (4, 5), tail=1)
 GOOD = Check("gradient", Verdict.PASS, "", "input", error=1e-12, bar=1e-12, tolerance=2e-12, resolution=1e-11)
@@ -115,3 +118,39 @@ def test_the_json_entry_of_a_pass_and_of_an_error():
     assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]
     assert entry["error"] is entry["bar"] is entry["tolerance"] is entry["resolution"] is None
     json.dumps(entry, allow_nan=False)
+
+
+FOUND = Finding(
+    "input", (4, 5), (3, 2), 0.5, 0.25, 1e-13, 20, 20,
+    pattern="constant along axis 1", terms=(("mean path", 0.0),), residual=float("nan"),
+    sentence="the mean path is missing",
+)  # fmt: skip
+OFF_AT = Check("gradient", Verdict.FAIL, "analytic 0.5, numeric 0.25 ± 1e-13: off", "input")
+
+
+def test_a_finding_stands_in_place_of_the_reason_that_it_explains():
+    text = table.as_text([result(OFF_AT, TWINS, findings=(FOUND,))], 0.5)
+    lines = [line.strip() for line in text.splitlines()]
+    start = next(place for place, line in enumerate(lines) if line.startswith("dinput[3, 2]"))
+    assert lines[start].endswith("analytic 0.5   numeric 0.25 ± 1e-13   ratio 2")
+    assert lines[start + 1] == "20 of 20 elements differ; constant along axis 1"
+    assert lines[start + 3 : start + 5] == ["→ the mean path is missing", "twins: the bits differ"]
+    assert "off" not in text
+    assert "gradient of input: analytic 0.5" in table.as_text([result(OFF_AT, TWINS)], 0.5)
+
+
+def test_a_finding_is_json_too_and_what_is_not_finite_in_it_is_null():
+    report = json.loads(render([result(OFF_AT, findings=(FOUND,))], 0, {}))
+    (finding,) = report["checks"][0]["findings"]
+    assert finding["input"] == "input" and finding["index"] == [3, 2] and finding["residual"] is None
+    assert finding["terms"] == [["mean path", 0.0]] and finding["sentence"] == "the mean path is missing"
+    assert finding.keys() == {field.name for field in dataclasses.fields(Finding)}
+
+
+def test_the_result_of_a_sample_names_its_operation_in_the_command():
+    sample = SampleCase("mine::norm", "(4, 3), numpy float32", "float32")
+    made = result(GOOD, ROUGH, configuration=sample, source=("--plugin", "my norm.py"))
+    assert made.command == "python cli.py gradcheck --plugin 'my norm.py' --op mine::norm --seed 3"
+    assert made.worst is ROUGH
+    assert made.as_json()["configuration"] == "mine::norm at (4, 3), numpy float32"
+    assert "mine::norm  samples float32  1  1 PASS" in table.as_text([made], 0.5)

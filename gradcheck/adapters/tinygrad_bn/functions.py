@@ -172,15 +172,18 @@ class Named:
     """A registered operation, with its attributes, as a function of its inputs alone."""
 
     def __init__(self, spec: OpSpec, attributes: Mapping[str, Any]) -> None:
-        own = inspect.signature(spec.definition).parameters.keys() - {"xp", *spec.inputs}
-        self.spec, self.attributes = spec, attributes
-        self.public = None if attributes.keys() == own else public_function(spec)
+        public = public_function(spec)
+        problem = _problem(spec, public or spec.definition, attributes)
+        if problem and public is not None and not _problem(spec, spec.definition, attributes):
+            public = problem = None
+        if problem:
+            raise TypeError(problem)
+        self.spec, self.attributes, self.public = spec, attributes, public
         self.operation = operation_of(spec)
         self.__name__ = spec.short_name
         if not spec.variadic:
             kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
             self.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in spec.inputs])
-        _require_attributes(spec, self.public or spec.definition, attributes)
 
     def __call__(self, *inputs: Any) -> Any:
         spec = self.spec
@@ -195,8 +198,7 @@ class Named:
 def by_name(name: str, attributes: Mapping[str, Any]) -> Named:
     """A registered operation as a function of its inputs alone.
 
-    It is the operation itself where the attributes are all that its definition takes, and otherwise its
-    public function, which has defaults.
+    It is the public function, where there is one that takes these attributes, and else the operation itself.
 
     Args:
         name: such as "norm::layer_norm"; the namespace may be left out.
@@ -222,17 +224,18 @@ def public_function(spec: OpSpec) -> Callable[..., Any] | None:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _require_attributes(spec: OpSpec, function: Callable[..., Any], attributes: Mapping[str, Any]) -> None:
+def _problem(spec: OpSpec, function: Callable[..., Any], attributes: Mapping[str, Any]) -> str | None:
+    """Why a function does not take these attributes, or None where it does."""
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in ("xp", *spec.inputs)]
-    missing = [name for name in known if parameters[name].default is inspect.Parameter.empty]
     wanted = f"its attributes are {', '.join(known) or 'none'}"
     for name in attributes:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise TypeError(f"{spec.name} has no attribute {name!r}; {hint}{wanted}")
-    missing = [name for name in missing if name not in attributes]
+            return f"{spec.name} has no attribute {name!r}; {hint}{wanted}"
+    required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+    missing = [name for name in required if name not in attributes]
     if missing:
-        example = f"attributes={{{missing[0]!r}: …}}"
-        raise TypeError(f"{spec.name} needs {', '.join(missing)}; pass {example}; {wanted}")
+        return f"{spec.name} needs {', '.join(missing)}; pass attributes={{{missing[0]!r}: …}}; {wanted}"
+    return None

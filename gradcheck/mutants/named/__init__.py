@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gradcheck.mutants.mutant import Mutant, mutants_of
-from gradcheck.mutants.named import calls, contracts, formula, others, places, shapes, tiny
+from gradcheck.mutants.named import calls, contracts, formula, others, places, shapes, tiny, unseen
 
 __all__ = ["NAMED"]
 
 NAMED: tuple[Mutant, ...] = tuple(
     mutant
-    for module in (formula, others, tiny, places, shapes, contracts, calls)
+    for module in (formula, others, tiny, places, shapes, contracts, calls, unseen)
     for mutant in mutants_of(module)
 )

@@ -238,7 +238,164 @@ def test_a_kernel_of_a_users_is_checked_and_a_wrong_one_fails(softplus):
     assert gradcheck.check(lambda x: operation(x, kernel="definition"), tensors(X)).verdict is Verdict.PASS
 
 
-# The built-in operations
+# Randomness
+
+
+def raising(x):
+    tinygrad_bn.default_generator().next_call()
+    raise ArithmeticError("no")
+
+
+@pytest.mark.parametrize(
+    ("fn", "verdict"),
+    [(lambda x: functional.dropout(x, 0.5), Verdict.PASS), (raising, Verdict.ERROR)],
+    ids=["dropout", "raising"],
+)
+def test_the_default_generator_is_frozen_and_left_as_it_was(fn, verdict):
+    before = tinygrad_bn.default_generator().state
+    assert gradcheck.check(fn, tensors(X)).verdict is verdict
+    assert tinygrad_bn.default_generator().state == before
+
+
+# Forward mode and second order
+
+
+def test_a_kernel_is_compared_with_its_definitions_forward_mode(softplus):
+    which, operation = softplus
+    report = gradcheck.check(lambda x: operation(x), tensors(X))
+    (check,) = (check for check in report.checks if check.name == "JVP against VJP")
+    assert check.verdict is (Verdict.PASS if which == "right" else Verdict.FAIL)
+
+
+def test_primitives_have_no_other_source_for_forward_mode():
+    report = gradcheck.check(my_layer_norm, tensors(X, WEIGHT, BIAS))
+    assert not any(check.name == "JVP against VJP" for check in report.checks)
+    assert any("JVP against VJP: not made, no compiled kernel ran" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("fn", [my_layer_norm, lambda x, w, b: functional.layer_norm(x, 5, w, b)])
+def test_the_gradient_of_the_gradient(fn):
+    report = gradcheck.check(fn, tensors(X, WEIGHT, BIAS), order=2)
+    assert report.verdict is Verdict.PASS, report
+    assert {"second order", "second order symmetry"} <= {check.name for check in report.checks}
+
+
+def test_a_wrong_second_derivative_is_seen():
+    report = gradcheck.check(lambda x: x * functional.tanh(x.detach()) + x * x * 0, tensors(X), order=2)
+    assert report.verdict is Verdict.FAIL
+
+
+# Registered operations
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "attributes"),
+    [
+        ("layer_norm", (X, WEIGHT, BIAS), {"normalized_shape": 5}),
+        ("norm::rms_norm", (X, WEIGHT), {"normalized_shape": 5, "eps": 1e-3}),
+        ("batch_norm", (X, WEIGHT, BIAS), {"channel_axis": 1, "eps": 1e-5}),
+        ("batch_norm_inference", (X, WEIGHT, None, np.zeros(5), np.ones(5)), {"channel_axis": 1, "eps": 0.1}),
+        ("dropout", (X,), {"p": 0.5}),
+        ("matmul", (X, X.T.copy()), {}),
+        ("concatenate", (X, X + 1), {"axis": 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_an_operation_by_its_name(name, inputs, attributes):
+    report = gradcheck.check(name, inputs, attributes=attributes)
+    assert report.verdict is Verdict.PASS and report.name == name, report
+
+
+def test_the_inputs_of_an_operation_go_by_their_names():
+    inputs, attributes = tensors(X, WEIGHT, BIAS), {"normalized_shape": 5}
+    report = gradcheck.check("layer_norm", inputs, attributes=attributes, differentiable=("weight",))
+    assert {check.input for check in report.checks if check.name == "gradient"} == {"weight"}
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "error", "match"),
+    [
+        ("layernorm", {}, LookupError, "did you mean layer_norm"),
+        ("layer_norm", {}, TypeError, r"needs normalized_shape; pass attributes=\{'normalized_shape': "),
+        ("layer_norm", {"normalised_shape": 5}, TypeError, "did you mean 'normalized_shape'"),
+        ("tanh", {"axis": 0}, TypeError, "no attribute 'axis'; its attributes are none"),
+    ],
+)
+def test_a_name_or_an_attribute_that_does_not_exist_is_refused(name, attributes, error, match):
+    with pytest.raises(error, match=match):
+        gradcheck.check(name, (X,), attributes=attributes)
+
+
+class Lopsided(Softplus):
+    """Wrong in float32 alone."""
+
+    def vjp(self, plan, needs, cotangent, arrays, aux):
+        factor = 1 if cotangent.dtype == np.float64 else cotangent.dtype.type(1.01)
+        return (super().vjp(plan, needs, cotangent, arrays, aux)[0] * factor,)
+
+
+lopsided = Lopsided()
+
+
+def declared(*kernels, **declaration):
+    def definition(xp, x):
+        """log(1 + eˣ)"""
+        return xp.log(xp.exp(x) + 1), ()
+
+    declare = tinygrad_bn.operation(
+        "mine::softplus",
+        registry=tinygrad_bn.Registry(entry_points=list),
+        kernels=kernels,
+        samples=lambda rng: [Sample("one", (rng.normal(size=3),)), Sample("scalar", (rng.normal(size=()),))],
+        **declaration,
+    )
+    return declare(definition).spec
+
+
+def test_every_sample_is_checked_by_every_kernel_in_every_dtype():
+    kernels = (Kernel("good", f"{__name__}:right"), Kernel("bad", f"{__name__}:lopsided"))
+    reports = dict(adapter.check_operation(declared(*kernels)))
+    names = ("one", "scalar")
+    assert reports.keys() == {
+        f"{name}, {kernel} {dtype}"
+        for name in names
+        for kernel in ("good", "bad")
+        for dtype in ("float32", "float64")
+    }
+    failed = {name for name, report in reports.items() if report.verdict is not Verdict.PASS}
+    assert failed == {f"{name}, bad float32" for name in names}
+
+
+def test_a_kernel_that_serves_no_sample_is_an_error():
+    kernel = Kernel("idle", f"{__name__}:right", dtypes=("float16",))
+    reports = dict(adapter.check_operation(declared(kernel)))
+    assert reports["kernel idle"].verdict is Verdict.ERROR
+    assert "serves no sample" in str(reports["kernel idle"])
+
+
+def test_error_samples_must_raise_what_they_say():
+    def errors(rng):
+        yield Sample("integers", (np.arange(3),), {}, TypeError, "dtype int64")
+        yield Sample("says another", (np.arange(3),), {}, TypeError, "complex")
+        yield Sample("is none", (np.ones(3),), {}, ValueError, "")
+
+    reports = adapter.check_operation(declared(error_samples=errors))
+    verdicts = {name: report.verdict for name, report in reports if name.startswith("error sample")}
+    assert verdicts == {
+        "error sample integers": Verdict.PASS,
+        "error sample says another": Verdict.FAIL,
+        "error sample is none": Verdict.FAIL,
+    }
+
+
+@pytest.mark.parametrize("name", ["power", "concatenate", "dropout::scale"])
+def test_built_in_operations_pass_at_their_samples(name):
+    reports = adapter.check_operation(tinygrad_bn.REGISTRY.get(name))
+    # x⁰ has gradient zero by its exponent, which no declaration says.
+    assert {report.verdict for sample, report in reports if sample != "exponent 0"} == {Verdict.PASS}
+
+
+# The built-in configurations
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -33,12 +33,8 @@ def test_without_torch_the_command_says_so_and_goes_on(without_torch, run):
     assert result.exit_code == 0 and "pip install torch" in result.stderr
     report = json.loads(result.stdout)
     (row,) = report["costs"]
-    assert (report["schema_version"], row["elements"], row["checker"], row["ratio"]) == (
-        1,
-        60,
-        cost.NUMPY,
-        None,
-    )
+    assert (report["schema_version"], row["elements"], row["checker"]) == (1, 60, cost.NUMPY)
+    assert row["best_ratio"] is None and row["forwards"] > 0
 
 
 def test_the_table_has_a_row_for_each(without_torch, run):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tinygrad_bn import registry
-from tinygrad_bn.registry import REGISTRY
+from tinygrad_bn.registry import REGISTRY, Broken
 
 SOURCE = """
 import numpy as np
@@ -114,7 +114,7 @@ def test_a_plugin_may_declare_at_import_instead(run, plugin):
     ("source", "message"),
     [
         ("import not_there", "does not import: ModuleNotFoundError: No module named 'not_there'"),
-        ("x = 1", "declares no operation; use @operation in it, or give it a function declare(registry)"),
+        ("x = 1", "declares no operation; use @operation in it, or define declare(registry)"),
         (
             "def declare(registry):\n    raise OSError('sorry')",
             "declare(registry) raised OSError: sorry",
@@ -138,3 +138,11 @@ def test_a_plugin_that_is_not_there_is_an_error_too(run):
     result = run("gradcheck", "--plugin", "none.py")
     assert result.exit_code == 3
     assert result.stderr == "Error: --plugin: there is no file none.py\n"
+
+
+def test_an_operation_of_an_installed_plugin_that_is_broken_is_a_plugin_error(run, monkeypatch):
+    monkeypatch.setattr(REGISTRY, "_broken", {"theirs": Broken("theirs", "their-ops", "1.2", "OSError: no")})
+    result = run("gradcheck", "--op", "theirs::norm")
+    assert result.exit_code == 3 and result.stdout == ""
+    assert "the plugin that provides it, their-ops 1.2, did not load (OSError: no)" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -90,7 +90,7 @@ def test_the_report_can_be_written_to_a_file(run, folder):
 
 TINYGRAD = """
 import tinygrad_bn as tg
-from helper import cube
+from beside import cube
 
 def plain(x):
     return cube(x)
@@ -99,11 +99,11 @@ def plain(x):
 
 def test_what_lies_beside_the_file_can_be_imported_and_nothing_of_it_stays(run, folder):
     (folder / "mine").mkdir()
-    (folder / "mine" / "helper.py").write_text("def cube(x):\n    return x * x * x\n")
+    (folder / "mine" / "beside.py").write_text("def cube(x):\n    return x * x * x\n")
     (folder / "mine" / "my_tensors.py").write_text(TINYGRAD)
     path = list(sys.path)
     result = check(run, "mine/my_tensors.py:plain", "--shape", "3")
-    sys.modules.pop("helper")
+    sys.modules.pop("beside")
     assert result.exit_code == 0 and result.stdout.startswith("PASS  plain   x (3,) float64")
     assert sys.path == path and "my_tensors" not in sys.modules
 
