@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -65,13 +67,15 @@ class Case:
 def first_run(subject: Subject, rng: np.random.Generator) -> Case:
     """Call the pair once; raise a Violation where there is nothing to check, or nothing to go on with."""
     for name, array in zip(subject.wanted_names(), subject.wanted(), strict=True):
-        _require_something(array, name)
+        if not array.size:
+            _refuse_emptiness(subject, name, array.shape)
         if not np.isfinite(array).all():
             reason = f"input {name} holds NaN or infinity: there is no derivative there"
             raise Violation(Verdict.INCONCLUSIVE, reason, input=name)
     run = Run.forward(subject, subject.inputs)
     output = run.output.copy()  # it may be a buffer that later calls overwrite, and so may the gradients
-    _require_something(output, "forward's output")
+    if not output.size:
+        _refuse_emptiness(subject, "forward's output", output.shape)
     if not np.isfinite(output).all():
         bad = int(np.count_nonzero(~np.isfinite(output)))
         reason = f"forward's output holds NaN or infinity ({bad} of {output.size} elements)"
@@ -95,10 +99,27 @@ def _cotangent(subject: Subject, output: np.ndarray, rng: np.random.Generator, l
     return budget.lowered(drawn) if lowered else drawn
 
 
-def _require_something(array: np.ndarray, name: str) -> None:
-    if not array.size:
-        reason = f"nothing to check: {name} has shape {array.shape} and no elements"
-        raise Violation(Verdict.VACUOUS, reason)
+def _refuse_emptiness(subject: Subject, name: str, shape: tuple[int, ...]) -> NoReturn:
+    """Say that there is nothing to check, or what the pair makes of it that contradicts the contract.
+
+    Forward may refuse arrays without elements, backward may not refuse what forward took. And a sum over
+    nothing is zero, not None, nor what the memory held before.
+    """
+    reason = f"nothing to check: {name} has shape {shape} and no elements"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, of means over nothing
+        try:
+            run = Run.forward(subject, subject.inputs)
+        except Violation as broken:
+            if broken.__cause__ is None:  # it took them, and returned something else than it should
+                raise
+            raise Violation(Verdict.VACUOUS, f"{reason} ({broken.reason})") from broken
+        gradients = run.backward(np.ones_like(run.output))
+    for each, gradient in zip(subject.wanted_names(), gradients, strict=True):
+        if not run.output.size and np.any(gradient != 0):
+            wrong = f"the gradient of {each} is not zero, though forward's output has no elements"
+            raise Violation(Verdict.FAIL, wrong, input=each)
+    raise Violation(Verdict.VACUOUS, reason)
 
 
 def _require_finite(

@@ -59,7 +59,7 @@ def _check(
 def _derivative(reference: Reference, inputs: Arrays, tangents: Arrays, size: int) -> np.ndarray:
     """J·u of the reference, as a vector of `size` elements."""
     stepped = tuple(
-        array if array is None or u is None else array + 1j * STEP * u
+        None if array is None else array.copy() if u is None else array + 1j * STEP * u
         for array, u in zip(inputs, tangents, strict=True)
     )
     try:
@@ -82,7 +82,8 @@ def _require_analytic(gradients: Gradients, look: Direction, reference: Referenc
     assert x is not None
 
     def value(moved: np.ndarray) -> np.ndarray:
-        return np.asarray(reference(*subject.replaced(index, moved)), dtype=np.float64)
+        given = (None if array is None else array.copy() for array in subject.replaced(index, moved))
+        return np.asarray(reference(*given), dtype=np.float64)
 
     by_step = point.cotangents @ _derivative(reference, subject.inputs, look.tangents(), point.output.size)
     estimate = Line(value, x, u, value(x), point.cotangents).ladder()

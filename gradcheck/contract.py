@@ -10,26 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradcheck import budget, repetition
+from gradcheck import repetition
 from gradcheck.case import Case, first_run
 from gradcheck.expected import Difference, Expected
 from gradcheck.judge import Check, Verdict
 from gradcheck.layouts import LAYOUTS, expansions
+from gradcheck.linearity import linear_in_the_cotangent
+from gradcheck.masks import masks_agree
 from gradcheck.subject import Subject, Violation
 from gradcheck.watch import Run
 
 __all__ = ["Probed", "probe"]
 
 ACCUMULATED = 1.0
-ADDED = 16.0  # two gradients and their sum have three roundings, and may cancel
-# Powers of two, so that a linear backward gives the same bits, small enough to overflow nothing.
-FACTORS = {
-    np.dtype(np.float64): (-1.0, 2.0**8, 2.0**-8),
-    np.dtype(np.float32): (-1.0, 2.0**8, 2.0**-8),
-    np.dtype(np.float16): (-1.0, 2.0**4, 2.0**-4),
-}
-NUDGE = 1.0625
-CANCELLED = 1e-3
 
 
 class Probed(NamedTuple):
@@ -167,83 +160,6 @@ def _layouts(case: Case) -> None:
         raise Violation(first.verdict, reason, input=first.input, fatal=False)
 
 
-def _linear(case: Case) -> None:
-    """A zero cotangent gives zero, a scaled one the scaled gradient, the sum of two the sum of theirs."""
-    subject, run, expected = case.subject, case.run, case.expected
-    what = "not linear in the cotangent"
-    zero = run.backward(np.zeros_like(case.cotangent))
-    for name, gradient in zip(subject.wanted_names(), zero, strict=True):
-        if np.any(gradient != 0):
-            reason = f"{what}: the gradient of {name} is not zero for a zero cotangent"
-            raise Violation(Verdict.FAIL, reason, input=name, fatal=False)
-    for factor in FACTORS[subject.dtype]:
-        scale = subject.dtype.type(factor)
-        if not _within_range(*(gradient * scale for gradient in expected.gradients)):
-            continue
-        got = run.backward(np.asarray(case.cotangent * scale))
-        _require_rounded(case, expected, got, f"{what}: scaled by {factor:g}", factor=factor)
-    apart = run.backward(case.second)
-    added = tuple(np.asarray(a + b) for a, b in zip(expected.gradients, apart, strict=True))
-    if not _within_range(*added):
-        return
-    both = np.asarray(case.cotangent + case.second)
-    together = Expected(subject, subject.inputs, case.output, both, run.backward(both))
-    # Either side may be the wrong one; the rounding is measured around the gradient of both.
-    _require_rounded(case, together, added, f"{what}: the gradients of two do not add up", slack=ADDED)
-
-
-def _within_range(*arrays: np.ndarray) -> bool:
-    """Whether rounding cannot make the difference between these and infinity."""
-    return all(budget.largest(array) < float(np.finfo(array.dtype).max) / 2 for array in arrays)
-
-
-def _require_rounded(
-    case: Case,
-    expected: Expected,
-    got: tuple[np.ndarray, ...],
-    what: str,
-    factor: float = 1.0,
-    slack: float = 1.0,
-) -> None:
-    for difference in expected.differences(got, case.rng, factor=factor, slack=slack):
-        if difference.verdict is not Verdict.PASS:
-            reason = f"{what}: {difference.text}"
-            raise Violation(difference.verdict, reason, input=difference.input, fatal=False)
-
-
-def _same_mask(case: Case) -> None:
-    """Backward lets through what forward lets through.
-
-    Only where forward gives zeros that stay zeros when x is scaled: along x their derivative is zero, so a
-    gradient that is not zero there, on balance, contradicts it.
-    """
-    subject, output = case.subject, case.output
-    if output.all():
-        return
-    for k, index in enumerate(subject.differentiable):
-        x, gradient = subject.wanted()[k], case.expected.gradients[k]
-        if x.shape != output.shape:
-            continue
-        leaking = (output == 0) & (x != 0) & (gradient != 0)
-        blocked = (output != 0) & (x != 0) & (gradient == 0)
-        if not (leaking.any() and blocked.any()):
-            continue
-        nudged = subject.run_forward(subject.replaced(index, np.asarray(x * x.dtype.type(NUDGE))))[0]
-        leaking &= nudged == 0
-        if not leaking.any():
-            continue
-        cotangent = np.where(leaking, case.cotangent, case.cotangent.dtype.type(0))
-        along = (case.run.backward(cotangent)[k] * x).astype(np.float64)
-        if abs(along.sum()) > CANCELLED * np.abs(along).sum():
-            name = subject.names[index]
-            reason = (
-                f"backward uses another mask than its forward: the gradient of {name} is not zero at "
-                f"{int(leaking.sum())} elements that forward drops, and zero at {int(blocked.sum())} "
-                "that it keeps"
-            )
-            raise Violation(Verdict.FAIL, reason, input=name, fatal=False)
-
-
 PROBES: dict[str, Callable[[Case], None]] = {
     "forward repeats": repetition.forward_repeats,
     "memory is not shared": _aliasing,
@@ -251,6 +167,6 @@ PROBES: dict[str, Callable[[Case], None]] = {
     "backward repeats": repetition.backward_repeats,
     "calls are independent": repetition.calls_are_independent,
     "memory layouts": _layouts,
-    "linear in the cotangent": _linear,
-    "masks agree": _same_mask,
+    "linear in the cotangent": linear_in_the_cotangent,
+    "masks agree": masks_agree,
 }

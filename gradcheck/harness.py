@@ -93,7 +93,7 @@ def check_pair(
     if reference is not None:
         arguments.validate_callables(reference=reference)
     began = time.perf_counter()
-    run = _Run(subject, np.random.default_rng(seed))
+    run = _Run(subject, seed)
     with np.errstate(all="ignore"):  # the ladder visits points where the operation may overflow
         run.everything(reference)
     report = Report(
@@ -218,8 +218,10 @@ def with_second_order(report: Report, pair: Pair, input_names: Sequence[str] | N
 class _Run:
     """All checks of one pair, in their order, with what is found out on the way."""
 
-    def __init__(self, subject: Subject, rng: np.random.Generator) -> None:
-        self._subject, self._rng = subject, rng
+    def __init__(self, subject: Subject, seed: int) -> None:
+        self._subject = subject
+        # Apart, so that the directions do not hang on how many numbers the probes drew.
+        self._of_probes, self._rng = (np.random.default_rng([seed, stream]) for stream in range(2))
         self.subjects = [subject]  # and its twin in more precision, if it has one
         self.checks: list[Check] = []
         self.notes: list[str] = []
@@ -227,7 +229,7 @@ class _Run:
 
     def everything(self, reference: Callable[..., Any] | None) -> None:
         """The promises; then, if numbers may be taken from the pair, its derivatives and its values."""
-        self.checks, sound, notes = contract.probe(self._subject, self._rng)
+        self.checks, sound, notes = contract.probe(self._subject, self._of_probes)
         self.notes += notes
         if not sound:
             return

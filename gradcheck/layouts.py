@@ -26,12 +26,21 @@ def _reversed(array: np.ndarray) -> np.ndarray:
     return np.flip(np.flip(array).copy())
 
 
+def _sliced(array: np.ndarray) -> np.ndarray:
+    # One element in: beside the start of the storage, and at an address that no vector of 16 bytes begins at.
+    storage = np.full(array.size + 2, np.nan, array.dtype)
+    view = storage[1:-1].reshape(array.shape)
+    view[...] = array
+    return view
+
+
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "transposed": _transposed,
     "strided": _strided,
     "reversed": _reversed,
+    "sliced": _sliced,
 }
-"""Copies with the values of an array, laid out differently; without axes there is one layout only."""
+"""Copies with the values of an array, laid out differently; without axes only the slice differs."""
 
 
 def expansions(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:

@@ -32,6 +32,7 @@ ALIKE, LOWEST_PRECISION = 0.5, 1e-5
 # A jump of the slope bends the output by as much at h as at 2h, curvature by half as much. How much of the
 # bend must be jump, and how large one must be, of the largest slope, to move a bar or to overrule the noise.
 JUMPING, SMALL_JUMP, LARGE_JUMP = 0.1, 1e-6, 1e-3
+GROWING = 0.75  # of what the output moves within 2h, that it moves within h: half of it where it is smooth
 SHORT = 2.0**-8  # steps up to here show jumps; at wider ones the curvature itself varies
 NOISE_POINTS = range(-3, 5)
 
@@ -182,6 +183,10 @@ class Line:
         slope = np.abs(finest) / (2 * steps[-1])
         slope[~np.isfinite(slope)] = 0  # the bar of such a ladder is infinite
         inside, straddled = self._jumps(bends, float(np.max(slope)), steps)
+        # Where the output itself jumps, slopes grow without end: they tell no size of a gradient.
+        growing = slope * steps[-1] > GROWING * np.abs(differences[-2]) / 2
+        if self.slope.any():
+            slope = np.where(growing, self.slope, slope)
         if shift <= 0:
             self.slope, self.jumps = slope, inside | straddled
         # The slope at the finest step is the mean of those on both sides, each off by half the jump.

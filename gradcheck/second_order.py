@@ -13,7 +13,7 @@ import numpy as np
 from gradcheck import budget
 from gradcheck.gradient import check_gradients
 from gradcheck.judge import Check, Verdict
-from gradcheck.numeric import direction
+from gradcheck.numeric import magnitude
 from gradcheck.subject import Arrays, Subject, Violation
 
 __all__ = ["COTANGENT", "check_second_order"]
@@ -44,7 +44,7 @@ def _named(check: Check) -> Check:
 def _check_symmetry(subject: Subject, rng: np.random.Generator) -> Check:
     """uᵀHw against wᵀHu: each from one backward pass, each with its rounding measured."""
     arrays = subject.wanted()[:-1]
-    u, w = ([direction(x, rng) for x in arrays] for _ in range(2))
+    u, w = ([magnitude(x) * rng.standard_normal(x.shape) for x in arrays] for _ in range(2))
 
     def both(inputs: Arrays) -> np.ndarray:
         output, saved = subject.run_forward(inputs)

@@ -47,7 +47,8 @@ class Context:
 class Subject:
     """A pair, private copies of its inputs, and what is known about them.
 
-    `differentiable`, `zero` and `state` are positions in `inputs`; `framework` allows a framework's aliasing.
+    `differentiable`, `zero` and `state` are positions in `inputs`; forward alone may write to the state.
+    `framework` allows a framework's aliasing.
     `stress` is how many more repetitions of backward are wanted, `terms` the family of the operation.
     """
 
@@ -114,7 +115,7 @@ class Subject:
                 array.copy() if array is not None and index in self.state else array
                 for index, array in enumerate(inputs)
             )
-            state = tuple(array for index in self.state if (array := given[index]) is not None)
+            state = tuple(array for index in sorted(self.state) if (array := given[index]) is not None)
         try:
             result, left = self.generator.call("forward", None, lambda: self.forward(*given))
         except Exception as error:
@@ -139,7 +140,7 @@ class Subject:
     def run_backward(self, context: Context, cotangent: np.ndarray) -> tuple[np.ndarray, ...]:
         """Call backward; return the gradients of the wanted inputs in their order, or raise a Violation."""
         self.vjps += 1
-        before = [array.copy() for array in context.state]
+        before = [array.tobytes() for array in context.state]
         try:
             gradients, _ = self.generator.call(
                 "backward", context.generator, lambda: self.backward(context.saved, cotangent)
@@ -149,9 +150,7 @@ class Subject:
             raise Violation(
                 Verdict.ERROR, f"backward raised {type(error).__name__}: {error}{hint}"
             ) from error
-        finally:
-            for array, old in zip(context.state, before, strict=True):
-                array[...] = old
+        self._require_state(context.state, before)
         if not isinstance(gradients, tuple):
             raise Violation(
                 Verdict.ERROR,
@@ -161,6 +160,18 @@ class Subject:
             reason = f"backward returned {len(gradients)} gradients for {len(self.inputs)} inputs"
             raise Violation(Verdict.ERROR, f"{reason}; return one entry per input, None where there is none")
         return tuple(self._gradient(index, gradients[index]) for index in self.differentiable)
+
+    def _require_state(self, state: tuple[np.ndarray, ...], before: list[bytes]) -> None:
+        """Require backward to leave alone what forward may write to: one step is to move it once."""
+        present = [index for index in sorted(self.state) if self.inputs[index] is not None]
+        for index, array, old in zip(present, state, before, strict=True):
+            if array.tobytes() != old:
+                name = self.names[index]
+                reason = (
+                    f"backward modified the state {name}, which is forward's to write; "
+                    "does it run forward again? work on a copy"
+                )
+                raise Violation(Verdict.ERROR, reason)
 
     def accepts(self, inputs: Arrays, cotangent: np.ndarray) -> bool:
         """Whether the pair is defined, and finite, at inputs that the caller did not give."""

@@ -238,6 +238,8 @@ def test_a_context_that_wears_out_fails():
 
 def raw_memory(array):
     """What a kernel reads that takes the pointer and forgets the strides."""
+    if isinstance(array.base, np.ndarray) and array.base.size == array.size + 2:
+        return array.base[: array.size].reshape(array.shape)
     if 0 in array.strides or any(stride < 0 for stride in array.strides) or not array.flags.c_contiguous:
         base = array.base if array.base is not None else array
         return np.resize(np.ravel(base, order="K"), array.shape)
@@ -251,6 +253,7 @@ def raw_memory(array):
         (lambda array: any(stride < 0 for stride in array.strides), "reversed"),
         (lambda array: array.ndim > 1 and array.flags.f_contiguous, "transposed"),
         (lambda array: array.strides[-1] == 2 * array.itemsize, "strided"),
+        (lambda array: array.flags.c_contiguous and array.ctypes.data % 16, "sliced"),
     ],
 )
 @pytest.mark.parametrize("what", ["cotangent", "inputs"])
@@ -270,37 +273,10 @@ def test_misread_layouts_fail(ignored, reason, what):
     assert line.startswith("a memory layout is misread, only for ")
     named = line.partition(": ")[0]
     assert reason in named and what.rstrip("s") in named, str(report)
-    others = {"stride 0", "reversed", "transposed", "strided"} - {reason}
+    others = {"stride 0", "reversed", "transposed", "strided", "sliced"} - {reason}
     # One column is transposed and contiguous at once, and expanding one row says nothing about the rest.
     assert not any(other in named for other in others), named
     assert " instead of " in line
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda dx: np.abs(dx), "scaled by -1"),
-        (lambda dx: dx + 1e-3, "not zero for a zero cotangent"),
-        (lambda dx: np.clip(dx, -1e2, 1e2), "scaled by 256"),
-        (lambda dx: np.where(np.abs(dx) < 1e-3, 0, dx), "scaled by"),
-        (lambda dx: np.where(dx[0, 0] > 0, dx, 1.5 * dx), "scaled by -1"),
-    ],
-)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_a_vjp_that_is_not_linear_fails(change, reason, dtype):
-    report = report_on(batch_norm, after(lambda g, s, c: (change(g[0]).astype(dtype), *g[1:])), dtype=dtype)
-    assert report.verdict is Verdict.FAIL
-    assert any(reason in line for line in report.reasons), str(report)
-
-
-def test_a_vjp_that_does_not_add_up_fails():
-    def rotated(gradients, saved, cotangent):
-        return gradients[0] * np.max(np.abs(cotangent)) / np.sqrt(np.sum(cotangent**2) + 1e-300), *gradients[
-            1:
-        ]
-
-    report = report_on(batch_norm, after(rotated))
-    assert any("do not add up" in line for line in report.reasons), str(report)
 
 
 def determinant(a):
@@ -309,14 +285,6 @@ def determinant(a):
 
 def determinant_backward(a, cotangent):
     return (cotangent * np.linalg.det(a) * np.linalg.inv(a).T,)
-
-
-def test_gradients_of_a_few_bits_are_not_blamed_for_losing_them():
-    weight = np.float32(1e-42)
-    pair = lambda x: (x * weight, None), lambda s, c: (c * weight,)
-    report = gradcheck.check_pair(*pair, (np.random.default_rng(0).standard_normal(6).astype(np.float32),))
-    (linear,) = (check for check in report.checks if check.name == "linear in the cotangent")
-    assert linear.verdict is Verdict.PASS, str(report)
 
 
 def test_points_made_up_for_the_probes_need_no_gradient():
@@ -371,51 +339,6 @@ def test_swapped_functions_are_recognised():
     assert "are forward and backward swapped?" in report.reasons[0]
 
 
-def masked(forward_mask, backward_mask):
-    return lambda x: (x * forward_mask, None), lambda s, c: (c * backward_mask,)
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
-def test_another_mask_in_backward_fails(dtype):
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal((6, 7)).astype(dtype)
-    one, other = (2 * (rng.random(x.shape) < 0.5).astype(dtype) for _ in range(2))
-    assert gradcheck.check_pair(*masked(one, one), (x,)).verdict is Verdict.PASS
-    report = gradcheck.check_pair(*masked(one, other), (x,))
-    (check,) = (check for check in report.checks if check.name == "masks agree")
-    leaking, blocked = np.sum((one == 0) & (other != 0)), np.sum((one != 0) & (other == 0))
-    assert check.verdict is Verdict.FAIL
-    assert f"not zero at {leaking} elements that forward drops, and zero at {blocked} that it" in check.reason
-
-
-@pytest.mark.parametrize(
-    ("forward", "backward"),
-    [
-        (lambda x: (np.maximum(x, 0), x > 0), lambda m, c: (c * m,)),
-        (lambda x: (np.clip(x, -0.5, 0), (x > -0.5) & (x < 0)), lambda m, c: (c * m,)),
-        (lambda x: (np.roll(np.maximum(x, 0), 1), x > 0), lambda m, c: (np.roll(c, -1) * m,)),
-        (lambda x: (np.sort(np.maximum(x, 0)), x), lambda x, c: (c[np.argsort(np.argsort(x))] * (x > 0),)),
-        (lambda x: (x * (x == x.max()), x == x.max()), lambda m, c: (c * m,)),
-        (lambda x: (np.maximum(x, 0)[::-1].copy(), x > 0), lambda m, c: (c[::-1] * m,)),
-    ],
-)  # fmt: skip
-def test_zeros_of_other_kinds_are_no_mask(forward, backward):
-    for seed in range(5):
-        x = np.random.default_rng(seed).standard_normal(9)
-        report = gradcheck.check_pair(forward, backward, (x,))
-        (check,) = (check for check in report.checks if check.name == "masks agree")
-        assert check.verdict is Verdict.PASS, str(report)
-
-
-def test_outputs_that_happen_to_be_zero_are_no_mask():
-    def forward(x):
-        return np.clip(x, 0, 3) - 1, (x > 0) & (x < 3)
-
-    x = np.array([1.0, 1.0, 5.0, 2.0, 4.0])
-    report = gradcheck.check_pair(forward, lambda inside, c: (c * inside,), (x,))
-    assert report.verdict is Verdict.PASS, str(report)
-
-
 def test_the_element_that_differs_is_told():
     def backward(saved, cotangent):
         gradient = 2.0 * cotangent
@@ -430,8 +353,8 @@ def test_the_element_that_differs_is_told():
 
 
 def test_the_rounding_is_not_measured_where_bits_agree():
-    """What a check costs is what the pair costs: 17 forward and 47 backward passes."""
+    """What a check costs is what the pair costs: 18 forward and 49 backward passes."""
     with np.errstate(all="ignore"):
         subject = make_subject(batch_norm, norm_backward, batch_norm_inputs(np.random.default_rng(5)))
         contract.probe(subject, np.random.default_rng(0))
-    assert (subject.evaluations, subject.vjps) == (17, 47)
+    assert (subject.evaluations, subject.vjps) == (18, 49)

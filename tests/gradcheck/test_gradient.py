@@ -184,9 +184,10 @@ def test_the_other_inputs_stay_where_they_are_when_one_is_moved():
 
 
 def test_an_error_beside_the_input_says_where_it_was_seen():
-    x = np.array([-1.0, 0.0, 2.0])
-    report = gradcheck.check_pair(relu, lambda positive, c: (c * positive * 1.0001,), (x,))
-    (check,) = [check for check in report.checks if check.name == "gradient"]
+    sign = lambda x: np.where(x < 0, -1.0, 1.0)  # noqa: E731
+    (check,) = gradients_of(
+        lambda x: (np.abs(x), x), lambda x, c: (c * sign(x) * 1.0001,), (np.zeros(4),)
+    ).checks
     assert check.verdict is Verdict.FAIL
     assert "judged beside the input" in check.reason
 
@@ -278,10 +279,12 @@ def hard(name, seed):
 
 
 @pytest.mark.parametrize("name", ["scale 1e-6", "scale 1e4", "mean 3e6", "weight 1e4", "constant column"])
-def test_hard_inputs_pass(name):
+def test_hard_inputs_are_no_false_alarm(name):
     for seed in range(8):
         report = gradcheck.check_pair(batch_norm, norm_backward, hard(name, seed), seed=seed)
-        assert report.verdict is Verdict.PASS, str(report)
+        # The last digits of numbers this far from zero leave the derivative known to about 1e-7.
+        worst = Verdict.INCONCLUSIVE if name == "mean 3e6" else Verdict.PASS
+        assert report.verdict <= worst, str(report)
 
 
 class AtomicSums:

@@ -15,14 +15,23 @@ def test_a_layout_keeps_values_shape_and_dtype(label, shape, dtype):
     x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     laid = LAYOUTS[label](np.asarray(x))
     assert np.array_equal(laid, x) and laid.shape == shape and laid.dtype == dtype
-    if len(shape) > 1:
+    if len(shape) > 1 and label != "sliced":
         assert laid.strides != x.strides
 
 
 def test_strides_are_those_of_the_name():
     x = np.zeros((3, 4))
     strides = {label: tuple(stride // 8 for stride in lay(x).strides) for label, lay in LAYOUTS.items()}
-    assert strides == {"transposed": (1, 3), "strided": (8, 2), "reversed": (-4, -1)}
+    assert strides == {"transposed": (1, 3), "strided": (8, 2), "reversed": (-4, -1), "sliced": (4, 1)}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_sliced_copy_lies_between_nan_at_an_address_without_alignment(dtype):
+    laid = LAYOUTS["sliced"](np.ones((3, 4), dtype))
+    storage = laid.base
+    assert laid.flags.c_contiguous and storage.size == laid.size + 2
+    assert np.isnan(storage[[0, -1]]).all() and not np.isnan(laid).any()
+    assert laid.ctypes.data % 16
 
 
 def test_expansions_have_stride_0_and_tell_where():

@@ -268,3 +268,11 @@ def test_an_output_that_is_rounded_to_few_digits_climbs_stairs(decimals):
         rough.ladder(), smooth.ladder()
         assert not smooth.climbs_stairs()
         assert rough.climbs_stairs() or decimals == 6
+
+
+def test_a_jump_of_the_output_does_not_look_like_a_large_gradient():
+    x = np.array([1.0, 2.0])
+    curve = Line(lambda x: x + 1e-6 * (x >= 1), x, np.ones(2), x + 1e-6, np.ones((1, 2)))
+    for shift in (0, -8, -16, -24):
+        curve.ladder(shift)
+    assert np.all(curve.slope < 3)

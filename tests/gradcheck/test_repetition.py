@@ -235,3 +235,91 @@ def test_a_forward_without_a_fixed_seed_is_stochastic(into_a_buffer):
     check = answers.checks[-1]
     assert check.verdict is Verdict.INCONCLUSIVE and not answers.sound
     assert check.reason.startswith("stochastic: forward gives another output")
+
+
+def dropout(ring):
+    """Dropout whose masks go to so many buffers in turn, or to new ones for 0."""
+    buffers = [np.empty((4, 5), bool) for _ in range(ring)]
+
+    def forward(x, key):
+        keep = np.random.default_rng(key).random(x.shape) < 0.5
+        if buffers:
+            buffers.append(buffers.pop(0))
+            buffers[0][...] = keep
+        return x * keep, buffers[0] if buffers else keep
+
+    return forward, lambda keep, cotangent: (cotangent * keep, None)
+
+
+@pytest.mark.parametrize(
+    ("ring", "verdict"), [(0, Verdict.PASS), (1, Verdict.FAIL), (2, Verdict.FAIL), (3, Verdict.PASS)]
+)
+def test_masks_in_buffers_that_take_turns_fail_up_to_two(ring, verdict):
+    arrays = np.random.default_rng(0).standard_normal((4, 5)), np.array([8734, 1_000_000])
+    answers = probed(*dropout(ring), arrays, differentiable=(0,))
+    check = check_named(answers, "calls are independent")
+    assert check.verdict is verdict, check
+    if verdict is Verdict.FAIL:
+        assert "backward depends on another call of forward than its own" in check.reason
+
+
+@pytest.mark.parametrize("what", ["output", "gradient"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_what_is_kept_by_the_identity_of_an_array_fails(what, dtype):
+    kept = {}
+
+    def forward(x, weight, bias):
+        output, saved = batch_norm(x, weight, bias)
+        old_x, old_output, old_saved = kept.get("last", (None, output, saved))
+        if old_x is not x:
+            old_output, old_saved = output, saved
+        kept["last"] = x, old_output, old_saved
+        return (old_output.copy(), saved) if what == "output" else (output, old_saved)
+
+    answers = probed(forward, norm_backward, inputs(dtype=dtype))
+    check = check_named(answers, "calls are independent")
+    assert check.verdict is Verdict.FAIL, answers.checks
+    assert "something is kept of an array that has been written in place since" in check.reason
+    assert ("an output of the past" in check.reason) is (what == "output")
+
+
+@pytest.mark.parametrize(
+    ("constant", "rolled"),
+    [
+        (np.array([True, False]), True),
+        (np.array([0.5, 1.0]), True),
+        (np.array([8734, 1_000_000]), True),
+        (np.array([0, 3]), False),  # may be indices
+        (np.array([-8734, 1_000_000]), False),
+        (np.array(["a", "b"]), False),
+    ],
+)
+def test_constants_vary_between_calls_unless_they_may_be_indices(constant, rolled):
+    seen = set()
+
+    def forward(x, other):
+        seen.add(other.tobytes())
+        return x * 2, None
+
+    probed(forward, lambda _, c: (2 * c, None), (np.arange(1.0, 6), constant), differentiable=(0,))
+    assert (len(seen) == 2) is rolled
+
+
+def test_where_another_constant_is_not_legal_x_alone_varies():
+    def forward(x, knots):
+        if np.any(np.diff(knots) < 0):
+            raise ValueError("knots must be sorted")
+        return x * 2, None
+
+    made = LastCall()
+    arrays = inputs()
+
+    def stale(x, weight, bias, knots):
+        forward(x, knots)
+        return made.forward(x, weight, bias)
+
+    def backward(saved, cotangent):
+        return *made.backward(saved, cotangent), None
+
+    answers = probed(stale, backward, (*arrays, np.arange(3.0)), differentiable=(0, 1, 2))
+    assert check_named(answers, "calls are independent").verdict is Verdict.FAIL

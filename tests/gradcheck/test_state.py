@@ -55,16 +55,33 @@ def test_every_call_gets_the_state_as_it_was_given():
         running += 1
         return x * x, (x.copy(), running)
 
-    def also_writing(saved, cotangent):
+    def reading(saved, cotangent):
         x, running = saved
         seen.append(running - 1)  # as its own forward left it
-        running += 7
         return 2 * x * cotangent, None
 
     x = np.random.default_rng(0).standard_normal(5)
-    report = gradcheck.check_pair(watching, also_writing, (x, np.full(3, 2.0)), state=("running",))
+    report = gradcheck.check_pair(watching, reading, (x, np.full(3, 2.0)), state=("running",))
     assert report.verdict is Verdict.PASS, str(report)
     assert all(np.array_equal(each, np.full(3, 2.0)) for each in seen)
+
+
+def test_a_backward_that_runs_forward_again_moves_the_state_twice():
+    def keeping(*inputs):
+        return forward(*inputs)[0], inputs
+
+    def again(inputs, cotangent):
+        return backward(forward(*inputs)[1], cotangent)
+
+    report = gradcheck.check_pair(keeping, again, running_inputs(), state=(3, 4, 5))
+    assert report.verdict is Verdict.ERROR
+    assert "backward modified the state x3, which is forward's to write" in report.reasons[0]
+
+    def again_on_copies(inputs, cotangent):
+        return backward(forward(*(array.copy() for array in inputs))[1], cotangent)
+
+    report = gradcheck.check_pair(keeping, again_on_copies, running_inputs(), state=(3, 4, 5))
+    assert report.verdict is Verdict.PASS, str(report)
 
 
 def test_what_is_not_declared_is_still_watched():
@@ -96,14 +113,14 @@ def test_a_gradient_that_depends_on_updated_state_fails():
 
 
 def test_a_gradient_in_the_memory_of_the_state_is_an_error():
-    def aliased(saved, cotangent):
-        saved[1][...] = cotangent * 2
-        return saved[1], None
+    def aliased(running, cotangent):
+        return running, None
 
-    def writing(x, scratch):
-        return x * 2, (None, scratch)
+    def writing(x, running):
+        running += x
+        return x * 2, running
 
-    report = gradcheck.check_pair(writing, aliased, (np.ones(3), np.zeros(3)), state=("scratch",))
+    report = gradcheck.check_pair(writing, aliased, (np.ones(3), np.ones(3)), state=("running",))
     assert report.verdict is Verdict.ERROR
     assert "shares memory with an array of the state" in report.reasons[0], report.reasons
 

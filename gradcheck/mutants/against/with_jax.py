@@ -30,7 +30,10 @@ def checkers() -> list[Checker]:
 
 def _checker(setting: dict[str, float], defaults: bool) -> Checker:
     def accuses(operation: Operation, pair: Pair, inputs: tuple[np.ndarray, ...], seed: int) -> bool:
-        with jax.enable_x64(True):
+        with (
+            jax.enable_x64(True),
+            jax.disable_jit(),
+        ):  # without compiling, or each check takes ten times as long
             arguments = [jnp.asarray(inputs[index]) for index in differentiable_positions(operation)]
             try:
                 check_grads(_function(Wrapped(operation, pair, inputs)), arguments, 1, ["rev"], **setting)

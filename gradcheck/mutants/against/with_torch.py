@@ -40,9 +40,7 @@ def _checker(setting: dict[str, float], fast: bool, defaults: bool) -> Checker:
             for index in differentiable_positions(operation)
         ]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch warns that float32 will likely fail; that is what is asked
+            warnings.simplefilter("ignore")  # that float32 will likely fail: whether it does is asked here
             torch.manual_seed(seed)
             try:
                 return not torch_gradcheck(

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradcheck.mutants.mutant import Pair, wrong_backward, wrong_pair
 from gradcheck.mutants.named.pieces import PARAMETERS, Gradients, expand, pieces, right
-from gradcheck.mutants.operations import P, RmsSaved, Saved, moment_norm, rms_norm
+from gradcheck.mutants.operations import P, RmsSaved, Saved, inference_norm, moment_norm, rms_norm
 
 Array = np.ndarray
 
@@ -110,19 +110,15 @@ def cotangent_handed_on(keep: Array, cotangent: Array) -> Gradients:
     return cotangent, None
 
 
-@wrong_pair("contract", "moment_norm")
-def dweight_and_dbias_share_memory() -> Pair:
-    """dγ and dβ are returned as one array wherever they happen to be equal in shape and dγ is not needed."""
-
-    def backward(saved: Saved, cotangent: Array) -> Gradients:
-        p = pieces(saved, cotangent)
-        overlapping = np.concatenate([p.dweight.reshape(-1), p.dbias.reshape(-1)])
-        n = p.dbias.size
-        overlapping[n - 1] = p.dweight.flat[-1]
-        dbias = overlapping[n - 1 : 2 * n - 1].reshape(p.dbias.shape)
-        return p.dx, overlapping[:n].reshape(p.dweight.shape), dbias
-
-    return moment_norm, backward
+@wrong_backward("contract", "moment_norm")
+def workspaces_overlap(saved: Saved, cotangent: Array) -> Gradients:
+    """dγ and dβ are parts of one workspace, which overlap by one element."""
+    p = pieces(saved, cotangent)
+    size, shape = p.dbias.size, p.dbias.shape
+    workspace = np.empty(2 * size - 1, p.dx.dtype)
+    workspace[:size] = p.dweight.reshape(-1)
+    workspace[size - 1 :] = p.dbias.reshape(-1)
+    return p.dx, workspace[:size].reshape(shape), workspace[size - 1 :].reshape(shape)
 
 
 @wrong_backward("contract", "moment_norm")
@@ -240,15 +236,11 @@ def negative_strides_lost(saved: RmsSaved, cotangent: Array) -> Gradients:
 
 
 @wrong_backward("layout", "rms_norm")
-def row_stride_taken_from_the_width(saved: RmsSaved, cotangent: Array) -> Gradients:
-    """A row of x is looked for at row · width, though x may have gaps or be transposed."""
-    x, width = saved.x, saved.x.shape[1]
-    if x.strides[1] > 0 and x.strides[0] >= x.strides[1] * width:
-        rows = np.arange(len(x))[:, None] * width + np.arange(width)
-        gaps = x.strides[0] // x.strides[1]
-        x = x[np.minimum(rows // gaps, len(x) - 1), np.minimum(rows % gaps, width - 1)]
-    else:
-        x = x.T.reshape(x.shape)
+def gaps_between_columns_ignored(saved: RmsSaved, cotangent: Array) -> Gradients:
+    """The columns of x are taken to lie next to each other."""
+    x = saved.x
+    if x.strides[1] > x.itemsize:
+        x = np.lib.stride_tricks.as_strided(x, strides=(x.strides[0], x.itemsize))
     return tuple(right("rms_norm", saved._replace(x=x), cotangent))
 
 
@@ -265,8 +257,6 @@ def column_order_input_misread() -> Pair:
     """Backward takes x in column order for channels last, and swaps channels and positions."""
 
     def forward(x: Array, *others: Array) -> Any:
-        from gradcheck.mutants.operations import inference_norm
-
         y, saved = inference_norm(x, *others)
         return y, (saved, x.flags.f_contiguous and not x.flags.c_contiguous)
 

@@ -367,8 +367,8 @@ def test_every_sample_is_checked_by_every_kernel_in_every_dtype():
 
 
 def test_a_kernel_that_serves_no_sample_is_an_error():
-    kernel = Kernel("idle", f"{__name__}:right", dtypes=("float16",))
-    reports = dict(adapter.check_operation(declared(kernel)))
+    kernels = Kernel("busy", f"{__name__}:right"), Kernel("idle", f"{__name__}:right", dtypes=("float16",))
+    reports = dict(adapter.check_operation(declared(*kernels)))
     assert reports["kernel idle"].verdict is Verdict.ERROR
     assert "serves no sample" in str(reports["kernel idle"])
 

@@ -254,6 +254,12 @@ def test_the_generator_of_torch_is_frozen_and_left_as_it_was(function, verdict):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_mask_that_is_drawn_anew_is_another_mask():
+    """The backward pass goes on where its forward pass stopped, as it does in use."""
+    report = gradcheck.check(Redrawn.apply, (X,))
+    assert verdicts(report)["gradient"] is Verdict.FAIL, report
+
+
 # Second order and forward mode
 
 
