@@ -1,7 +1,7 @@
 """The pytest plugin: a fixture `gradcheck` that asserts a PASS and shows the report where there is none.
 
-It is loaded with every pytest run of an environment that has it, so beside the package it imports nothing but
-pytest; a framework is imported by the first test that has its tensors checked.
+It is loaded with every pytest run of an environment that has it, so it imports nothing but pytest; the checker
+is imported by the first test that uses the fixture.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from gradcheck import harness
-from gradcheck.judge import Verdict
-from gradcheck.report import GradcheckError, Report
+import gradcheck as checker
+
+if TYPE_CHECKING:
+    from gradcheck.report import Report
 
 __all__ = ["Gradcheck", "gradcheck"]
 
@@ -51,7 +52,7 @@ class Gradcheck:
     def __call__(self, fn: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> Report:
         """Check a function of a framework's tensors, as gradcheck.check does; return the report of a PASS."""
         __tracebackhide__ = True
-        return self._passed(harness.check(fn, inputs, **{"seed": self.seed, **options}))
+        return self._passed(checker.check(fn, inputs, **{"seed": self.seed, **options}))
 
     def pair(
         self,
@@ -62,7 +63,7 @@ class Gradcheck:
     ) -> Report:
         """Check functions of NumPy arrays, as gradcheck.check_pair does; return the report of a PASS."""
         __tracebackhide__ = True
-        return self._passed(harness.check_pair(forward, backward, inputs, **{"seed": self.seed, **options}))
+        return self._passed(checker.check_pair(forward, backward, inputs, **{"seed": self.seed, **options}))
 
     def over(self, configurations: Iterable[Configuration], check: Callable[[Configuration], object]) -> None:
         """Call `check(configuration)` for each, in a subtest of its own, so that every failure is shown."""
@@ -74,7 +75,7 @@ class Gradcheck:
 
     def _passed(self, report: Report) -> Report:
         __tracebackhide__ = True
-        if report.verdict is Verdict.PASS:
+        if report.verdict is checker.Verdict.PASS:
             return report
         again = f"pytest {shlex.quote(self.request.node.nodeid)} --gradcheck-seed {report.seed}"
-        raise GradcheckError(str(dataclasses.replace(report, again=again)))
+        raise checker.GradcheckError(str(dataclasses.replace(report, again=again)))
