@@ -150,7 +150,8 @@ class Subject:
             raise Violation(
                 Verdict.ERROR, f"backward raised {type(error).__name__}: {error}{hint}"
             ) from error
-        self._require_state(context.state, before)
+        if context.state:
+            self._require_state(context.state, before)
         if not isinstance(gradients, tuple):
             raise Violation(
                 Verdict.ERROR,

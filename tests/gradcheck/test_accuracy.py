@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pairs import along, norm, norm_backward
+from pairs import along, batch_norm, batch_norm_inputs, norm, norm_backward
 
 import gradcheck
 from gradcheck import Verdict, accuracy
@@ -230,3 +230,23 @@ def test_a_reference_cannot_write_to_the_inputs():
     (check,) = accuracy.check_reference(subject, reference, np.random.default_rng(0))
     assert check.verdict is Verdict.PASS, check.reason
     assert check.resolution < 1e-12, "every call of the reference gave the same"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 65, 196])
+def test_a_kink_that_float32_and_float64_see_from_either_side_is_not_blamed(seed):
+    """An output within rounding of a kink: for the last two seeds, the first jiggled runs all miss it."""
+
+    def forward(x, weight, bias):
+        output, saved = batch_norm(x, weight, bias)
+        return np.maximum(output, 0), (saved, output > 0)
+
+    def backward(saved, cotangent):
+        return norm_backward(saved[0], cotangent * saved[1])
+
+    x, weight, bias = batch_norm_inputs(np.random.default_rng(seed), (5, 6), np.float32)
+    exact, _ = batch_norm(x.astype(np.float64), weight.astype(np.float64), np.zeros(6))
+    bias[0] = -exact[np.argmax(np.abs(exact[:, 0])), 0]
+    subject = make_subject(forward, backward, (x, weight, bias))
+    rng = np.random.default_rng(seed)
+    checks = accuracy.check_low_precision(subject, subject.in_float64(), rng, output=True)
+    assert Verdict.FAIL not in {check.verdict for check in checks}, checks

@@ -306,20 +306,13 @@ def test_constants_vary_between_calls_unless_they_may_be_indices(constant, rolle
 
 
 def test_where_another_constant_is_not_legal_x_alone_varies():
-    def forward(x, knots):
+    x, seen = np.array([1.0, 2.0, 5.0]), set()
+
+    def forward(values, knots):
         if np.any(np.diff(knots) < 0):
             raise ValueError("knots must be sorted")
-        return x * 2, None
+        seen.add(tuple(values.tolist()))
+        return values * 2, None
 
-    made = LastCall()
-    arrays = inputs()
-
-    def stale(x, weight, bias, knots):
-        forward(x, knots)
-        return made.forward(x, weight, bias)
-
-    def backward(saved, cotangent):
-        return *made.backward(saved, cotangent), None
-
-    answers = probed(stale, backward, (*arrays, np.arange(3.0)), differentiable=(0, 1, 2))
-    assert check_named(answers, "calls are independent").verdict is Verdict.FAIL
+    probed(forward, lambda _, c: (2 * c, None), (x, np.arange(3.0)), differentiable=(0,))
+    assert tuple(np.roll(x, 1).tolist()) in seen

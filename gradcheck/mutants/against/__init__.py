@@ -58,7 +58,10 @@ def compare(libraries: Sequence[str], mutants: Sequence[Mutant], seed: int, prog
         for checker in module.checkers():
             by_name.setdefault(checker.library, []).append(checker)
         for group in by_name.values():
-            chosen += [next(c for c in group if c.defaults), _tuned(group, mutants[::SAMPLE], seed)]
+            defaults = next(checker for checker in group if checker.defaults)
+            chosen += dict.fromkeys(
+                (defaults, _tuned(group, mutants[::SAMPLE], seed))
+            )  # once, if it is the best
     with verdicts_only():
         times = _times(chosen, seed)
         rows = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -43,6 +46,17 @@ def _checker(setting: dict[str, float], defaults: bool) -> Checker:
 
     text = ", ".join(f"{name} {value:g}" for name, value in setting.items()) or "of the dtype"
     return Checker("jax", text, defaults, accuses)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """JAX logs what a callback raises, before it raises it too."""
+    logger = logging.getLogger("jax._src.callback")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _function(wrapped: Wrapped) -> Any:

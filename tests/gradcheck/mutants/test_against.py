@@ -58,5 +58,5 @@ def test_the_table(monkeypatch):
     mutants = [rstd_missing, dropout_scale_forgotten]
     text = against.compare(("autograd",), mutants, 0, progress=iter)
     rows = [line.split() for line in text.splitlines() if line.startswith(("gradcheck ", "autograd "))]
-    assert [row[0] for row in rows] == ["gradcheck", "autograd", "autograd"]
+    assert rows[0][0] == "gradcheck" and {row[0] for row in rows[1:]} == {"autograd"}
     assert "2 named mutants" in text and "Caught by another and not by gradcheck:\n  none" in text
