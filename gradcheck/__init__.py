@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "GradcheckError", "Report", "Verdict", "check", "check_pair"]
 
-# The pytest plugin imports this package in every run of pytest, with or without a gradient to check: names are
-# looked up when they are used, so that nobody pays for NumPy who does not use it.
+# The pytest plugin imports this package in every run of pytest, with or without a gradient to check: names
+# are looked up when they are used, so that nobody waits for NumPy who does not use it.
 _HOMES = {
     "Check": "gradcheck.judge",
     "GradcheckError": "gradcheck.report",

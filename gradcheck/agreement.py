@@ -141,18 +141,32 @@ def _measured(
     floor = budget.rounding_floor(precision, cotangent.size)
     granted = {name: floor * budget.largest(value) for name, value in values.items()}
     granted["input"] = max(granted["input"], floor * _uncancelled(configuration, arrays, cotangent))
+    inputs = {name: getattr(arrays, name) for name in values if name != "output"}
+    # The copies of an expanded element are rounded each for itself, and so are moved each for itself.
+    inputs["input"] = np.broadcast_to(arrays.input, configuration.shape)
     for _ in range(budget.REPEATS):
-        inputs = {name: getattr(arrays, name) for name in values if name != "output"}
         jiggled = {name: budget.jiggled(array, rng, precision) for name, array in inputs.items()}
         moved = budget.jiggled_cotangent(cotangent, rng, precision)
-        for name, value in evaluate(configuration, dataclasses.replace(arrays, **jiggled), moved).items():
+        new = evaluate(configuration, dataclasses.replace(arrays, **jiggled), moved)
+        new["input"] = new["input"].sum(axis=_expanded(configuration, arrays), keepdims=True)
+        for name, value in new.items():
             granted[name] = max(granted[name], budget.SAFETY * budget.largest(value - values[name]))
     return values, granted
 
 
+def _expanded(configuration: Configuration, arrays: Arrays) -> tuple[int, ...]:
+    """The axes along which the operation expands its input, and sums the gradient."""
+    lengths = zip(configuration.shape, arrays.input.shape, strict=True)
+    return tuple(axis for axis, (wide, own) in enumerate(lengths) if wide != own)
+
+
 def _uncancelled(configuration: Configuration, arrays: Arrays, cotangent: np.ndarray) -> float:
-    """The direct term of the input's gradient, |ȳ|·|weight|/σ, from which others are subtracted."""
+    """The direct term of the input's gradient, |ȳ|·|weight|/σ, from which others are subtracted.
+
+    Of an expanded input, as many of them as are summed.
+    """
     size = budget.largest(cotangent) * (1.0 if arrays.weight is None else budget.largest(arrays.weight))
+    size *= cotangent.size // arrays.input.size
     if configuration.operation == "dropout":
         return size
     if arrays.running_var is not None:

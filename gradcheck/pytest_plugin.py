@@ -1,7 +1,7 @@
 """The pytest plugin: a fixture `gradcheck` that asserts a PASS and shows the report where there is none.
 
-It is loaded with every pytest run of an environment that has it, so it imports nothing but pytest; the checker
-is imported by the first test that uses the fixture.
+It is loaded with every pytest run of an environment that has it, so it imports nothing but pytest; the
+checker is imported by the first test that uses the fixture.
 """
 
 from __future__ import annotations

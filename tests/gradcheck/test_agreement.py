@@ -132,6 +132,21 @@ def test_a_float32_result_is_allowed_the_rounding_of_float32_and_no_more():
     assert any(check.verdict is Verdict.FAIL for check in trusted(single, Norm(output_factor=1 + 1e-4)))
 
 
+@pytest.mark.parametrize("seed", [1, 44, 92, 110, 111])
+def test_the_mean_of_an_expanded_input_may_be_rounded_either_way(seed):
+    """Moving both its copies together does not move the mean against them, as rounding does."""
+    text = "layer_norm shape=4,2 tail=2 affine=weight layout=broadcast values=mean_1e4"
+    last_digit = 1 + np.finfo(np.float64).eps
+    checks = trusted(Configuration.parse(text), Norm(mean_factor=last_digit), seed=seed)
+    assert {check.verdict for check in checks} == {Verdict.PASS}, checks
+
+
+def test_a_wrong_gradient_of_an_expanded_input_fails():
+    c = dataclasses.replace(LAYER, layout="broadcast")
+    checks = trusted(c, Norm(mean_path=1 - 1e-9))
+    assert {check.input for check in checks if check.verdict is Verdict.FAIL} == {"input"}
+
+
 @pytest.mark.parametrize("key", ["output", "input", "weight", "bias"])
 def test_a_nan_is_a_failure(key):
     def evaluate(c, arrays, cotangent):
