@@ -14,7 +14,6 @@ from gradcheck.subject import Arrays, Subject, Violation, as_float64
 __all__ = ["check_low_precision", "check_reference", "exact_twin"]
 
 FLOAT16, FLOAT32, FLOAT64 = (np.dtype(f"float{bits}") for bits in (16, 32, 64))
-CONFIRMATIONS = 8  # beside a kink a few moves may all miss the other side: before accusing, more are made
 # An error of this size, relative to the result, tells nothing but that the inputs are ill-conditioned.
 TELLING = {FLOAT16: 0.1, FLOAT32: 2e-3, FLOAT64: 2e-3}
 
@@ -71,7 +70,7 @@ def check_low_precision(
     moved = [0.0] * len(gradients)
     floor = budget.rounding_floor(dtype, max(result.size, *(gradient.size for gradient in gradients)))
     checks: list[Check] = []
-    for _ in range(1 + CONFIRMATIONS):
+    for _ in range(1 + budget.CONFIRMATIONS):
         for new, (new_gradients,) in budget.jiggled_runs(exact, exact.inputs, [precise], rng, dtype):
             inherent = max(inherent, budget.largest(new - wanted))
             _widen(moved, new_gradients, wanted_gradients)

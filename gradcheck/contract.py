@@ -26,11 +26,15 @@ ACCUMULATED = 1.0
 
 
 class Probed(NamedTuple):
-    """The answers, whether numbers may be taken from the pair at all, and what the reader should know."""
+    """The answers, whether numbers may be taken from the pair at all, and what the reader should know.
+
+    unseen: in what share of the runs a race may show and yet be missed; None where runs were not compared.
+    """
 
     checks: list[Check]
     sound: bool
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    unseen: float | None = None
 
 
 def probe(subject: Subject, rng: np.random.Generator) -> Probed:
@@ -38,7 +42,7 @@ def probe(subject: Subject, rng: np.random.Generator) -> Probed:
     try:
         case = first_run(subject, rng)
     except Violation as broken:
-        return Probed([_as_check("call", broken)], False, ())
+        return Probed([_as_check("call", broken)], False)
     checks, sound = [Check("call", Verdict.PASS)], True
     for name, question in PROBES.items():
         try:
@@ -50,7 +54,8 @@ def probe(subject: Subject, rng: np.random.Generator) -> Probed:
                 break
         else:
             checks.append(Check(name, Verdict.PASS))
-    return Probed(checks, sound, _notes(case))
+    unseen = repetition.unseen_rate(case.agreeing) if case.agreeing else None
+    return Probed(checks, sound, _notes(case), unseen)
 
 
 def _notes(case: Case) -> tuple[str, ...]:
@@ -60,13 +65,6 @@ def _notes(case: Case) -> tuple[str, ...]:
         for who, apart in (("forward", case.forward_apart), ("backward", case.backward_apart))
         if apart
     ]
-    if case.agreeing:
-        more = "" if case.subject.stress else "; stress=1000 for rarer ones"
-        notes.append(
-            f"{case.agreeing} backward runs agree: a difference that shows in more than "
-            f"{100 * repetition.unseen_rate(case.agreeing):.2g} % of the runs would have been seen "
-            f"({100 * repetition.CONFIDENCE:.0f} %){more}"
-        )
     if case.subject.generator.used:
         notes.append(
             "np.random: every forward started from one state of NumPy's global generator, "

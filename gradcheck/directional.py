@@ -57,10 +57,11 @@ class Direction:
         self.parts = [direction(x, rng) for x in self._arrays]
         self.unknown = ""  # why there is no numeric derivative
         x, u = (np.concatenate([each.reshape(-1) for each in parts]) for parts in (self._arrays, self.parts))
+        ends = np.cumsum([each.size for each in self._arrays]).tolist()
+        self._slices = [slice(end - each.size, end) for end, each in zip(ends, self._arrays, strict=True)]
         self._line: Line = Line(
             self._output, x, u, point.output, point.cotangents, None if like is None else like._line
         )
-        self.noise = self._line.noise
 
         flat = u.astype(np.float64)
         rows, jiggled = self._of(point.gradients), self._of(point.jiggled)
@@ -74,6 +75,11 @@ class Direction:
         self._identity = float(np.mean(np.abs(flat))) if subject.zero.issuperset(self.indices) else 0.0
         self._goal = GOAL[subject.dtype]
         self.evidence = self._gather()
+
+    @property
+    def noise(self) -> np.ndarray:
+        """The rounding noise of the output, by cotangent."""
+        return self._line.noise
 
     @property
     def jumps(self) -> np.ndarray:
@@ -130,12 +136,11 @@ class Direction:
 
     def _output(self, moved: np.ndarray) -> np.ndarray:
         """The output at inputs given as one vector; NaN where forward raises, as it may beside its domain."""
-        subject, inputs, start = self._point.subject, list(self._point.subject.inputs), 0
-        for index, array in zip(self.indices, self._arrays, strict=True):
-            part = moved[start : start + array.size].reshape(array.shape)
+        subject, inputs = self._point.subject, list(self._point.subject.inputs)
+        for index, array, own in zip(self.indices, self._arrays, self._slices, strict=True):
+            part = moved[own].reshape(array.shape)
             # In the memory layout of the input; reshaping has seen to the ordinary one.
             inputs[index] = part if array.flags.c_contiguous else _laid_out_like(array, part)
-            start += array.size
         try:
             output, _ = subject.run_forward(tuple(inputs))
         except Violation as broken:

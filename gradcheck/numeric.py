@@ -39,8 +39,8 @@ NOISE_POINTS = range(-3, 5)
 
 def magnitude(x: np.ndarray) -> float:
     """The power of two just below the spread of x, or below its size where it is constant; 1 where zero."""
-    largest = float(np.max(np.abs(x))) if x.size else 0.0
-    size = largest * float(np.std(x / largest, dtype=np.float64)) if largest > 0 else 0.0
+    largest = float(np.abs(x).max()) if x.size else 0.0
+    size = largest * float((x / largest).std(dtype=np.float64)) if largest > 0 else 0.0
     if size <= 2.0**-44 * largest:  # constant up to the rounding of the mean
         size = largest
     return 2.0 ** math.floor(math.log2(size)) if size > 0 else 1.0
@@ -49,9 +49,9 @@ def magnitude(x: np.ndarray) -> float:
 def length(x: np.ndarray, axis: int | None = None) -> np.ndarray:
     """The Euclidean norm along an axis, or of all, that neither overflows nor underflows on the way."""
     x = np.asarray(x, dtype=np.float64)
-    largest = np.max(np.abs(x), axis=axis, keepdims=True, initial=0.0)
+    largest = np.abs(x).max(axis=axis, keepdims=True, initial=0.0)
     unit = np.where(largest > 0, largest, 1.0)
-    total: np.ndarray = np.sqrt(np.sum((x / unit) ** 2, axis=axis)) * np.squeeze(unit, axis=axis)
+    total: np.ndarray = np.sqrt(((x / unit) ** 2).sum(axis=axis)) * unit.squeeze(axis=axis)
     return total
 
 
@@ -108,6 +108,8 @@ class Line:
         self._base = base.reshape(-1).astype(np.float64)
         self._cotangents = cotangents
         self._length = float(length(u))
+        self._sizes = length(cotangents, axis=1)
+        self._absolute = np.abs(cotangents)
         # Steps of a few ulp visit the same points again and again: far from zero they must be wider.
         moving = u != 0
         widest = np.spacing(np.abs(x[moving])) / np.abs(u[moving])
@@ -116,14 +118,16 @@ class Line:
         self.noise: np.ndarray
         self._still: np.ndarray
         self.noise, self._still = self._measure_noise() if like is None else (like.noise, like._still)
+        self._borrowed = like is not None
         self.slope = np.zeros_like(self._base)  # |J·u|, by output element
         self.jumps = np.zeros(self._base.shape, bool)  # output elements whose slope jumps at x
 
-    def _changes(self, steps: Sequence[float]) -> np.ndarray:
+    def _changes(self, steps: Sequence[float] | np.ndarray) -> np.ndarray:
         """How the output changes from t = 0 to each of these t; [steps, outputs]."""
+        points = self._x + np.multiply.outer(np.asarray(steps, self._x.dtype), self._u)
         changes = np.empty((len(steps), self._base.size))
-        for row, t in zip(changes, steps, strict=True):
-            row[:] = self._value(np.asarray(self._x + t * self._u)).reshape(-1)
+        for row, point in zip(changes, points, strict=True):
+            row[:] = self._value(point).reshape(-1)
         changes -= self._base
         return changes
 
@@ -143,13 +147,12 @@ class Line:
         else:
             between = [self._roughness(self._probe(step)) for step in steps[1:-1]]
         seen = [noise, *between, widest]
-        limit = LOWEST_PRECISION * (np.abs(self._cotangents) @ np.abs(self._base))
+        limit = LOWEST_PRECISION * (self._absolute @ np.abs(self._base))
         for alike, (narrow, wide) in zip(ALIKE * np.array(ratios), itertools.pairwise(seen), strict=False):
             rounding = (wide <= alike * noise) | ((wide <= alike * narrow) & (wide <= limit))
             noise = np.where(rounding, np.fmax(noise, wide), noise)
         # A cotangent that looks at one element may meet a quiet one: what the others saw holds for it too.
-        sizes = length(self._cotangents, axis=1)
-        return sizes * np.max(noise / sizes), still
+        return self._sizes * np.max(noise / self._sizes), still
 
     def _probe(self, step: float) -> np.ndarray:
         """How the output changes within a few such steps."""
@@ -158,11 +161,7 @@ class Line:
 
     def _roughness(self, changes: np.ndarray) -> np.ndarray:
         """The standard deviation of what is not smooth, from fourth differences of a probe."""
-        values = np.insert(changes @ self._cotangents.T, NOISE_POINTS.index(0), 0.0, axis=0)
-        differences = np.diff(values, n=NOISE_ORDER, axis=0)
-        factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
-        deviation: np.ndarray = math.sqrt(factor / len(differences)) * length(differences, axis=0)
-        return deviation
+        return length(_differences() @ changes @ self._cotangents.T, axis=0)
 
     def admits(self, shift: int) -> bool:
         """Whether the smallest step of that ladder still moves x by many ulp."""
@@ -172,7 +171,7 @@ class Line:
         """The derivative from the steps 2⁻² … 2⁻¹⁰, all multiplied by factor·2^shift."""
         steps = STEPS * 2.0**shift * factor
         column = steps[:, None]
-        plus, minus = (self._changes([sign * h for h in steps.tolist()]) for sign in (1, -1))
+        plus, minus = np.split(self._changes(np.concatenate([steps, -steps])), 2)
         differences = plus - minus
         slopes = differences @ self._cotangents.T / (2 * column)
         bends = np.abs(plus + minus) / column
@@ -190,12 +189,25 @@ class Line:
         if shift <= 0:
             self.slope, self.jumps = slope, inside | straddled
         # The slope at the finest step is the mean of those on both sides, each off by half the jump.
-        size = np.abs(self._cotangents)
+        size = self._absolute
         kink, crossing = 0.5 * size @ np.where(inside, bends[-1], 0), size @ straddled > 0
         # What the rounding of x + t·u does to the output is what a random direction of that length would do.
         typical = length(self._cotangents * self.slope, axis=1) + np.abs(slopes[-1])
-        noise = np.hypot(self.noise, self._rounding(float(steps[-1])) * typical) / (math.sqrt(2) * column)
-        return self._extrapolate(slopes, noise, kink, crossing, shift)
+        rounding = self._rounding(float(steps[-1])) * typical
+        estimate, rougher = self._extrapolate(
+            slopes, self._noise_of_slopes(rounding, steps), kink, crossing, shift
+        )
+        if rougher and self._borrowed:
+            # Few-bit directions can meet rounding errors that cancel: the other line did, this one does not.
+            self.noise, self._borrowed = np.fmax(self.noise, self._measure_noise()[0]), False
+            estimate, _ = self._extrapolate(
+                slopes, self._noise_of_slopes(rounding, steps), kink, crossing, shift
+            )
+        return estimate
+
+    def _noise_of_slopes(self, rounding: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The standard deviation of each slope, [steps, cotangents]; `rounding` is that of the points."""
+        return np.asarray(np.hypot(self.noise, rounding) / (math.sqrt(2) * steps[:, None]))
 
     def climbs_stairs(self) -> bool:
         """Whether some output element stands still at tiny steps, but not over those of the last ladder."""
@@ -223,8 +235,9 @@ class Line:
     @staticmethod
     def _extrapolate(
         slopes: np.ndarray, noise: np.ndarray, kink: np.ndarray, straddled: np.ndarray, shift: int
-    ) -> Estimate:
-        weights, from_fine, from_coarse, finest_entries = _romberg()
+    ) -> tuple[Estimate, bool]:
+        """The extrapolation with the smallest bar; also say whether the finest ones show more noise."""
+        weights, from_fine, from_coarse, to_finer, finest_entries = _romberg()
         broken = ~np.isfinite(slopes + noise).all(axis=1)
         values, rough = np.where(broken[:, None], 0, (slopes, noise))
         table = weights @ values
@@ -233,6 +246,8 @@ class Line:
         amplified = 4 * unit * np.sqrt(weights**2 @ (rough / unit) ** 2)
         # At the finest steps and highest columns only rounding is left: more spread there means more noise.
         seen = np.divide(spread, amplified, out=np.zeros_like(spread), where=amplified > 0)[finest_entries]
+        # Terms of the error may cancel and both parents agree by chance: but not with the same a step finer.
+        spread = np.maximum(spread, np.abs(to_finer @ values) - amplified)
         bars = spread + amplified * np.fmax(1, 2 * np.sqrt(np.mean(seen**2, axis=0)))
         bars[((weights != 0) & broken).any(axis=1)] = np.inf
         best, each = np.argmin(bars, axis=0), np.arange(slopes.shape[1])
@@ -245,13 +260,22 @@ class Line:
         bar = np.where(trusted, bar, np.fmax(bar, far))
         bar[~np.isfinite(far + kink) | broken[-1]] = np.inf
         kink = np.where(np.isfinite(kink), kink, 0)
-        return Estimate(value, bar, amplified[best, each], kink, shift)
+        return Estimate(value, bar, amplified[best, each], kink, shift), bool(np.any(seen > 1))
 
 
 @functools.cache
-def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each extrapolation: its weights on the slopes, how far they are from those of either parent, and
-    whether it is one of the finest."""
+def _differences() -> np.ndarray:
+    """Fourth differences of a probe, which is 0 at t = 0, scaled so that their length estimates its noise."""
+    stencil = np.diff(np.eye(len(NOISE_POINTS)), n=NOISE_ORDER, axis=0)
+    factor = math.factorial(NOISE_ORDER) ** 2 / math.factorial(2 * NOISE_ORDER)
+    scaled: np.ndarray = math.sqrt(factor / len(stencil)) * np.delete(stencil, NOISE_POINTS.index(0), axis=1)
+    return scaled
+
+
+@functools.cache
+def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each extrapolation: its weights on the slopes, how far they are from those of either parent and of
+    the one in the same column a step finer, and whether it is one of the finest."""
     table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
     for j in range(1, COLUMNS):
         for i in range(j, len(STEPS)):
@@ -261,5 +285,6 @@ def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     weights = np.array([table[entry] for entry in entries])
     from_fine = weights - np.array([table[i, j - 1] for i, j in entries])
     from_coarse = weights - np.array([table[i - 1, j - 1] for i, j in entries])
+    to_finer = weights - np.array([table[min(i + 1, len(STEPS) - 1), j] for i, j in entries])
     finest = np.array([i >= len(STEPS) - 2 and j >= COLUMNS // 2 for i, j in entries])
-    return weights, from_fine, from_coarse, finest
+    return weights, from_fine, from_coarse, to_finer, finest

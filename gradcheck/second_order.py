@@ -26,8 +26,8 @@ COTANGENT = "cotangent"  # the name of the last input
 def check_second_order(subject: Subject, rng: np.random.Generator) -> list[Check]:
     """Judge (*inputs, cotangent) ↦ the gradients joined into one vector; the cotangent comes last."""
     try:
-        checks = [_named(check) for check in check_gradients(subject, rng).checks]
-        return [*checks, _check_symmetry(subject, rng)]
+        checks = [_located(subject, check, rng) for check in check_gradients(subject, rng).checks]
+        return [*map(_named, checks), _check_symmetry(subject, rng)]
     except Violation as broken:
         return [Check(NAME, broken.verdict, broken.reason, broken.input)]
 
@@ -39,6 +39,40 @@ def _named(check: Check) -> Check:
         reason = f"zero: the gradients do not depend on {check.input}"
         return dataclasses.replace(check, name=name, verdict=Verdict.PASS, reason=reason)
     return dataclasses.replace(check, name=name)
+
+
+def _located(subject: Subject, check: Check, rng: np.random.Generator) -> Check:
+    """A FAIL whose reason begins with the gradients that have a wrong derivative: d(dweight)/dx."""
+    arrays, names = subject.wanted()[:-1], subject.wanted_names()[:-1]
+    ends = np.cumsum([x.size for x in arrays]).tolist()
+    if check.verdict is not Verdict.FAIL or check.input is None:
+        return check
+    output, _ = subject.run_forward(subject.inputs)
+    if output.size != ends[-1]:  # an ERROR by the check of the symmetry
+        return check
+    index, wrong = subject.names.index(check.input), []
+    for name, start, end in zip(names, [0, *ends], ends, strict=False):
+        block = _block(subject, slice(start, end), output.shape, index)
+        if check_gradients(block, rng).checks[0].verdict is Verdict.FAIL:
+            wrong.append(f"d(d{name})/d{check.input}")
+        subject.evaluations, subject.vjps = block.evaluations, block.vjps
+    found = f"{', '.join(wrong)}: " if wrong else ""
+    return dataclasses.replace(check, reason=found + check.reason)
+
+
+def _block(subject: Subject, part: slice, shape: tuple[int, ...], index: int) -> Subject:
+    """One gradient alone as the output, and one input."""
+
+    def forward(*inputs: np.ndarray | None) -> tuple[np.ndarray, object]:
+        joined, saved = subject.forward(*inputs)
+        return joined.reshape(-1)[part].copy(), saved
+
+    def backward(saved: object, cotangent: np.ndarray) -> object:
+        joined = np.zeros(shape, cotangent.dtype)
+        joined.reshape(-1)[part] = cotangent
+        return subject.backward(saved, joined)
+
+    return dataclasses.replace(subject, forward=forward, backward=backward, differentiable=(index,))
 
 
 def _check_symmetry(subject: Subject, rng: np.random.Generator) -> Check:

@@ -1,10 +1,11 @@
 """Functions of torch tensors, `autograd.Function`s and modules as pairs that can be checked.
 
-Every call starts from the state that torch's CPU generator had when the check began, the backward pass from
-the one that its own forward pass left; between calls the generator is the caller's. Tensors lie in memory as
-the arrays do, expanded ones with stride 0 too. Only negative strides, which torch does not have, are copied,
-and so are the inputs of a function that draws: torch deals out random numbers in the order of memory, so that
-another layout would be another mask.
+Every call of a pass that draws starts from the state that torch's CPU generator had when the check began,
+the backward pass from the one that its own forward pass left; between calls the generator is the caller's.
+Whether a pass draws is seen at its first call: to look each time would cost more than many passes do. Tensors
+lie in memory as the arrays do, expanded ones with stride 0 too. Only negative strides, which torch does not
+have, are copied, and so are the inputs of a function that draws: torch deals out random numbers in the order
+of memory, so that another layout would be another mask.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ __all__ = ["pair", "recognises"]
 
 FUNCTION = torch.autograd.Function
 GENERATOR = torch.default_generator
+UNTOUCHED = contextlib.nullcontext()
 ONCE = torch.autograd.function.once_differentiable(print).__code__  # of whatever the decorator returns
 
 
@@ -65,13 +68,13 @@ class _Adapted:
         inputs: Sequence[Any],
         arrays: list[np.ndarray | None],
         wanted: tuple[int, ...],
-        draws: bool = False,
     ) -> None:
         self.call, self.name = _callable(fn)
         self.described = shared.described(fn)
         self.inputs, self.arrays, self.wanted = inputs, arrays, wanted
+        self.are_tensors = [torch.is_tensor(given) for given in inputs]
         self.start = GENERATOR.get_state()
-        self.draws = draws
+        self.draws: dict[str, bool] = {}  # by pass, once it has been called
 
     def pair(self) -> Pair:
         """Both passes, and what else the graph of a first call allows."""
@@ -93,11 +96,12 @@ class _Adapted:
         )
 
     def forward(self, *arrays: np.ndarray | None) -> tuple[np.ndarray, Any]:
-        with _drawing_from(self.start), torch.enable_grad():
+        recording = UNTOUCHED if torch.is_grad_enabled() else torch.enable_grad()
+        with self.drawing_from(self.start, "forward"), recording:
             tensors = self.tensors(arrays)
             leaves = [tensors[position].requires_grad_() for position in self.wanted]
             output = self.output_of(tensors)
-            drawn = GENERATOR.get_state()
+            drawn = GENERATOR.get_state() if self.may_draw("forward") else self.start
         return output.numpy(force=True), (output, leaves, drawn)
 
     def backward(self, saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
@@ -107,7 +111,7 @@ class _Adapted:
                 "the output requires no gradient: the function left the graph (detach(), .data, no_grad() or "
                 "NumPy on the way), or uses none of the inputs"
             )
-        with _drawing_from(drawn):
+        with self.drawing_from(drawn, "backward"):
             # What the output does not depend on has gradient zero; the numbers tell whether that is right.
             gradients = torch.autograd.grad(
                 output, leaves, _as_tensor(cotangent, output), retain_graph=True, materialize_grads=True
@@ -120,7 +124,7 @@ class _Adapted:
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
         """The derivative of the output along the tangents, by the functions' own jvp."""
         forward_ad = torch.autograd.forward_ad
-        with _drawing_from(self.start), forward_ad.dual_level():
+        with self.drawing_from(self.start, "jvp"), forward_ad.dual_level():
             tensors = self.tensors(arrays)
             for position, tangent in enumerate(tangents):
                 if tangent is not None:
@@ -141,17 +145,17 @@ class _Adapted:
             return torch.cat([gradient.reshape(-1) for gradient in found])
 
         arrays, inputs = [*self.arrays, cotangent], [*self.inputs, cotangent]
-        joined = _Adapted(gradients, inputs, arrays, (*self.wanted, len(self.arrays)), self.draws)
+        joined = _Adapted(gradients, inputs, arrays, (*self.wanted, len(self.arrays)))
         return Pair(joined.forward, joined.backward, arrays, f"gradient of {self.name}", joined.wanted)
 
     def tensors(self, arrays: Sequence[np.ndarray | None]) -> list[Any]:
         """The arguments of a call: tensors where the caller gave them, or a floating array."""
-        tensors = []
-        for array, given in zip(arrays, self.inputs, strict=True):
+        tensors, draws = [], self.may_draw("forward")
+        for array, given, is_tensor in zip(arrays, self.inputs, self.are_tensors, strict=True):
             if array is None:
                 tensors.append(given)
-            elif array.dtype.kind == "f" or torch.is_tensor(given):
-                tensors.append(_as_tensor(np.ascontiguousarray(array) if self.draws else array, given))
+            elif is_tensor or array.dtype.kind == "f":
+                tensors.append(_as_tensor(np.ascontiguousarray(array) if draws else array, given))
             else:
                 tensors.append(array)
         return tensors
@@ -159,14 +163,30 @@ class _Adapted:
     def output_of(self, tensors: Sequence[Any]) -> Any:
         return shared.one_output(self.call(*tensors), torch.Tensor, "torch.Tensor")
 
+    def may_draw(self, role: str) -> bool:
+        return self.draws.get(role, True)
+
+    def drawing_from(self, state: Any, role: str) -> AbstractContextManager[None]:
+        """Let a pass that draws start from a state of torch's generator, which is put back as it was."""
+        return self._drawing_from(state, role) if self.may_draw(role) else UNTOUCHED
+
+    @contextlib.contextmanager
+    def _drawing_from(self, state: Any, role: str) -> Iterator[None]:
+        kept = GENERATOR.get_state()
+        GENERATOR.set_state(state)
+        try:
+            yield
+            self.draws.setdefault(role, not torch.equal(GENERATOR.get_state(), state))
+        finally:
+            GENERATOR.set_state(kept)
+
     def explore(self) -> list[Any]:
-        """Call the function once: note whether it draws, return the autograd.Functions on its way."""
+        """Call the function once; return the autograd.Functions on its way."""
         arrays = [None if array is None else array.copy() for array in self.arrays]
         try:
-            (_, (output, _, drawn)), _ = GlobalGenerator().call("trial", None, lambda: self.forward(*arrays))
+            (_, (output, *_)), _ = GlobalGenerator().call("trial", None, lambda: self.forward(*arrays))
         except Exception:  # the check will call it too, and report what it raises
             return []
-        self.draws = not torch.equal(drawn, self.start)
         nodes, found = [output.grad_fn], {}
         while nodes:
             node = nodes.pop()
@@ -192,17 +212,6 @@ class _Adapted:
         return self.jvp, ""
 
 
-@contextlib.contextmanager
-def _drawing_from(state: Any) -> Iterator[None]:
-    """Let torch's generator start from a state, and put it back as it was."""
-    kept = GENERATOR.get_state()
-    GENERATOR.set_state(state)
-    try:
-        yield
-    finally:
-        GENERATOR.set_state(kept)
-
-
 def _as_array(value: Any) -> np.ndarray | None:
     if not torch.is_tensor(value):
         return None
@@ -213,13 +222,13 @@ def _as_array(value: Any) -> np.ndarray | None:
 
 def _as_tensor(array: np.ndarray, like: Any) -> Any:
     """A tensor over the array's memory, on the device of `like`."""
-    if array.flags.writeable and min(array.strides, default=0) >= 0:
+    if array.flags.carray or (array.flags.writeable and min(array.strides, default=0) >= 0):
         tensor = torch.from_numpy(array)
     else:
         # Broadcast arrays are read-only, which torch does not have either: expand, as its users do.
         compact = array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
         tensor = torch.from_numpy(compact.copy()).expand(array.shape)
-    return tensor.to(like.device) if torch.is_tensor(like) and not like.is_cpu else tensor
+    return tensor if getattr(like, "is_cpu", True) else tensor.to(like.device)
 
 
 def _callable(fn: Any) -> tuple[Callable[..., Any], str]:

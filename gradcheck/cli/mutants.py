@@ -65,7 +65,7 @@ def mutants(
     Each is checked in every configuration of its operation, until one catches it. Exit status 1 if a mutant
     survives that a check can see, or a right pair is accused.
     """
-    from gradcheck.mutants import collection, matrix, report
+    from gradcheck.mutants import collection, report
 
     destination = OutputFile(output)
     as_json = (output_format or destination.format(("json",))) == "json"
@@ -83,8 +83,7 @@ def mutants(
         destination.write(_compared(against, kinds, operations, seed))
         return
     began = time.perf_counter()
-    with matrix.verdicts_only():
-        outcomes = [job.judge() for job in _shown(jobs)]
+    outcomes = [job.judge() for job in _shown(jobs)]
     destination.write(report.as_json(outcomes, seed) if as_json else report.as_text(outcomes, seed))
     click.echo(report.summary(outcomes, time.perf_counter() - began), err=True)
     context.exit(FAILED if report.faults(outcomes) else 0)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from unittest import mock
 
 import numpy as np
 
-from gradcheck import findings
 from gradcheck.harness import check_pair
 from gradcheck.judge import Verdict
 from gradcheck.mutants.cases import CASES, Case
@@ -20,7 +16,7 @@ from gradcheck.mutants.mutant import EDITS, Mutant, Pair
 from gradcheck.mutants.operations import Operation
 from gradcheck.report import Report
 
-__all__ = ["CAUGHT", "CONTROLS", "Outcome", "check_case", "judge_control", "judge_mutant", "verdicts_only"]
+__all__ = ["CAUGHT", "CONTROLS", "Outcome", "check_case", "judge_control", "judge_mutant"]
 
 CAUGHT = (Verdict.FAIL, Verdict.ERROR)
 CONTROLS = "controls"
@@ -60,13 +56,6 @@ class Outcome:
         return self.source != CONTROLS and not self.invisible
 
 
-@contextlib.contextmanager
-def verdicts_only() -> Iterator[None]:
-    """Do not look for the place and the term of a mistake: it costs far more than the verdict."""
-    with mock.patch.object(findings, "find", return_value=()):
-        yield
-
-
 def judge_mutant(mutant: Mutant, source: str, seed: int) -> Outcome:
     """Check a mutant in the cases of its operation, up to the first that catches it.
 
@@ -91,7 +80,7 @@ def judge_mutant(mutant: Mutant, source: str, seed: int) -> Outcome:
 
 
 def check_case(operation: Operation, pair: Pair, case: Case, seed: int) -> Report:
-    """One check of a pair that claims to be an operation, as a user would make it."""
+    """One check of a pair that claims to be an operation, as a user would make it, for its verdict alone."""
     inputs = case.inputs(operation, np.random.default_rng(seed))
     return check_pair(
         *pair,
@@ -102,6 +91,7 @@ def check_case(operation: Operation, pair: Pair, case: Case, seed: int) -> Repor
         name=operation.name,
         state=operation.state,
         zero=case.zero,
+        explain=False,
         seed=seed,
     )
 
@@ -110,7 +100,7 @@ def judge_control(control: Control, seed: int) -> Outcome:
     """Check a control; `caught` is then a false alarm."""
     began = time.perf_counter()
     inputs = control.inputs(np.random.default_rng(seed))
-    report = check_pair(*control.make(), inputs, seed=seed)
+    report = check_pair(*control.make(), inputs, explain=False, seed=seed)
     reason = report.reasons[0] if report.reasons else ""
     seconds = time.perf_counter() - began
     return Outcome(CONTROLS, control.name, "control", "", control.why, report.verdict, "", reason, 1, seconds)

@@ -17,9 +17,10 @@ class GradcheckError(AssertionError):
 class Report:
     """Every question asked of one pair, with the answers.
 
-    `evaluations` counts calls of forward, `vjps` calls of backward. `findings` says of each wrong gradient where
-    and in which term it is wrong, `notes` what else the reader should know, and `again` is a line that repeats
-    the check. `str(report)` is meant to be read.
+    `evaluations` counts calls of forward, `vjps` calls of backward. `findings` says of each wrong gradient
+    where and in which term it is wrong, `notes` what else the reader should know, and `again` is a line that
+    repeats the check. `unseen` is the share of backward runs in which a race may show and yet have been
+    missed, with 95 % confidence; None where the runs were not compared. `str(report)` is meant to be read.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Report:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     again: str = ""
+    unseen: float | None = None
 
     @property
     def verdict(self) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gradcheck.findings import Finding
@@ -27,15 +28,22 @@ def render(report: Report) -> str:
         else:
             lines += _check_lines(check)
     lines += [f"  note: {note}" for note in report.notes]
-    spent = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
-    lines.append(f"  {quiet} other checks passed; {spent}; seed {report.seed}")
+    lines.append(f"  {quiet} other checks passed; {_spent(report)}")
     if report.verdict is not Verdict.PASS and report.again:
         lines.append(f"  again: {report.again}")
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _spent(report: Report) -> str:
+    calls = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
+    text = f"{calls}; seed {report.seed}"
+    if report.unseen is None:
+        return text
+    return f"{text}; races in under {100 * report.unseen:.2g} % of runs unseen (see stress=)"
+
+
 def finding_lines(finding: Finding) -> list[str]:
-    """The worst element of a wrong gradient, the pattern of the error, the terms, and the mistake in words."""
+    """The worst element of a wrong gradient, the pattern of the error, the terms, the mistake in words."""
     element = (
         f"d{finding.input}[{', '.join(map(str, finding.index))}]" if finding.index else f"d{finding.input}"
     )
@@ -50,11 +58,19 @@ def finding_lines(finding: Finding) -> list[str]:
     if finding.norm:
         lines.append(_labelled("recognised", finding.norm))
     if finding.terms:
-        terms = "   ".join(f"{name} {coefficient:.4g}" for name, coefficient in finding.terms)
+        terms = "   ".join(f"{name} {_coefficient(coefficient)}" for name, coefficient in finding.terms)
         lines.append(_labelled("terms", f"{terms}   residual {finding.residual or 0.0:.0e}"))
     if finding.sentence:
         lines.append(f"→ {finding.sentence}")
     return lines
+
+
+def _coefficient(value: float) -> str:
+    """Four digits, or as many as show how far from −1, 0 or 1 it is: the diagnosis took out the noise."""
+    whole = float(round(value))
+    apart = 0.1 * abs(value - whole) if abs(whole) <= 1 else math.inf
+    texts = (f"{value:.{digits}g}" for digits in range(4, 17))
+    return next((text for text in texts if abs(float(text) - value) <= apart), repr(value))
 
 
 def _check_lines(check: Check) -> list[str]:

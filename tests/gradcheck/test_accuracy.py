@@ -232,6 +232,28 @@ def test_a_reference_cannot_write_to_the_inputs():
     assert check.resolution < 1e-12, "every call of the reference gave the same"
 
 
+@pytest.mark.parametrize("beside", [1e-4, 1e-2, 1.0])
+def test_a_wrong_float32_kernel_beside_a_kink_fails(beside):
+    """Nothing that float32 rounds lies on the other side of it: a kink is no excuse there."""
+
+    def forward(x):
+        return x + np.maximum(x - level, 0) / 2, x > level
+
+    def backward(above, cotangent):
+        gradient = cotangent + cotangent * above / 2
+        if gradient.dtype == F32:
+            gradient[1] *= F32(1 + 1e-4)
+        return (gradient,)
+
+    level = 0.25
+    x = np.array([level + beside, -1.5, 2.0, 0.7], F32)
+    subject = make_subject(forward, backward, (x,))
+    checks = accuracy.check_low_precision(
+        subject, subject.in_float64(), np.random.default_rng(0), output=True
+    )
+    assert [check.verdict for check in checks] == [Verdict.PASS, Verdict.FAIL], checks
+
+
 @pytest.mark.parametrize("seed", [1, 2, 65, 196])
 def test_a_kink_that_float32_and_float64_see_from_either_side_is_not_blamed(seed):
     """An output within rounding of a kink: for the last two seeds, the first jiggled runs all miss it."""

@@ -77,6 +77,13 @@ def test_what_is_no_norm_has_a_place_and_a_pattern_only() -> None:
     assert found.differing == 24
 
 
+def test_without_an_explanation_the_verdict_is_the_same_and_costs_less() -> None:
+    explained = check_pair(batch_norm, without_mean_path, INPUTS)
+    report = check_pair(batch_norm, without_mean_path, INPUTS, explain=False)
+    assert report.checks == explained.checks and report.findings == ()
+    assert report.evaluations < explained.evaluations
+
+
 def test_checks_that_passed_or_are_of_another_kind_have_no_findings() -> None:
     subject = subject_of(batch_norm, norm_backward)
     others = (Check("gradient", Verdict.PASS, input="x"), Check("linearity", Verdict.FAIL, input="x"))

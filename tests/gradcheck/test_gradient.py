@@ -8,6 +8,7 @@ from pairs import batch_norm, batch_norm_inputs, norm_backward
 
 import gradcheck
 from gradcheck import Verdict
+from gradcheck.calibration.controls import HARD_CASES
 from gradcheck.directional import Direction
 from gradcheck.gradient import check_gradients
 from gradcheck.point import Point
@@ -316,3 +317,15 @@ def test_sums_in_random_order_pass_and_do_not_hide_an_error():
             pair = AtomicSums(factor)
             report = gradcheck.check_pair(pair.forward, pair.backward, inputs, seed=seed)
             assert report.verdict is verdict, str(report)
+
+
+@pytest.mark.parametrize("seed", [2183, 2552])
+def test_bars_hold_where_extrapolations_agree_by_chance(seed):
+    """Norms far from zero, where rounding errors line up along few-bit directions: far from an alarm."""
+    (case,) = (each for each in HARD_CASES if each.name == "norm, mean 3e6, float32")
+    forward, backward, inputs = case.draw(np.random.default_rng(seed))
+    inputs = tuple(each.astype(np.float32).astype(np.float64) for each in inputs)
+    subject = make_subject(forward, backward, inputs)
+    for check in check_gradients(subject, np.random.default_rng([seed, 1])).checks:
+        assert check.verdict is Verdict.PASS
+        assert check.error < 0.5 * (2 * check.bar + check.tolerance), check

@@ -276,3 +276,18 @@ def test_a_jump_of_the_output_does_not_look_like_a_large_gradient():
     for shift in (0, -8, -16, -24):
         curve.ladder(shift)
     assert np.all(curve.slope < 3)
+
+
+def test_a_line_that_is_rougher_than_the_one_it_is_like_measures_its_own_noise():
+    def forward(x):
+        return np.array([x[0], 1e6 + np.tanh(x[1])])
+
+    x, cotangents = np.array([0.3, 0.7]), np.random.default_rng(0).standard_normal((3, 2))
+    quiet, loud = np.array([0.5, 0.0]), np.array([0.0, 0.5])
+    first = Line(forward, x, quiet, forward(x), cotangents)
+    first.noise = first.noise * 1e-6  # its forward pass happens to be exact
+    second = Line(forward, x, loud, forward(x), cotangents, like=first)
+    assert np.array_equal(second.noise, first.noise)
+    second.ladder()
+    own = Line(forward, x, loud, forward(x), cotangents)
+    assert np.array_equal(second.noise, own.noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -10,6 +11,8 @@ from pairs import batch_norm, batch_norm_inputs, norm_backward
 
 import gradcheck
 from gradcheck import Check, GradcheckError, Report, Verdict
+from gradcheck.findings import Finding
+from gradcheck.report import terminal
 
 
 def report(*checks):
@@ -63,6 +66,24 @@ def test_the_text_of_a_failure_names_what_and_why():
     assert lines[5].startswith("  → the mean path is missing")
     assert lines[6].startswith("  dweight") and "FAIL" not in lines[6]
     assert lines[-1].startswith("  again: gradcheck.check_pair(forward, without_mean, inputs, seed=0)")
+
+
+def test_the_last_line_says_how_rare_a_race_stays_unseen():
+    text = str(dataclasses.replace(report(GRADIENT), unseen=0.117))
+    assert text.splitlines()[-1].endswith("5.0 ms; seed 7; races in under 12 % of runs unseen (see stress=)")
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "text"),
+    [
+        (1.0, "1"), (-1.0, "-1"), (0.0, "0"), (1.2, "1.2"), (5 / 6, "0.8333"), (1 + 1e-6, "1.000001"),
+        (1 - 1e-6, "0.999999"), (-1 - 3e-9, "-1.000000003"), (2e-7, "2e-07"), (20 / 3, "6.667"),
+        (99999.0, "1e+05"),
+    ],
+)  # fmt: skip
+def test_a_coefficient_shows_how_far_from_one_it_is(coefficient, text):
+    finding = Finding("x", (3,), (0,), 1.0, 2.0, 0.0, 1, 3, terms=(("direct", coefficient),), residual=0.0)
+    assert f"direct {text}   residual" in "\n".join(terminal.finding_lines(finding))
 
 
 def test_a_failed_comparison_of_values_names_the_element():

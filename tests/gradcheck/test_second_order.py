@@ -51,8 +51,22 @@ def test_a_right_double_backward_passes():
 def test_a_wrong_second_derivative_fails_at_its_input_alone():
     checks = checks_of(cubed(factor=1 + 1e-7), x_and(4, 4, 4))
     assert checks["second order", "x0"].verdict is Verdict.FAIL
+    assert checks["second order", "x0"].reason.startswith("d(dx0)/dx0: analytic ")
     assert checks["second order", "x1"].verdict is Verdict.PASS
     assert checks["second order symmetry", None].verdict is Verdict.PASS, "a wrong diagonal is symmetric"
+
+
+def test_the_reason_names_every_gradient_with_a_wrong_derivative():
+    gradients, backward = cubed()
+
+    def forgetful(saved, cotangent):
+        dx, dw, dc = backward(saved, cotangent)
+        return dx, 0 * dw, dc * 1.5
+
+    checks = checks_of((gradients, forgetful), x_and(4, 4, 4))
+    assert checks["second order", "x1"].reason.startswith("d(dx0)/dx1: ")
+    both = "d(dx0)/dcotangent, d(dx1)/dcotangent: "
+    assert checks["second order", "cotangent"].reason.startswith(both)
 
 
 def test_a_hessian_that_is_not_symmetric_fails_to_rounding():

@@ -21,7 +21,7 @@ import numpy as np
 from gradcheck.harness import check_pair
 from gradcheck.mutants.against.checker import Checker
 from gradcheck.mutants.cases import CASES, Case
-from gradcheck.mutants.matrix import CAUGHT, verdicts_only
+from gradcheck.mutants.matrix import CAUGHT
 from gradcheck.mutants.mutant import Mutant, Pair
 from gradcheck.mutants.operations import OPERATIONS, Operation
 
@@ -62,12 +62,11 @@ def compare(libraries: Sequence[str], mutants: Sequence[Mutant], seed: int, prog
             chosen += dict.fromkeys(
                 (defaults, _tuned(group, mutants[::SAMPLE], seed))
             )  # once, if it is the best
-    with verdicts_only():
-        times = _times(chosen, seed)
-        rows = [
-            _row(checker, mutants, seed, milliseconds)
-            for checker, milliseconds in progress(list(zip(chosen, times, strict=True)))
-        ]
+    times = _times(chosen, seed)
+    rows = [
+        _row(checker, mutants, seed, milliseconds)
+        for checker, milliseconds in progress(list(zip(chosen, times, strict=True)))
+    ]
     return _text(rows, mutants, libraries, seed)
 
 
@@ -78,6 +77,7 @@ def _ours() -> Checker:
             inputs,
             differentiable=operation.differentiable,
             input_names=operation.names,
+            explain=False,
             state=operation.state,
             seed=seed,
         )

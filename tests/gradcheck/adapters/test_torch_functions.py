@@ -227,6 +227,18 @@ class Redrawn(Function):
         return cotangent * (torch.rand_like(cotangent) < 0.5)
 
 
+class DrawnBackward(Function):
+    """Draws in the backward pass alone: 1, however it falls."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * (torch.rand_like(cotangent) < 2)
+
+
 def own_generator():
     generator = torch.Generator().manual_seed(0)
     return lambda x: x * (torch.rand(x.shape, generator=generator, dtype=x.dtype) < 0.5)
@@ -242,10 +254,11 @@ def raising(x):
     [
         (lambda x: torch.nn.functional.dropout(x, 0.5), Verdict.PASS),
         (Redrawn.apply, Verdict.FAIL),
+        (DrawnBackward.apply, Verdict.PASS),
         (own_generator(), Verdict.INCONCLUSIVE),
         (raising, Verdict.ERROR),
     ],
-    ids=["frozen", "redrawn", "own generator", "raising"],
+    ids=["frozen", "redrawn", "backward alone", "own generator", "raising"],
 )
 def test_the_generator_of_torch_is_frozen_and_left_as_it_was(function, verdict):
     before = torch.get_rng_state()

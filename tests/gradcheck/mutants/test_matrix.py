@@ -14,16 +14,10 @@ from gradcheck.mutants import collection, report
 from gradcheck.mutants.automatic import automatic_mutants
 from gradcheck.mutants.cases import CASES
 from gradcheck.mutants.controls import CONTROLS
-from gradcheck.mutants.matrix import CAUGHT, Outcome, check_case, judge_control, judge_mutant, verdicts_only
+from gradcheck.mutants.matrix import CAUGHT, Outcome, check_case, judge_control, judge_mutant
 from gradcheck.mutants.mutant import KINDS, Mutant
 from gradcheck.mutants.named import NAMED
 from gradcheck.mutants.operations import OPERATIONS
-
-
-@pytest.fixture(autouse=True)
-def only_verdicts():
-    with verdicts_only():
-        yield
 
 
 def run(*words):
