@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gradcheck import budget
-from gradcheck.expected import UNDERFLOW
+from gradcheck.contract.expected import UNDERFLOW
 from gradcheck.judge import Check, Verdict
 from gradcheck.subject import Arrays, Subject, Violation, as_float64
 

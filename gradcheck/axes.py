@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gradcheck import layouts
+from gradcheck.contract import layouts
 
 __all__ = [
     "AFFINES",

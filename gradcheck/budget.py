@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradcheck.numeric import magnitude
+from gradcheck.derivatives.numeric import magnitude
 from gradcheck.subject import Arrays, Subject
 
 # Both parities: if every move were even, sums and halves of neighbours would round the same way each time.

@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from gradcheck import accuracy, arguments, contract, findings
+from gradcheck import accuracy, arguments
 from gradcheck.adapters import Pair
 from gradcheck.adapters.shared import described
-from gradcheck.complex_step import check_by_complex_step
-from gradcheck.findings import Finding
-from gradcheck.forward_mode import check_jvp
-from gradcheck.gradient import Gradients, check_gradients
+from gradcheck.contract import probes
+from gradcheck.derivatives.complex_step import check_by_complex_step
+from gradcheck.derivatives.forward_mode import check_jvp
+from gradcheck.derivatives.gradient import Gradients, check_gradients
+from gradcheck.derivatives.second_order import COTANGENT, check_second_order
+from gradcheck.diagnosis import findings
+from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
 from gradcheck.repeating import repeating_line
 from gradcheck.report import Report
-from gradcheck.second_order import COTANGENT, check_second_order
 from gradcheck.subject import Subject, Violation, make_subject, names_of, positions
 
 __all__ = ["ADAPTERS", "check", "check_pair", "with_second_order"]
@@ -72,8 +74,8 @@ def check_pair(
         state: names or positions of the inputs that the pair may write to, such as running statistics; every
             call gets a fresh copy.
         stress: how many more repetitions of the backward pass are to look for rare races.
-        terms: the family of the operation, a record of gradcheck.terms, for the diagnosis after a failure; by
-            default a normalization is recognised by its output.
+        terms: the family of the operation, a record of gradcheck.diagnosis.terms, for the diagnosis after a
+            failure; by default a normalization is recognised by its output.
         input_names: names for the report; by default those of forward's parameters.
         name: the name of the operation in the report; by default that of forward.
         framework: allow what a framework may do: to hand the cotangent on as a gradient.
@@ -234,7 +236,7 @@ class _Run:
 
     def everything(self, reference: Callable[..., Any] | None, explain: bool) -> None:
         """The promises; then, if numbers may be taken from the pair, its derivatives and its values."""
-        self.checks, sound, notes, self.unseen = contract.probe(self._subject, self._of_probes)
+        self.checks, sound, notes, self.unseen = probes.probe(self._subject, self._of_probes)
         self.notes += notes
         if not sound:
             return

@@ -10,8 +10,8 @@ import numpy as np
 
 from gradcheck import arguments
 from gradcheck.arguments import names_of, positions
+from gradcheck.contract.randomness import GlobalGenerator
 from gradcheck.judge import Verdict
-from gradcheck.randomness import GlobalGenerator
 
 __all__ = [
     "Arrays", "Context", "Subject", "Violation", "as_dtype", "as_float64", "make_subject", "names_of",

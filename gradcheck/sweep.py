@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradcheck.axes import Configuration
-from gradcheck.findings import Finding
+from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
 
 __all__ = ["SCHEMA_VERSION", "Result", "SampleCase"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gradcheck.adapters import Pair, shared
-from gradcheck.randomness import GlobalGenerator
+from gradcheck.contract.randomness import GlobalGenerator
 
 jax = shared.import_framework("jax")
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gradcheck.adapters import Pair, shared
-from gradcheck.randomness import GlobalGenerator
+from gradcheck.contract.randomness import GlobalGenerator
 
 torch = shared.import_framework("torch")
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from gradcheck.axes import Configuration
 from gradcheck.calibration.pairs import SMALL, RightPair, pair_for
-from gradcheck.directional import Direction
-from gradcheck.point import Point
+from gradcheck.derivatives.directional import Direction
+from gradcheck.derivatives.point import Point
 from gradcheck.subject import make_subject
 
 __all__ = ["ORACLES", "REGIMES", "Coverage", "MissingError", "coverage"]

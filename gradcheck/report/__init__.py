@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradcheck.findings import Finding
+from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import terminal
 

@@ -11,7 +11,7 @@ from pairs import batch_norm, batch_norm_inputs, norm_backward
 
 import gradcheck
 from gradcheck import Check, GradcheckError, Report, Verdict
-from gradcheck.findings import Finding
+from gradcheck.diagnosis.findings import Finding
 from gradcheck.report import terminal
 
 

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from gradcheck.axes import Configuration
-from gradcheck.findings import Finding
+from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import table
 from gradcheck.report.json import render

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 import tinygrad_bn
-from gradcheck import terms
 from gradcheck.adapters.tinygrad_bn.functions import Adapted
 from gradcheck.agreement import Evaluate, check_facts, check_trusted, check_twins, same_bits
 from gradcheck.axes import Arrays, Configuration
+from gradcheck.diagnosis import terms
 from gradcheck.harness import check_pair, with_second_order
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import Report

@@ -18,7 +18,7 @@ import numpy as np
 
 import tinygrad_bn
 from gradcheck.adapters import Pair, shared
-from gradcheck.randomness import GlobalGenerator
+from gradcheck.contract.randomness import GlobalGenerator
 from tinygrad_bn import OpSpec, Tensor
 from tinygrad_bn.dispatch import Primitive
 from tinygrad_bn.fused import Fused

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gradcheck
-from gradcheck import Verdict, findings
+from gradcheck import Verdict
+from gradcheck.diagnosis import findings
 from tinygrad_bn.kernels import masks, philox, views
 from tinygrad_bn.kernels.cpu import jit, sums
 

@@ -1,0 +1,1 @@
+"""Analytic derivatives against numeric ones, each with a measured error."""

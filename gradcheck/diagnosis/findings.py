@@ -1,0 +1,142 @@
+"""What is found out about a gradient that is wrong: where, in which pattern, and in which of its terms."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradcheck.diagnosis.diagnose import diagnose
+from gradcheck.diagnosis.localise import localise
+from gradcheck.diagnosis.patterns import describe
+from gradcheck.diagnosis.recognise import gives, recognise
+from gradcheck.diagnosis.terms import Family, Norm
+from gradcheck.judge import Check, Verdict
+from gradcheck.subject import Subject
+
+__all__ = ["Finding", "find"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One wrong gradient.
+
+    input, shape: the input whose gradient it is.
+    index: the element that is furthest off, with its `analytic` and `numeric` value, the latter known to
+        ± `bar`.
+    differing, compared: how many of the elements that were looked at are wrong.
+    pattern: the shape of the error in words; empty where it has none.
+    norm: the operation that was recognised in a function that is not registered; empty where it was known.
+    terms, residual: the coefficient of each named term in the wrong gradient, and what part of it they leave
+        unexplained; () and None where the family of the operation is not known.
+    sentence: the mistake in words, or that no combination of terms explains it.
+    """
+
+    input: str
+    shape: tuple[int, ...]
+    index: tuple[int, ...]
+    analytic: float
+    numeric: float
+    bar: float
+    differing: int
+    compared: int
+    pattern: str = ""
+    norm: str = ""
+    terms: tuple[tuple[str, float], ...] = ()
+    residual: float | None = None
+    sentence: str = ""
+
+
+def find(
+    subject: Subject, checks: Sequence[Check], terms: Family | None, rng: np.random.Generator
+) -> tuple[Finding, ...]:
+    """Find out about every gradient that a check named "gradient" failed.
+
+    Takes some 2,000 calls of forward for each.
+
+    Args:
+        subject: the pair that was checked, in float64 where it can be.
+        checks: its checks.
+        terms: the record of the operation, from terms.py; None: try to recognise a norm.
+        rng: of the cotangent and the directions.
+
+    Never raises: what cannot be found out is left empty, and a gradient that cannot be looked at is left out.
+    """
+    failed = {check.input for check in checks if check.name == "gradient" and check.verdict is Verdict.FAIL}
+    wanted = [index for index in subject.differentiable if subject.names[index] in failed]
+    if not wanted:
+        return ()
+    # What is found out comes on top of a verdict, which it must never cost: code that is known to be wrong
+    # may raise anything at the inputs that are tried here.
+    with np.errstate(all="ignore"), contextlib.suppress(Exception):
+        output, saved = subject.run_forward(subject.inputs)
+        cotangent = np.asarray(rng.standard_normal(output.shape).astype(output.dtype))
+        gradients = dict(zip(subject.differentiable, subject.run_backward(saved, cotangent), strict=True))
+        run = _Run(subject, np.array(output), cotangent, rng)
+        family, norm = _family(run, terms)
+        found = (run.finding(index, np.array(gradients[index]), family, norm) for index in wanted)
+        return tuple(finding for finding in found if finding is not None)
+    return ()
+
+
+def _family(run: _Run, terms: Family | None) -> tuple[Family | None, str]:
+    """The family of the operation; and in words if it had to be recognised, or is not as declared."""
+    inputs, output = run.subject.inputs, run.output
+    declared = ""
+    if terms is not None:
+        as_declared = False
+        with contextlib.suppress(Exception):
+            as_declared = not isinstance(terms, Norm) or gives(terms, inputs, output, output.dtype)
+        if as_declared:
+            return terms, ""
+        declared = f"the output is not that of the {terms.name} that was declared"
+    recognised = None
+    with contextlib.suppress(Exception):
+        recognised = recognise(inputs, output, run.cotangent)
+    if recognised is None:
+        return None, declared
+    return recognised.family, f"{recognised.words}; {declared}" if declared else recognised.words
+
+
+class _Run:
+    """One forward pass, with its cotangent."""
+
+    def __init__(
+        self, subject: Subject, output: np.ndarray, cotangent: np.ndarray, rng: np.random.Generator
+    ) -> None:
+        self.subject, self.output, self.cotangent, self._rng = subject, output, cotangent, rng
+
+    def finding(self, index: int, gradient: np.ndarray, family: Family | None, norm: str) -> Finding | None:
+        """What is found out about the gradient of one input."""
+        x = self.subject.inputs[index]
+        assert x is not None
+        place = pattern = None
+        with contextlib.suppress(Exception):
+            place = localise(self.subject, index, self.output, self.cotangent, gradient, self._rng)
+            pattern = describe(place, x, self.output)
+        if place is None:
+            return None
+        diagnosis = None
+        if family is not None:
+            wrong = place.wrong if place.complete else None
+            with contextlib.suppress(Exception):
+                diagnosis = diagnose(
+                    family, index, self.subject.inputs, self.output, self.cotangent, gradient, wrong
+                )
+        return Finding(
+            input=self.subject.names[index],
+            shape=x.shape,
+            index=place.index,
+            analytic=float(place.analytic[place.worst]),
+            numeric=float(place.numeric[place.worst]),
+            bar=float(place.bar[place.worst]),
+            differing=int(np.sum(place.wrong)),
+            compared=place.wrong.size,
+            pattern=pattern or "",
+            norm=norm,
+            terms=() if diagnosis is None else diagnosis.terms,
+            residual=None if diagnosis is None else diagnosis.residual,
+            sentence="" if diagnosis is None else diagnosis.sentence,
+        )
