@@ -9,6 +9,7 @@ import numpy as np
 from gradcheck import budget
 from gradcheck.contract.expected import UNDERFLOW
 from gradcheck.judge import Check, Verdict
+from gradcheck.raising import raised
 from gradcheck.subject import Arrays, Subject, Violation, as_float64
 
 __all__ = ["check_low_precision", "check_reference", "exact_twin"]
@@ -36,7 +37,7 @@ def exact_twin(subject: Subject) -> tuple[Subject, Check | None]:
             continue
         if dtype == FLOAT64:
             return twin, None
-        reason = "the pair does not take float64: judged in float32, to 2e-3"
+        reason = f"judged in float32, to 2e-3; with float64, {refused}"
         return twin, Check("precision", Verdict.PASS, reason)
     reason = (
         "resolution: the pair takes float16 only, in which no difference is precise enough to judge a "
@@ -126,7 +127,7 @@ def _run_reference(reference: Callable[..., object], inputs: Arrays, output: np.
         given = (None if array is None else array.copy() for array in inputs)
         value = np.array(reference(*given), dtype=np.float64)
     except Exception as error:
-        raise Violation(Verdict.ERROR, f"reference raised {type(error).__name__}: {error}") from error
+        raise Violation(Verdict.ERROR, raised("reference", error)) from error
     if value.shape != output.shape:
         raise Violation(
             Verdict.ERROR, f"reference has shape {value.shape}; forward's output has {output.shape}"
@@ -156,7 +157,11 @@ def _compare(
     bar = budget.SAFETY / 2 * moved  # half, as a check allows twice its bar
     allowed = 2 * bar + tolerance
     unit = float(info.eps) / 2 * scale
-    apart = f"{error / unit:.3g} u·max" if budget.largest(wanted) or terms else f"{error:.3g} from zero"
+    apart = (
+        f"{error / unit:.3g} rounding units of the largest element"
+        if budget.largest(wanted) or terms
+        else f"{error:.3g} from zero"
+    )
     measured = f"off by {apart} at {worst.where}: {worst.got:.5g} instead of {worst.wanted:.5g}"
     verdict, reason = Verdict.PASS, ""
     if not np.isfinite(worst.got) and abs(worst.wanted) > float(info.max) / 16:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 __all__ = [
-    "binds", "names_of", "positions", "validate_arrays", "validate_callables", "validate_count",
-    "validate_inputs", "validate_wanted",
+    "binds", "instead_of", "names_of", "positions", "validate_arrays", "validate_callables", "validate_count",
+    "validate_flat", "validate_inputs", "validate_options", "validate_wanted",
 ]  # fmt: skip
 
+TOLERANCES = ("tolerance", "tol", "atol", "rtol", "eps")
+ONE_BY_ONE = "give each array as an input, and put them together inside: lambda w, b: fn({'w': w, 'b': b})"
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -45,6 +47,33 @@ def validate_inputs(inputs: Any) -> None:
         raise ValueError("inputs is empty; a gradient check needs at least one array")
 
 
+def validate_options(options: Collection[str], entrance: Callable[..., Any]) -> None:
+    """Require every option of `check` to be one of those that it passes on to an entrance."""
+    parameters = inspect.signature(entrance).parameters.values()
+    passed_on = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "framework"]
+    known = ["order", "attributes", *passed_on]
+    for name in options:
+        if name not in known:
+            why = ": the errors are measured, there is nothing to set" if name in TOLERANCES else ""
+            raise TypeError(f"check() takes no {name}{why}; its options are {', '.join(known)}")
+
+
+def validate_flat(inputs: Sequence[Any]) -> None:
+    """Require the arrays to be inputs of their own: those inside of another value would be constants."""
+    for place, value in enumerate(inputs):
+        if isinstance(value, (dict, tuple, list)) and _holds_arrays(value):
+            raise TypeError(
+                f"input {place} is a {type(value).__name__} of arrays; {ONE_BY_ONE}, or name the inputs to "
+                "check in differentiable= where these are constants"
+            )
+
+
+def _holds_arrays(value: Any) -> bool:
+    if isinstance(value, (dict, tuple, list)):
+        return any(map(_holds_arrays, value.values() if isinstance(value, dict) else value))
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic)
+
+
 def validate_arrays(names: tuple[str, ...], inputs: Sequence[Any]) -> None:
     """Require every input to be an array, or None."""
     for label, value in zip(names, inputs, strict=True):
@@ -59,6 +88,8 @@ def validate_arrays(names: tuple[str, ...], inputs: Sequence[Any]) -> None:
 
 
 def _array_of(value: Any) -> str:
+    if isinstance(value, (dict, tuple, list)) and _holds_arrays(value):
+        return ONE_BY_ONE
     if isinstance(value, str):
         return "settings that are no numbers belong into the function: functools.partial(forward, …)"
     if hasattr(value, "toarray"):
@@ -76,7 +107,7 @@ def validate_wanted(wanted: dict[str, np.ndarray | None]) -> None:
         if array is None:
             raise ValueError(f"differentiable names {label}, but that input is None")
         if array.dtype not in FLOATS:
-            raise TypeError(f"input {label} has dtype {array.dtype}{_instead_of(array.dtype)}")
+            raise TypeError(f"input {label} has dtype {array.dtype}{instead_of(array.dtype)}")
     dtypes = {label: array.dtype for label, array in wanted.items() if array is not None}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{label} {dtype}" for label, dtype in dtypes.items())
@@ -85,7 +116,7 @@ def validate_wanted(wanted: dict[str, np.ndarray | None]) -> None:
         )
 
 
-def _instead_of(dtype: np.dtype) -> str:
+def instead_of(dtype: np.dtype) -> str:
     """What to do about a dtype that is not checked."""
     if dtype.kind in "iub":
         return ", which has no derivative; convert it to float64, or leave it out of differentiable="

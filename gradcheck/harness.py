@@ -14,7 +14,7 @@ import numpy as np
 
 from gradcheck import accuracy, arguments
 from gradcheck.adapters import Pair
-from gradcheck.adapters.shared import described
+from gradcheck.adapters.shared import described, refuse_class
 from gradcheck.contract import probes
 from gradcheck.derivatives.complex_step import check_by_complex_step
 from gradcheck.derivatives.forward_mode import check_jvp
@@ -137,14 +137,21 @@ def check(
         **options: as for check_pair.
 
     Raises:
-        TypeError: no input belongs to a supported framework.
+        TypeError: no input belongs to a supported framework, fn is a class, or an option is unknown.
         ValueError: order=2 for gradients that cannot be differentiated again.
     """
     arguments.validate_inputs(inputs)
     if order not in (1, 2):
         raise ValueError(f"order must be 1 or 2; got {order!r}")
-    if attributes and not isinstance(fn, str):
-        raise TypeError(f"attributes are for a registered operation given by name; got {_kind(fn)} for fn")
+    arguments.validate_options(options, check_pair)
+    if not isinstance(fn, str):
+        refuse_class(fn)
+        if attributes:
+            raise TypeError(
+                f"attributes are for a registered operation given by name; got {_kind(fn)} for fn"
+            )
+    if options.get("differentiable") is None:
+        arguments.validate_flat(inputs)
     adapter = _adapter(fn, inputs)
     function = adapter.by_name(fn, attributes or {}) if isinstance(fn, str) else fn
     wanted = options.get("differentiable")
@@ -155,8 +162,8 @@ def check(
     defaults = {"name": fn if isinstance(fn, str) else pair.name, "jvp": pair.jvp}
     chosen = {**defaults, **options, "differentiable": pair.differentiable}
     if order == 2 and pair.second is None:
-        why = "; ".join(pair.remarks) or f"the gradients of {pair.name} cannot be differentiated"
-        raise ValueError(f"order=2 needs gradients that can be differentiated again: {why}")
+        why = "; ".join(remark for remark in pair.remarks if remark.startswith("second order"))
+        raise ValueError(f"order=2 needs gradients that can be differentiated again; {why}")
     report = check_pair(pair.forward, pair.backward, pair.inputs, seed=seed, framework=True, **chosen)
     if order == 2 and report.verdict is not Verdict.ERROR:
         report = with_second_order(report, pair, options.get("input_names"))
@@ -230,7 +237,7 @@ class _Run:
         self._of_probes, self._rng = (np.random.default_rng([seed, stream]) for stream in range(2))
         self.subjects = [subject]  # and its twin in more precision, if it has one
         self.checks: list[Check] = []
-        self.notes: list[str] = []
+        self.notes = _constant_inputs(subject)
         self.findings: list[Finding] = []
         self.unseen: float | None = None
 
@@ -272,6 +279,25 @@ class _Run:
             if check.verdict is Verdict.FAIL and check.input is not None:
                 place = gradients.elsewhere.get(check.input, subject)
                 self.findings += findings.find(place, (check,), subject.terms, self._rng)
+
+
+def _constant_inputs(subject: Subject) -> list[str]:
+    """A note on inputs that hide a mistake: multiplying by ones, or adding zeros, changes nothing."""
+    inputs = list(zip(subject.wanted_names(), subject.wanted(), strict=True))
+    if len(inputs) < 2:
+        return []
+    constants = {0: "zeros", 1: "ones"}
+    hiding = [
+        f"{name} is all {words}"
+        for name, array in inputs
+        for value, words in constants.items()
+        if array.size and np.all(array == value)
+    ]
+    if not hiding:
+        return []
+    them = "it" if len(hiding) == 1 else "them"
+    mistake = f"a backward pass that forgets {them} may pass"
+    return [f"{', '.join(hiding)}: {mistake}; draw {them} at random"]
 
 
 def _describe(subject: Subject) -> list[str]:

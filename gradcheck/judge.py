@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 FLOAT32 = 1.2e-7  # the spacing of float32 at 1
+OUTLIER = (
+    "the backward pass jumps exactly at this input: moved by 4 ulp it agrees with the numeric derivative"
+)
 UNKNOWN = "resolution: the output or its derivative overflows, or has no value, at points next to this input"
 
 
@@ -73,6 +76,7 @@ class Evidence:
     tolerance: np.ndarray  # measured rounding of `analytic`
     scale: np.ndarray  # the size that the result would have without cancellation
     yardstick: np.ndarray  # `scale`, or the size of the terms that cancelled inside the forward pass
+    outlier: np.ndarray  # whether `analytic` agrees with `numeric` everywhere around the input but not at it
 
     @staticmethod
     def join(parts: list[Evidence]) -> Evidence:
@@ -152,9 +156,14 @@ def _mismatch(evidence: Evidence, at: int, error: float) -> str:
     relative = error / evidence.scale[at] if evidence.scale[at] > 0 else np.inf
     values = f"analytic {analytic:.8g}, numeric {numeric:.8g} ± {evidence.bar[at]:.1g}"
     text = f"{values}: off by {relative:.1e} of its scale"
-    if 1e-9 < relative < FLOAT32:
-        text += " (the accuracy of float32: is something rounded to float32 on the way?)"
-    return text
+    return text + (f" ({OUTLIER})" if evidence.outlier[at] else like_float32(relative, FLOAT32))
+
+
+def like_float32(relative: float, most: float) -> str:
+    """What an error of this size, at most `most`, looks like in float64; empty for any other."""
+    if not 1e-9 < relative < most:
+        return ""
+    return " (the accuracy of float32: is something rounded to float32 on the way?)"
 
 
 def _where(jumps: np.ndarray) -> str:
@@ -166,9 +175,11 @@ def _where(jumps: np.ndarray) -> str:
 
 
 def _why_loose(evidence: Evidence, at: int, goal: float, where: str) -> str:
-    scale = max(evidence.scale[at], np.finfo(float).tiny)
+    scale = float(evidence.scale[at])
     bar, tolerance, noise = evidence.bar[at], evidence.tolerance[at], evidence.noise[at]
-    size = f"known to {(bar + tolerance) / scale:.1e} of the gradient's scale, wanted {goal:.0e}"
+    size = f"known to ±{bar + tolerance:.1e}, where the gradient's scale is zero"
+    if scale > 0:
+        size = f"known to {(bar + tolerance) / scale:.1e} of the gradient's scale, wanted {goal:.0e}"
     if evidence.kink[at] > 0.5 * bar:
         return f"kink: the slope of the output jumps at this input{where} ({size})"
     if tolerance > bar:

@@ -6,6 +6,7 @@ checker is imported by the first test that uses the fixture.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -23,31 +24,48 @@ __all__ = ["Gradcheck", "gradcheck"]
 Configuration = TypeVar("Configuration")
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"wanted an integer of at least 0; got {text!r}")
+    return int(text)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("gradcheck").addoption(
         "--gradcheck-seed",
-        type=int,
+        type=_seed,
         default=0,
         metavar="N",
         help="Of the directions and cotangents of the gradcheck fixture; default 0.",
     )
 
 
-@pytest.fixture
-def gradcheck(request: pytest.FixtureRequest) -> Gradcheck:
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FIXTURE] = Gradcheck(config.getoption("--gradcheck-seed"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    item.config.stash[FIXTURE].item = item
+
+
+# Of the session, though it knows the test that runs: under @given, Hypothesis refuses fixtures of a function.
+@pytest.fixture(scope="session")
+def gradcheck(pytestconfig: pytest.Config) -> Gradcheck:
     """Assert that a gradient is right: gradcheck(fn, inputs), gradcheck.pair(forward, backward, inputs)."""
-    return Gradcheck(request, request.config.getoption("--gradcheck-seed"))
+    return pytestconfig.stash[FIXTURE]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class Gradcheck:
     """The fixture. Its checks raise gradcheck.GradcheckError, an AssertionError, unless the verdict is PASS.
 
     seed: of the checks; where a test draws its inputs from it too, one option repeats them both.
+    item: the test that runs.
     """
 
-    request: pytest.FixtureRequest
     seed: int
+    item: Any = None
 
     def __call__(self, fn: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> Report:
         """Check a function of a framework's tensors, as gradcheck.check does; return the report of a PASS."""
@@ -68,7 +86,7 @@ class Gradcheck:
     def over(self, configurations: Iterable[Configuration], check: Callable[[Configuration], object]) -> None:
         """Call `check(configuration)` for each, in a subtest of its own, so that every failure is shown."""
         __tracebackhide__ = True
-        subtests: pytest.Subtests = self.request.getfixturevalue("subtests")
+        subtests: pytest.Subtests = self.item._request.getfixturevalue("subtests")
         for configuration in configurations:
             with subtests.test(msg=str(configuration)):
                 check(configuration)
@@ -77,5 +95,8 @@ class Gradcheck:
         __tracebackhide__ = True
         if report.verdict is checker.Verdict.PASS:
             return report
-        again = f"pytest {shlex.quote(self.request.node.nodeid)} --gradcheck-seed {report.seed}"
+        again = f"pytest {shlex.quote(self.item.nodeid)} --gradcheck-seed {report.seed}"
         raise checker.GradcheckError(str(dataclasses.replace(report, again=again)))
+
+
+FIXTURE = pytest.StashKey[Gradcheck]()

@@ -12,6 +12,7 @@ from gradcheck import arguments
 from gradcheck.arguments import names_of, positions
 from gradcheck.contract.randomness import GlobalGenerator
 from gradcheck.judge import Verdict
+from gradcheck.raising import raised
 
 __all__ = [
     "Arrays", "Context", "Subject", "Violation", "as_dtype", "as_float64", "make_subject", "names_of",
@@ -119,8 +120,7 @@ class Subject:
         try:
             result, left = self.generator.call("forward", None, lambda: self.forward(*given))
         except Exception as error:
-            reason = f"forward raised {type(error).__name__}: {error}{self._misfit()}"
-            raise Violation(Verdict.ERROR, reason) from error
+            raise Violation(Verdict.ERROR, raised("forward", error, self._misfit())) from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise Violation(
                 Verdict.ERROR,
@@ -147,9 +147,7 @@ class Subject:
             )
         except Exception as error:
             hint = "" if arguments.binds(self.backward, 2) else "; it is called as backward(saved, cotangent)"
-            raise Violation(
-                Verdict.ERROR, f"backward raised {type(error).__name__}: {error}{hint}"
-            ) from error
+            raise Violation(Verdict.ERROR, raised("backward", error, hint)) from error
         if context.state:
             self._require_state(context.state, before)
         if not isinstance(gradients, tuple):

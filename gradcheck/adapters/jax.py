@@ -43,11 +43,11 @@ def pair(
         differentiable: positions of the inputs to check; by default all that are floating.
 
     Raises:
-        TypeError: inputs of several frameworks, or of a dtype that NumPy does not have.
+        TypeError: inputs of several frameworks, or of a dtype that NumPy does not have; or no floating one.
     """
     shared.require_one_framework(inputs)
-    arrays = shared.input_arrays(inputs, _as_array)
-    wanted = shared.wanted_positions(arrays, differentiable)
+    arrays = shared.input_arrays(fn, inputs, _as_array)
+    wanted = shared.wanted_positions(fn, arrays, differentiable)
     name = getattr(fn, "__name__", type(fn).__name__)
     return _adapt(fn, name, inputs, arrays, wanted)
 

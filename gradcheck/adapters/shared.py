@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gradcheck.arguments import instead_of, names_of
+
 __all__ = [
     "described",
     "framework_of",
@@ -17,6 +19,7 @@ __all__ = [
     "input_arrays",
     "one_output",
     "recognises",
+    "refuse_class",
     "require_one_framework",
     "wanted_positions",
 ]
@@ -68,6 +71,12 @@ def import_framework(name: str) -> ModuleType:
         ) from error
 
 
+def refuse_class(fn: Any) -> None:
+    """TypeError for a class, such as that of a layer, other than an autograd.Function."""
+    if isinstance(fn, type) and not hasattr(fn, "setup_context"):
+        raise TypeError(f"fn is the class {fn.__name__}, wanted a function; call it first: {fn.__name__}(…)")
+
+
 def require_one_framework(inputs: Sequence[Any]) -> None:
     """TypeError where the inputs are tensors of several frameworks."""
     of = [(place, framework_of(value)) for place, value in enumerate(inputs)]
@@ -78,26 +87,41 @@ def require_one_framework(inputs: Sequence[Any]) -> None:
 
 
 def input_arrays(
-    inputs: Sequence[Any], to_array: Callable[[Any], np.ndarray | None]
+    fn: Any, inputs: Sequence[Any], to_array: Callable[[Any], np.ndarray | None]
 ) -> list[np.ndarray | None]:
-    """The inputs as arrays, None for what `to_array` has none for. TypeError: a float that NumPy lacks."""
-    arrays = [value if isinstance(value, np.ndarray) else to_array(value) for value in inputs]
-    for place, array in enumerate(arrays):
+    """The inputs as arrays, None for what `to_array` has none for.
+
+    TypeError: what `to_array` refuses, in words that follow "input x", and a dtype that NumPy lacks.
+    """
+    arrays: list[np.ndarray | None] = []
+    for name, value in zip(names_of(described(fn), len(inputs), None), inputs, strict=True):
+        try:
+            array = value if isinstance(value, np.ndarray) else to_array(value)
+        except TypeError as error:
+            raise TypeError(f"input {name} {error}") from None
         if array is not None and array.dtype.kind == "V":
             raise TypeError(
-                f"input {place} has dtype {array.dtype}, which NumPy cannot calculate with; check the same "
+                f"input {name} has dtype {array.dtype}, which NumPy cannot calculate with; check the same "
                 "function at float32 or float16"
             )
+        arrays.append(array)
     return arrays
 
 
 def wanted_positions(
-    arrays: Sequence[np.ndarray | None], differentiable: Collection[int] | None
+    fn: Any, arrays: Sequence[np.ndarray | None], differentiable: Collection[int] | None
 ) -> tuple[int, ...]:
-    """The positions asked for; where none are, those of all floating arrays."""
+    """The positions asked for; where none are, those of all floating arrays. TypeError: there is none."""
     if differentiable is not None:
         return tuple(sorted(differentiable))
-    return tuple(i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f")
+    floating = tuple(i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f")
+    if not floating:
+        names = names_of(described(fn), len(arrays), None)
+        for name, array in zip(names, arrays, strict=True):
+            if array is not None:
+                wanted = instead_of(array.dtype)
+                raise TypeError(f"no input can be differentiated: {name} has dtype {array.dtype}{wanted}")
+    return floating
 
 
 def one_output(output: Any, kind: type, name: str) -> Any:
@@ -105,6 +129,8 @@ def one_output(output: Any, kind: type, name: str) -> Any:
     if isinstance(output, kind):
         return output
     reason = f"the function returned {type(output).__name__}, wanted one {name}"
-    if isinstance(output, (tuple, list)):
+    if isinstance(output, (int, float)):
+        reason += "; leave out float(…), int(…) and .item()"
+    elif isinstance(output, (tuple, list)):
         reason += f"; check its {len(output)} parts one at a time: lambda *inputs: fn(*inputs)[0]"
     raise TypeError(reason)

@@ -49,14 +49,15 @@ def pair(
             where none does, all that are floating.
 
     Raises:
-        TypeError: inputs of several frameworks, or of a dtype that NumPy does not have.
+        TypeError: inputs of several frameworks; one that NumPy cannot hold, as it is sparse, on the device
+            meta or bfloat16; or none that is floating.
     """
     shared.require_one_framework(inputs)
-    arrays = shared.input_arrays(inputs, _as_array)
+    arrays = shared.input_arrays(fn, inputs, _as_array)
     if differentiable is None:
         marked = [i for i, value in enumerate(inputs) if torch.is_tensor(value) and value.requires_grad]
         differentiable = marked or None
-    return _Adapted(fn, inputs, arrays, shared.wanted_positions(arrays, differentiable)).pair()
+    return _Adapted(fn, inputs, arrays, shared.wanted_positions(fn, arrays, differentiable)).pair()
 
 
 class _Adapted:
@@ -117,8 +118,13 @@ class _Adapted:
                 output, leaves, _as_tensor(cotangent, output), retain_graph=True, materialize_grads=True
             )
         found: list[np.ndarray | None] = [None] * len(self.arrays)
+        storages: set[int] = set()
         for position, gradient in zip(self.wanted, gradients, strict=True):
-            found[position] = gradient.numpy(force=True)
+            # Two gradients may be one tensor, as of a + b: torch copies it when it accumulates into a .grad.
+            dense = gradient.to_dense()  # itself, unless it is sparse, as of an embedding
+            storage = dense.untyped_storage().data_ptr()
+            found[position] = (dense.clone() if storage in storages else dense).numpy(force=True)
+            storages.add(storage)
         return tuple(found)
 
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -184,7 +190,9 @@ class _Adapted:
         """Call the function once; return the autograd.Functions on its way."""
         arrays = [None if array is None else array.copy() for array in self.arrays]
         try:
-            (_, (output, *_)), _ = GlobalGenerator().call("trial", None, lambda: self.forward(*arrays))
+            with warnings.catch_warnings():  # of float(tensor): the check says more
+                warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
+                (_, (output, *_)), _ = GlobalGenerator().call("trial", None, lambda: self.forward(*arrays))
         except Exception:  # the check will call it too, and report what it raises
             return []
         nodes, found = [output.grad_fn], {}
@@ -215,8 +223,15 @@ class _Adapted:
 def _as_array(value: Any) -> np.ndarray | None:
     if not torch.is_tensor(value):
         return None
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"is a sparse tensor ({value.layout}); give its to_dense(), or where it is a constant, write it "
+            "into the function: lambda *inputs: fn(sparse, *inputs)"
+        )
+    if value.is_meta:
+        raise TypeError("is on the device meta, where tensors have no values; create it on the CPU")
     if value.dtype == torch.bfloat16:
-        raise TypeError("an input is bfloat16, which NumPy does not have; check the same function at float32")
+        raise TypeError("is bfloat16, which NumPy does not have; check the same function at float32")
     return value.numpy(force=True)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gradcheck.axes import DTYPES
 
-__all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file", "lengths"]
+__all__ = ["DATASETS", "Batch", "Unusable", "from_dataset", "from_file", "lengths", "read"]
 
 DATASETS = ("digits",)
 DIGITS = 24
@@ -43,6 +43,11 @@ def lengths(text: str, *, least: int) -> tuple[int, ...]:
 
 
 def from_file(path: str, only: str | None) -> Iterator[Batch]:
+    """The arrays of a file, each to be the input of a configuration. Raises Unusable."""
+    return map(_checked, read(path, only))
+
+
+def read(path: str, only: str | None) -> Iterator[Batch]:
     """The array of an .npy file, or those of an .npz file. Nothing is unpickled. Raises Unusable."""
     try:
         file = open(path, "rb")  # noqa: SIM115 -- closed below; NumPy leaves damaged files open
@@ -60,13 +65,12 @@ def from_file(path: str, only: str | None) -> Iterator[Batch]:
         name = Path(path).name
         if not isinstance(loaded, np.ndarray):
             for member in _members(path, loaded.files, only):
-                yield _checked(
-                    f"{name}:{member}", _read(path, loaded, member), ("--input", path, "--array", member)
-                )
+                values = _member(path, loaded, member)
+                yield Batch(f"{name}:{member}", values, ("--input", path, "--array", member))
         elif only is not None:
             raise Unusable(f"--array: {path} holds a single array; leave --array out")
         else:
-            yield _checked(name, loaded, ("--input", path))
+            yield Batch(name, loaded, ("--input", path))
 
 
 def _members(path: str, names: list[str], only: str | None) -> list[str]:
@@ -78,15 +82,14 @@ def _members(path: str, names: list[str], only: str | None) -> list[str]:
     return names if only is None else [only]
 
 
-def _read(path: str, archive: Mapping[str, Any], member: str) -> np.ndarray:
+def _member(path: str, archive: Mapping[str, Any], member: str) -> np.ndarray:
     try:
         values = archive[member]
     except Exception:  # as above
         values = None
     if not isinstance(values, np.ndarray):  # bytes, where a member is no array file
         raise Unusable(
-            f"--input: {member!r} in {path} is damaged, or no plain array; "
-            "write it with numpy.savez, or choose another with --array"
+            f"--input: {member!r} in {path} is damaged, or no plain array; write it with numpy.savez"
         )
     return values
 
@@ -97,16 +100,17 @@ def from_dataset(name: str) -> Iterator[Batch]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise Unusable(
-            f"--data: {name} needs scikit-learn, which is not installed; pip install 'tinygrad-bn[data]'"
+            f"--data: {name} needs scikit-learn, which is not installed; pip install scikit-learn"
         ) from None
     pixels = load_digits().data[:DIGITS] / 16
-    yield _checked(f"{name} as vectors", pixels, ("--data", name))
-    yield _checked(f"{name} as images", pixels.reshape(DIGITS, 1, 8, 8), ("--data", name))
+    yield Batch(f"{name} as vectors", pixels, ("--data", name))
+    yield Batch(f"{name} as images", pixels.reshape(DIGITS, 1, 8, 8), ("--data", name))
 
 
-def _checked(name: str, values: np.ndarray, source: tuple[str, ...]) -> Batch:
-    option, *_ = source
-    another = ", or choose another with --array NAME" if "--array" in source else ""
+def _checked(batch: Batch) -> Batch:
+    """The batch, if it can be the input of a configuration."""
+    name, values, (option, *_) = batch.name, batch.values, batch.source
+    another = ", or choose another with --array NAME" if "--array" in batch.source else ""
     if values.dtype.name not in DTYPES:
         raise Unusable(
             f"{option}: {name} has dtype {values.dtype}, wanted {' or '.join(DTYPES)}; "
@@ -124,4 +128,4 @@ def _checked(name: str, values: np.ndarray, source: tuple[str, ...]) -> Batch:
             f"{option}: {name} is {values[where]} at {where} ({len(bad)} of {values.size} elements are not "
             f"finite); a derivative there is not defined: remove or replace them{another}"
         )
-    return Batch(name, values, source)
+    return batch

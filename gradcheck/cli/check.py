@@ -106,6 +106,8 @@ def gradcheck(context: click.Context, /, output: str | None, seed: int, **option
         _sweep(context, destination, seed, **options)
     else:
         _refuse_given(context, options.keys() - common, "does not go with --target; leave one of them out")
+        if destination.format(FORMATS) is not None:
+            raise click.UsageError(f"--output: of a target the report is text; {output} names another format")
         report = Target(**of_target, **common).check(seed)
         destination.write(str(report))
         context.exit(0 if report.verdict is Verdict.PASS else FAILED)

@@ -59,7 +59,7 @@ def fuzz(context: click.Context, /, operations: tuple[str, ...], examples: int, 
         if error.name != "hypothesis":
             raise
         raise click.UsageError(
-            "fuzz needs Hypothesis, which is not installed; pip install 'tinygrad-bn[fuzz]'"
+            "fuzz needs Hypothesis, which is not installed; pip install hypothesis"
         ) from None
     from rich.console import Console
     from rich.progress import Progress

@@ -31,7 +31,7 @@ def loaded(path: str) -> Iterator[ModuleType]:
     file = Path(path).resolve()
     if not file.is_file():
         raise Unloadable(f"there is no file {path}")
-    if file.suffix != ".py" or not file.stem.isidentifier():
+    if file.suffix != ".py":
         raise Unloadable(f"{path} is no Python module; wanted a file such as my_norm.py")
     if file.stem in sys.modules:
         if getattr(sys.modules[file.stem], "__file__", None) == str(file):

@@ -101,10 +101,22 @@ def show(context: click.Context, /, name: str, plugin_paths: tuple[str, ...]) ->
     metavar="NAME=VALUE",
     help="An attribute, such as num_groups=4. Repeatable.",
 )
-def explain(name: str, shape: str | None, dtype: str, kernel: str | None, settings: tuple[str, ...]) -> None:
+@plugins.option
+@click.pass_context
+def explain(
+    context: click.Context,
+    /,
+    name: str,
+    shape: str | None,
+    dtype: str,
+    kernel: str | None,
+    settings: tuple[str, ...],
+    plugin_paths: tuple[str, ...],
+) -> None:
     """Which kernel a call of NAME would run, and why each other one would not."""
     from tinygrad_bn import explain as explain_call
 
+    plugins.opened(context, plugin_paths)
     spec = _find(name)
     if not spec.fused:
         click.echo(str(explain_call(spec.name)))

@@ -40,7 +40,7 @@ option = click.option(
     "plugin_paths",
     multiple=True,
     metavar="FILE",
-    help="Load the operations that this Python file declares. Repeatable.",
+    help="The operations that this Python file declares. Repeatable.",
 )
 
 

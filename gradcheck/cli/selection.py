@@ -53,7 +53,9 @@ class Selection:
     def __post_init__(self) -> None:
         narrowing = [flag for flag, allowed, _ in self._filters() if flag != "--op"]
         narrowing += [flag for flag, given in (("--case", self.cases), ("--input", self.input_path)) if given]
-        narrowing += ["--data"] if self.dataset else []
+        narrowing += [
+            flag for flag, given in (("--data", self.dataset), ("--exhaustive", self.exhaustive)) if given
+        ]
         for dtype in self.dtypes:
             if dtype not in axes.DTYPES:
                 raise click.UsageError(
@@ -86,9 +88,9 @@ class Selection:
 
     @property
     def _configured(self) -> tuple[str, ...]:
-        """The operations to check in configurations."""
+        """The operations to check in configurations: those named, or all where no plugin file is given."""
         if not self.operations:
-            return axes.OPERATIONS
+            return () if self.declared else axes.OPERATIONS
         return tuple(name for name in self.operations if name in axes.OPERATIONS)
 
     @property

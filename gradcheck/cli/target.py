@@ -142,11 +142,12 @@ class Target:
         from gradcheck import harness
 
         first, *second = [self._function(module, name) for name in self._names]
-        _fit(first, self._names[0], inputs)
+        self._fit(first, inputs)
         options: dict[str, Any] = {"stress": self.stress, "seed": seed, "name": self._names[0]}
         try:
             if second:
-                return harness.check_pair(first, second[0], inputs, **options)
+                wanted = [index for index, array in enumerate(inputs) if array.dtype.kind == "f"]
+                return harness.check_pair(first, second[0], inputs, differentiable=wanted, **options)
             tensors = _tensors(self._framework(module), inputs)
             return harness.check(first, tensors, order=self.order, **options)
         except (TypeError, ValueError) as problem:  # an argument's; what goes wrong in a check is a verdict
@@ -154,10 +155,7 @@ class Target:
 
     def _inputs(self, seed: int) -> list[np.ndarray]:
         if self.input_path is not None:
-            try:
-                return [batch.values for batch in arrays.from_file(self.input_path, None)]
-            except arrays.Unusable as problem:
-                raise click.UsageError(str(problem)) from None
+            return _from_file(self.input_path)
         rng = np.random.default_rng(seed)
         (dtype,) = self.dtypes or DTYPES[:1]
         lengths = [arrays.lengths(text, least=1) for text in self.shapes]
@@ -179,10 +177,28 @@ class Target:
             )
         return found
 
+    def _fit(self, function: Callable[..., Any], inputs: Sequence[Any]) -> None:
+        """Refuse a number of inputs that the function does not take."""
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some built-in functions have none
+            return
+        try:
+            signature.bind(*inputs)
+        except TypeError:
+            option, way_out = "--shape", "give one --shape for each input, in their order"
+            if self.input_path is not None:
+                option, way_out = "--input", "save one array for each input, in their order"
+            count = f"{len(inputs)} input{'s' if len(inputs) != 1 else ''}"
+            raise click.UsageError(f"{option}: {count} for {self._names[0]}{signature}; {way_out}") from None
+
     def _framework(self, module: types.ModuleType) -> str:
         if self.framework not in ("auto", "numpy"):
             return self.framework
-        imported = _frameworks_of(module) if self.framework == "auto" else []
+        backward = f"name the backward pass too: --target {self._path}:{self._names[0]},BACKWARD"
+        if self.framework == "numpy":
+            raise click.UsageError(f"--framework numpy: NumPy differentiates nothing; {backward}")
+        imported = _frameworks_of(module)
         if len(imported) == 1:
             return imported[0]
         if imported:
@@ -190,8 +206,7 @@ class Target:
                 f"--target: {self._path} imports {' and '.join(imported)}; say which with --framework"
             )
         raise click.UsageError(
-            f"--target: {self._path} imports no framework; name the backward pass of NumPy arrays, "
-            f"--target {self._path}:{self._names[0]},BACKWARD, or say --framework"
+            f"--target: {self._path} imports no framework; say --framework, or, for NumPy arrays, {backward}"
         )
 
     def _command(self, seed: int) -> str:
@@ -206,19 +221,25 @@ class Target:
         return f"{program()} gradcheck {shlex.join(words)} --seed {seed}"
 
 
-def _fit(function: Callable[..., Any], name: str, inputs: Sequence[Any]) -> None:
-    """Refuse a number of inputs that the function does not take."""
+def _from_file(path: str) -> list[np.ndarray]:
+    """The arrays of a file, floating ones of one dtype, and integers that get no gradient."""
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in functions have none
-        return
-    try:
-        signature.bind(*inputs)
-    except TypeError:
+        batches = list(arrays.read(path, None))
+    except arrays.Unusable as problem:
+        raise click.UsageError(str(problem)) from None
+    for batch in batches:
+        if batch.values.dtype.kind not in "fiub":
+            raise click.UsageError(
+                f"--input: {batch.name} has dtype {batch.values.dtype}, wanted floating point numbers or integers"
+            )
+    dtypes = {batch.values.dtype.name for batch in batches if batch.values.dtype.kind == "f"}
+    if len(dtypes) != 1:
+        held = " and ".join(sorted(dtypes)) or "integers alone"
         raise click.UsageError(
-            f"--shape: {len(inputs)} input{'s' if len(inputs) != 1 else ''} for {name}{signature}; "
-            "give one --shape for each input, in their order"
-        ) from None
+            f"--input: {path} holds {held}, wanted one floating dtype to differentiate in; "
+            "convert arrays with .astype('float64')"
+        )
+    return [batch.values for batch in batches]
 
 
 def _is_own(value: Any, module: types.ModuleType) -> bool:

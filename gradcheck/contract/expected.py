@@ -75,8 +75,8 @@ class Expected:
                 known = "resolution: what rounding explains is not known at so ill-conditioned an input"
             name, differing = self.subject.wanted_names()[k], int(np.count_nonzero(gradient != wanted))
             text = (
-                f"the gradient of {name} differs by {worst.error:.1e} at {worst.where}: {worst.got:.8g} "
-                f"instead of {worst.wanted:.8g} ({differing} of {wanted.size} elements differ; {known})"
+                f"the gradient of {name} differs by {worst.error:.1e} at {worst.where}: {_told_apart(worst)} "
+                f"({differing} of {wanted.size} elements differ; {known})"
             )
             found.append(Difference(name, verdict, worst.error / (budget.largest(wanted) or 1.0), text))
         return found
@@ -106,3 +106,9 @@ class Expected:
             found = [budget.SAFETY * each / stretch for each in moved]
             self._measured[stretch] = [max(pair) for pair in zip(known, found, strict=True)]
         return self._measured[stretch]
+
+
+def _told_apart(worst: budget.Worst) -> str:
+    """Both numbers, with as many digits as it takes to see that they differ."""
+    digits = 8 if f"{worst.got:.8g}" != f"{worst.wanted:.8g}" else 17
+    return f"{worst.got:.{digits}g} instead of {worst.wanted:.{digits}g}"

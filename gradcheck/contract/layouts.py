@@ -23,7 +23,7 @@ def _strided(array: np.ndarray) -> np.ndarray:
 
 
 def _reversed(array: np.ndarray) -> np.ndarray:
-    return np.flip(np.flip(array).copy())
+    return np.flip(np.flip(array).copy()) if array.ndim else array  # NumPy flips a number into a scalar
 
 
 def _sliced(array: np.ndarray) -> np.ndarray:

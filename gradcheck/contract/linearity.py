@@ -9,7 +9,7 @@ import numpy as np
 from gradcheck import budget
 from gradcheck.contract.case import Case
 from gradcheck.contract.expected import Expected
-from gradcheck.judge import Verdict
+from gradcheck.judge import Verdict, like_float32
 from gradcheck.subject import Violation
 
 __all__ = ["linear_in_the_cotangent"]
@@ -18,6 +18,7 @@ WHAT = "not linear in the cotangent"
 FAR = 2.0**20  # more than the loss scale 65536, at which a half-precision range would show
 NEAR = {np.dtype(np.float64): 2.0**8, np.dtype(np.float32): 2.0**8, np.dtype(np.float16): 2.0**4}
 ROOM = 2.0**24  # what may lie between a gradient and the largest and smallest numbers on the way to it
+LIKE_FLOAT32 = 2e-6  # sums of terms that were rounded to float32 and cancel
 ADDED = 16.0  # three gradients and their sum have five roundings, and may cancel
 
 
@@ -87,5 +88,6 @@ def _require_rounded(
 ) -> None:
     for difference in expected.differences(got, case.rng, factor=factor, slack=slack):
         if difference.verdict is not Verdict.PASS:
-            reason = f"{what}: {difference.text}"
+            cause = like_float32(difference.relative, LIKE_FLOAT32) if expected.subject.dtype == np.float64 else ""
+            reason = f"{what}: {difference.text}{cause}"
             raise Violation(difference.verdict, reason, input=difference.input, fatal=False)

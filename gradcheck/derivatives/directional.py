@@ -7,6 +7,7 @@ measures both, and what either may be off by: as many ladders of steps as D need
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ SMALLER = (-8, -16, -24, -32)  # ladders for strong curvature and nearby kinks
 LARGER = 3  # a ladder for noise
 RESOLVED = 1e-2  # a numeric derivative known no better, of the size of its terms, accuses nobody
 STAIRS = "noise: the output stands still at tiny steps and moves at wider ones, as if rounded to few digits"
+CLEAR = 1e-3  # an error of that size, of the scale, is not the rounding of the forward pass
+OFTEN = 0.25  # how often a move by a few ulp must leave the place where a backward pass jumps
 OFFSET = 0.75  # a ladder that shares no point with the others
 
 
@@ -34,6 +37,7 @@ class _Bars:
 
     tolerance: np.ndarray
     scale: np.ndarray
+    terms: np.ndarray
     yardstick: np.ndarray
 
 
@@ -60,15 +64,23 @@ class Direction:
         ends = np.cumsum([each.size for each in self._arrays]).tolist()
         self._slices = [slice(end - each.size, end) for end, each in zip(ends, self._arrays, strict=True)]
         self._line: Line = Line(
-            self._output, x, u, point.output, point.cotangents, None if like is None else like._line
+            functools.partial(self._output, subject.inputs),
+            x,
+            u,
+            point.output,
+            point.cotangents,
+            None if like is None else like._line,
         )
 
-        flat = u.astype(np.float64)
-        rows, jiggled = self._of(point.gradients), self._of(point.jiggled)
+        self._u = u
+        flat = self._flat = u.astype(np.float64)
+        rows = self._rows = self._of(point.gradients)
         self.analytic = rows @ flat
         self._analytic_scale = np.abs(rows) @ np.abs(flat)
-        moved = np.max(np.abs((jiggled - rows) @ flat), axis=0)
-        self._moved = np.where(np.isnan(moved), np.inf, moved)
+        self._beside = (self._of(point.jiggled) - rows) @ flat  # [runs, cotangents]: less the analytic one
+        self._moved = _largest(np.abs(self._beside))
+        self._outlier = np.zeros(self.analytic.shape, bool)
+        self._rng = rng
         self._floor = budget.rounding_floor(subject.dtype, max(flat.size, point.output.size))
         self._unit = float(np.finfo(subject.dtype).eps) / 2
         # A gradient that is declared to be zero has no scale: it is measured against an identity's.
@@ -134,9 +146,12 @@ class Direction:
         positions = [self._point.subject.differentiable.index(index) for index in self.indices]
         return np.concatenate([by_input[position] for position in positions], axis=-1)
 
-    def _output(self, moved: np.ndarray) -> np.ndarray:
-        """The output at inputs given as one vector; NaN where forward raises, as it may beside its domain."""
-        subject, inputs = self._point.subject, list(self._point.subject.inputs)
+    def _output(self, around: Arrays, moved: np.ndarray) -> np.ndarray:
+        """The output at inputs given as one vector; NaN where forward raises, as it may beside its domain.
+
+        around: the inputs of the pair, whose other arrays stay.
+        """
+        subject, inputs = self._point.subject, list(around)
         for index, array, own in zip(self.indices, self._arrays, self._slices, strict=True):
             part = moved[own].reshape(array.shape)
             # In the memory layout of the input; reshaping has seen to the ordinary one.
@@ -157,6 +172,7 @@ class Direction:
 
     def _gather(self) -> Evidence:
         estimate = self._line.ladder()
+        self._find_outliers(estimate)
         bars = self._bars()
         if self._line.climbs_stairs():
             self.unknown = STAIRS
@@ -166,6 +182,7 @@ class Direction:
             if self._settled(estimate, bars) or not self._may_settle(estimate, shift):
                 break
             estimate = estimate.overruled_by(self._line.ladder(shift))
+            self._find_outliers(estimate)
             bars = self._bars()
         if estimate.shift == 0 and not self._settled(estimate, bars):
             wider = self._line.ladder(LARGER).overruled_by(estimate)
@@ -182,7 +199,55 @@ class Direction:
             kink = np.fmax(kink, offset.kink)
             unexplained = np.fmax(bar, np.abs(self.analytic - estimate.value))
             bar = np.where(self._unresolved(estimate), unexplained, bar)
+            bar = np.fmax(bar, self._frozen(dataclasses.replace(estimate, bar=bar + kink), bars))
         return self._evidence(dataclasses.replace(estimate, bar=bar + kink, kink=kink), bars)
+
+    def _frozen(self, estimate: Estimate, bars: _Bars) -> np.ndarray:
+        """How far the numeric derivative moves with its inputs by a few ulp, before a small error accuses.
+
+        A rounding error that is the same all along the line, as that of a mean that does not move, looks
+        like a slope and shows in no noise.
+        """
+        error, apart = np.abs(self.analytic - estimate.value), np.zeros_like(estimate.value)
+        small = self._disagrees(estimate, bars) & (error <= CLEAR * bars.scale)
+        if not small.any() or self._outlier.any():
+            return apart
+        for _ in range(budget.CONFIRMATIONS):
+            around = self._point.subject.moved(lambda array: budget.jiggled(array, self._rng))
+            x = np.concatenate([np.asarray(around[index]).reshape(-1) for index in self.indices])
+            value = functools.partial(self._output, around)
+            line = Line(value, x, self._u, value(x), self._point.cotangents, self._line)
+            moved = np.abs(line.ladder(estimate.shift).value - estimate.value)
+            apart = np.fmax(apart, np.where(small, moved, 0))
+        return apart
+
+    def _find_outliers(self, estimate: Estimate) -> None:
+        """Where the backward pass jumps at the input itself, while the forward pass is smooth there.
+
+        Moved by a few ulp the analytic derivative is the numeric one, or in some runs still the one at the
+        input, and nothing in between. Then what is left of the moves is rounding, and the jump is not.
+        """
+        bar, bars = estimate.bar + estimate.kink, self._bars()
+        error = np.abs(self.analytic - estimate.value)
+        apart = error > 2 * bar + self._floor * bars.terms
+        loose = bars.tolerance > self._goal * bars.scale
+        if self._line.jumps.any() or not np.any(apart & loose & (bar <= self._goal * bars.scale)):
+            return
+        if len(self._beside) == len(self._point.jiggled[0]):
+            try:
+                more = [self._of(self._point.more_jiggled(self._rng)) for _ in range(budget.CONFIRMATIONS)]
+            except Violation:  # what is not defined beside the input accuses nobody
+                return
+            moves = (np.concatenate(more) - self._rows) @ self._flat
+            self._beside = np.concatenate([self._beside, moves])
+        from_analytic = np.abs(self._beside)
+        from_numeric = np.maximum(np.abs(self.analytic + self._beside - estimate.value) - 2 * bar, 0)
+        moved = _largest(np.minimum(from_numeric, from_analytic))
+        tolerance = budget.SAFETY * moved + self._floor * bars.terms
+        jumps = error > 2 * bar + tolerance
+        jumps &= np.mean(from_numeric < from_analytic, axis=0) >= OFTEN
+        self._outlier |= loose & jumps & (bar + tolerance <= self._goal * bars.scale)
+        self._moved = np.where(self._outlier, moved, self._moved)
 
     def _evidence(self, estimate: Estimate, bars: _Bars) -> Evidence:
         return Evidence(
@@ -194,6 +259,7 @@ class Direction:
             tolerance=bars.tolerance,
             scale=bars.scale,
             yardstick=bars.yardstick,
+            outlier=self._outlier,
         )
 
     def _bars(self) -> _Bars:
@@ -206,7 +272,7 @@ class Direction:
         terms = scale + self._size_of_output()
         tolerance = budget.SAFETY * self._moved + self._floor * terms
         yardstick = np.maximum(terms, self.noise / self._unit)
-        return _Bars(tolerance, scale, np.maximum(yardstick, self._identity * size.sum(axis=1)))
+        return _Bars(tolerance, scale, terms, np.maximum(yardstick, self._identity * size.sum(axis=1)))
 
     def _size_of_output(self) -> np.ndarray:
         size: np.ndarray = np.abs(self._point.cotangents) @ np.abs(self._point.output.reshape(-1))
@@ -234,6 +300,11 @@ class Direction:
         loose = estimate.bar > RESOLVED * (size @ self._line.slope)
         finer: np.ndarray = (spread & loose) | (self.noise > LOWEST_PRECISION * self._size_of_output())
         return finer
+
+
+def _largest(moves: np.ndarray) -> np.ndarray:
+    """Over the runs; a run without a value is as far as any."""
+    return np.max(np.where(np.isnan(moves), np.inf, moves), axis=0)
 
 
 def _laid_out_like(array: np.ndarray, values: np.ndarray) -> np.ndarray:

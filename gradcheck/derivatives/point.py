@@ -51,18 +51,25 @@ class Point:
             cotangents = [budget.lowered(cotangent) for cotangent in cotangents]
             gradients = [subject.run_backward(saved, cotangent) for cotangent in cotangents]
         try:
-            jiggled = [moved for _, moved in budget.jiggled_runs(subject, subject.inputs, cotangents, rng)]
+            jiggled = _jiggled(subject, cotangents, rng)
         except Violation as broken:
             reason = f"resolution: {broken.reason}, at an input 4 ulp beside this one"
             raise Violation(Verdict.INCONCLUSIVE, reason) from broken
-        wanted = range(len(subject.differentiable))
-        return cls(
-            subject,
-            output,
-            _rows(cotangents),
-            [_rows([run[k] for run in gradients]) for k in wanted],
-            [np.array([_rows([each[k] for each in run]) for run in jiggled]) for k in wanted],
-        )
+        rows = [_rows([run[k] for run in gradients]) for k in range(len(subject.differentiable))]
+        return cls(subject, output, _rows(cotangents), rows, jiggled)
+
+    def more_jiggled(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """As many runs again, moved by other ulp."""
+        dtype, shape = self.output.dtype, self.output.shape
+        return _jiggled(self.subject, [row.astype(dtype).reshape(shape) for row in self.cotangents], rng)
+
+
+def _jiggled(
+    subject: Subject, cotangents: Sequence[np.ndarray], rng: np.random.Generator
+) -> list[np.ndarray]:
+    runs = [moved for _, moved in budget.jiggled_runs(subject, subject.inputs, cotangents, rng)]
+    wanted = range(len(subject.differentiable))
+    return [np.array([_rows([each[k] for each in run]) for run in runs]) for k in wanted]
 
 
 def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:

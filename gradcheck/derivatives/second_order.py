@@ -42,7 +42,10 @@ def _named(check: Check) -> Check:
 
 
 def _located(subject: Subject, check: Check, rng: np.random.Generator) -> Check:
-    """A FAIL whose reason begins with the gradients that have a wrong derivative: d(dweight)/dx."""
+    """A FAIL whose reason begins with the gradients that have a wrong derivative: d(dweight)/dx.
+
+    Where the backward pass has none at all, that is no mistake in a formula, and the reason says what it is.
+    """
     arrays, names = subject.wanted()[:-1], subject.wanted_names()[:-1]
     ends = np.cumsum([x.size for x in arrays]).tolist()
     if check.verdict is not Verdict.FAIL or check.input is None:
@@ -50,14 +53,23 @@ def _located(subject: Subject, check: Check, rng: np.random.Generator) -> Check:
     output, _ = subject.run_forward(subject.inputs)
     if output.size != ends[-1]:  # an ERROR by the check of the symmetry
         return check
-    index, wrong = subject.names.index(check.input), []
+    index, wrong, cut = subject.names.index(check.input), [], True
     for name, start, end in zip(names, [0, *ends], ends, strict=False):
         block = _block(subject, slice(start, end), output.shape, index)
-        if check_gradients(block, rng).checks[0].verdict is Verdict.FAIL:
+        judged = check_gradients(block, rng).checks[0]
+        if judged.verdict is Verdict.FAIL:
             wrong.append(f"d(d{name})/d{check.input}")
+            cut = cut and judged.analytic == 0
         subject.evaluations, subject.vjps = block.evaluations, block.vjps
-    found = f"{', '.join(wrong)}: " if wrong else ""
-    return dataclasses.replace(check, reason=found + check.reason)
+    if not wrong:
+        return check
+    reason = check.reason
+    if cut:
+        reason = (
+            "the gradient of the gradient is zero where it is not: the backward pass is cut off from "
+            f"{check.input} (detach, .data, or computed without grad)"
+        )
+    return dataclasses.replace(check, reason=f"{', '.join(wrong)}: {reason}")
 
 
 def _block(subject: Subject, part: slice, shape: tuple[int, ...], index: int) -> Subject:

@@ -18,6 +18,7 @@ from gradcheck.diagnosis import mistakes
 from gradcheck.diagnosis.factors import Factors
 from gradcheck.diagnosis.mistakes import Hypothesis
 from gradcheck.diagnosis.terms import Family, Inputs, Mask, Norm
+from gradcheck.judge import FLOAT32, like_float32
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -219,11 +220,9 @@ class _Search:
             )
             return fixed.diagnosis(sentence)
         if fixed.residual < NEARLY:
-            sentence = (
-                f"all terms of {name} are there, to {fixed.residual:.0e}: something is rounded to a lower "
-                "precision, or differs by very little, and no known mistake explains it"
-            )
-            return fixed.diagnosis(sentence)
+            rounded = like_float32(fixed.residual, FLOAT32)
+            rest = rounded or ": something differs by very little, and no known mistake explains it"
+            return fixed.diagnosis(f"all terms of {name} are there, to {fixed.residual:.0e}{rest}")
         if self._is_permuted(right):
             sentence = (
                 f"these are the values that the formula of {name} gives, at other places: look at the indices"

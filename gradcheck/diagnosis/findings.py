@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradcheck.diagnosis.diagnose import diagnose
-from gradcheck.diagnosis.localise import localise
+from gradcheck.diagnosis.localise import Place, localise
 from gradcheck.diagnosis.patterns import describe
 from gradcheck.diagnosis.recognise import gives, recognise
-from gradcheck.diagnosis.terms import Family, Norm
-from gradcheck.judge import Check, Verdict
+from gradcheck.diagnosis.slopes import Slopes
+from gradcheck.diagnosis.terms import Family, Mask, Norm
+from gradcheck.judge import FLOAT32, Check, Verdict, like_float32
 from gradcheck.subject import Subject
 
 __all__ = ["Finding", "find"]
@@ -94,10 +97,13 @@ def _family(run: _Run, terms: Family | None) -> tuple[Family | None, str]:
         declared = f"the output is not that of the {terms.name} that was declared"
     recognised = None
     with contextlib.suppress(Exception):
-        recognised = recognise(inputs, output, run.cotangent)
+        recognised = recognise(inputs, output, run.slopes().contradict)
     if recognised is None:
         return None, declared
-    return recognised.family, f"{recognised.words}; {declared}" if declared else recognised.words
+    family = recognised.family
+    if isinstance(family, Mask):
+        family = dataclasses.replace(family, drawn=run.may_draw(family))
+    return family, f"{recognised.words}; {declared}" if declared else recognised.words
 
 
 class _Run:
@@ -107,6 +113,24 @@ class _Run:
         self, subject: Subject, output: np.ndarray, cotangent: np.ndarray, rng: np.random.Generator
     ) -> None:
         self.subject, self.output, self.cotangent, self._rng = subject, output, cotangent, rng
+
+    def slopes(self) -> Slopes:
+        """Numeric derivatives for the same cotangent."""
+        return Slopes(self.subject, self.output, self.cotangent, self._rng)
+
+    def may_draw(self, mask: Mask) -> bool:
+        """Whether a mask may be made of random numbers: it is no input, and another x has the same one."""
+        inputs, kept = self.subject.inputs, self.output != 0
+        others = [a for k, a in enumerate(inputs) if a is not None and k != mask.x and a.shape == kept.shape]
+        if any(np.array_equal(a != 0, kept) or np.array_equal(a == 0, kept) for a in others):
+            return False
+        x = inputs[mask.x]
+        assert x is not None
+        other_x = -np.flip(x)
+        with contextlib.suppress(Exception):
+            output = self.subject.run_forward(self.subject.replaced(mask.x, other_x))[0]
+            return bool(np.all((output != 0) == kept, where=(x != 0) & (other_x != 0)))
+        return True
 
     def finding(self, index: int, gradient: np.ndarray, family: Family | None, norm: str) -> Finding | None:
         """What is found out about the gradient of one input."""
@@ -138,5 +162,21 @@ class _Run:
             norm=norm,
             terms=() if diagnosis is None else diagnosis.terms,
             residual=None if diagnosis is None else diagnosis.residual,
-            sentence="" if diagnosis is None else diagnosis.sentence,
+            sentence=_rounded(place) if diagnosis is None else self._with_names(diagnosis.sentence, family),
         )
+
+    def _with_names(self, sentence: str, family: Family | None) -> str:
+        """The sentence with the inputs that are weight and bias called by their names."""
+        if not isinstance(family, Norm):
+            return sentence
+        roles = {"weight": family.weight, "bias": family.bias}
+        names = {role: self.subject.names[k] for role, k in roles.items() if k is not None}
+        return re.sub(r"\b(weight|bias)\b", lambda found: names.get(found[0], found[0]), sentence)
+
+
+def _rounded(place: Place) -> str:
+    """What an error of the size of float32's rounding suggests; empty for any other."""
+    size = float(np.linalg.norm(place.numeric))
+    error = float(np.linalg.norm(np.where(place.wrong, place.error, 0)))
+    rounded = like_float32(error / size, FLOAT32) if size > 0 else ""
+    return f"off by {error / size:.0e} of its size{rounded}" if rounded else ""

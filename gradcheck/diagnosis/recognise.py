@@ -1,14 +1,14 @@
-"""Which normalization or mask a function is, seen from its output alone.
+"""Which normalization or mask a function is, seen from its output, and from its derivative.
 
 Every way to cut x into slices and to give the other inputs a part is tried; ε follows from the output itself.
-A candidate counts if its forward pass gives the output to rounding.
+A candidate counts if its forward pass gives the output to rounding and nothing contradicts its gradient.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,16 @@ class Recognised:
     words: str
 
 
-def recognise(inputs: Inputs, output: np.ndarray, cotangent: np.ndarray) -> Recognised | None:
+def recognise(
+    inputs: Inputs, output: np.ndarray, contradicted: Callable[[Family], bool]
+) -> Recognised | None:
     """Find the normalization or the mask that gives this output; None where there is none.
 
     Args:
         inputs: of the forward pass; x is the first floating array that has the shape of the output.
         output: of the forward pass, which is not all zero.
-        cotangent: of the shape of the output; where several operations give the output, their gradients for
-            it tell whether that makes a difference, and the words say so.
+        contradicted: whether the derivative of the forward pass is another one than that of this operation,
+            as it may be where several operations give the same output.
     """
     floats = {k: a for k, a in enumerate(inputs) if a is not None and a.dtype.kind == "f"}
     same = [k for k, a in floats.items() if a.shape == output.shape]
@@ -59,21 +61,18 @@ def recognise(inputs: Inputs, output: np.ndarray, cotangent: np.ndarray) -> Reco
     others = [k for k in floats if k != position]
     with np.errstate(all="ignore"):
         mask = _mask(floats[position], position, y)
-        if mask is not None:
+        if mask is not None and not contradicted(mask.family):
             return mask
         if not 1 <= y.ndim <= RANKS or len(others) > MOST_OTHERS:
             return None
-        found: list[Norm] = []
         statistics = _Statistics(inputs)
         for candidate in itertools.islice(_candidates(floats, position, others), WORK // y.size):
-            if found and _parameters(candidate) != _parameters(found[0]):
-                continue
             fitted = _fitted(candidate, statistics, y)
             if fitted is None or not (_is_round(fitted.eps) or fitted.count < y.size):
                 continue  # in a single slice some ε explains any factor
-            if gives(fitted, inputs, y, output.dtype):
-                found.append(fitted)
-        return _unique(found, inputs, cotangent) if found else None
+            if gives(fitted, inputs, y, output.dtype) and not contradicted(fitted):
+                return Recognised(fitted, _in_words(fitted))
+    return None
 
 
 def _mask(given: np.ndarray, position: int, y: np.ndarray) -> Recognised | None:
@@ -229,10 +228,6 @@ def _is_round(eps: float) -> bool:
     return eps == float(f"{eps:.{ROUND - 1}e}")
 
 
-def _parameters(norm: Norm) -> tuple[Any, ...]:
-    return norm.weight, norm.bias, norm.parameter_shape
-
-
 def _round(eps: float, noise: float) -> float:
     """The number with fewest digits that is as near as its rounding allows."""
     if eps <= noise:
@@ -254,28 +249,6 @@ def gives(norm: Norm, inputs: Inputs, y: np.ndarray, dtype: np.dtype) -> bool:
     change = float(np.max(np.abs(norm.output(moved) - mine)))
     allowed = SAFETY * change + rounding_floor(dtype, norm.count) * float(np.max(np.abs(y)))
     return bool(np.max(np.abs(mine - y)) <= allowed)
-
-
-def _unique(found: list[Norm], inputs: Inputs, cotangent: np.ndarray) -> Recognised:
-    """The first of those that give the output; the words say so if another one has another gradient."""
-    first, *rest = found
-    words = _in_words(first)
-    for other in rest:
-        if not _same_gradient(first, other, inputs, cotangent):
-            words += f"; or {_in_words(other)}, which gives the same output here, but another gradient"
-            break
-    return Recognised(first, words)
-
-
-def _same_gradient(one: Norm, other: Norm, inputs: Inputs, cotangent: np.ndarray) -> bool:
-    gradients: list[np.ndarray] = []
-    for norm in (one, other):
-        terms = norm.terms(norm.pieces(inputs, cotangent), norm.shape)
-        gradients.append(
-            sum((norm.expected[name] * term for name, term in terms.items()), np.zeros(norm.shape))
-        )
-    size = float(np.max(np.abs(gradients[0])))
-    return bool(np.max(np.abs(gradients[0] - gradients[1])) <= 1e-9 * size)
 
 
 def _in_words(norm: Norm) -> str:

@@ -224,12 +224,14 @@ class Mask:
     """Dropout: the gradient is the cotangent times the mask, times what the survivors are scaled by.
 
     Mask and scale are seen in the forward pass. p: how likely an element is to be dropped, where known.
-    x: the position of x among the inputs.
+    x: the position of x among the inputs. drawn: whether random numbers may have made the mask; if not, it is
+    a condition, as in ReLU.
     """
 
     name: str
     p: float | None = None
     x: int = 0
+    drawn: bool = True
 
     def role(self, position: int) -> str | None:
         """What an input is to the mask: "x" or None."""

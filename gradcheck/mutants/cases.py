@@ -18,8 +18,9 @@ __all__ = ["CASES", "Case"]
 class Case:
     """A shape of x and what its values are like: standard normal · scale + shift.
 
-    special: "constant slice" and "zero row" are about the first of x, "zero weight" about the first entry; of
-        "integers", x is −1, 0 or 1, and the first weight 1.
+    special: "constant slice" and "zero row" are about the first of x, and "value at the mean", which makes it
+        −1, 0, 1; "zero weight" and "unit weight" are about the first entry; of "integers", x is −1, 0 or 1,
+        and the first weight 1.
     zero: the inputs whose gradient is zero there by nature.
     """
 
@@ -46,6 +47,10 @@ class Case:
             x[0] = 0
         if self.special == "zero weight":
             others[0].flat[0] = 0
+        if self.special == "unit weight":
+            others[0].flat[0] = 1
+        if self.special == "value at the mean":
+            x[0, 0, 0, :, 0] = -1, 0, 1
         if self.special == "integers":
             x = rng.integers(-1, 2, size=self.shape).astype(np.float64)
             if "weight" in operation.names:
@@ -66,8 +71,11 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((2, 1, 2, 2, 3), special="constant slice"),
         Case((3, 1, 2, 2, 3), special="zero weight"),
         Case((1, 6, 3, 1, 1), shift=1e4),
+        Case((1, 6, 3, 1, 1), shift=1e6),
         Case((2, 1, 2, 2, 5), "float32", shift=300),
         Case((3, 1, 2, 2, 3), special="integers"),
+        Case((3, 1, 2, 2, 3), special="unit weight"),
+        Case((2, 1, 2, 3, 1), special="value at the mean"),
         Case((3, 1, 2, 1, 1), zero=("x", "weight")),  # one value to each statistic
         Case((66, 1, 1, 2, 2)),
         Case((1, 66, 2, 1, 2)),
@@ -81,9 +89,12 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case((2, 67)),
         Case((4, 4), "float32"),
         Case((3, 5), special="zero row"),
+        Case((3, 5), special="zero row"),  # another batch that begins in the same way
         Case((3, 5), shift=1e4),
         Case((65, 3)),
         Case((3, 5), special="integers"),
+        Case((3, 5), special="unit weight"),
+        Case((0, 5)),
     ),
     "inference_norm": (
         Case((3, 4, 3)),

@@ -11,7 +11,7 @@ from gradcheck.judge import Check, Verdict
 if TYPE_CHECKING:
     from gradcheck.report import Report
 
-LABEL = 26
+LABEL = 26  # the width of the first column, with the two blanks that end it
 
 
 def render(report: Report) -> str:
@@ -39,7 +39,8 @@ def _spent(report: Report) -> str:
     text = f"{calls}; seed {report.seed}"
     if report.unseen is None:
         return text
-    return f"{text}; races in under {100 * report.unseen:.2g} % of runs unseen (see stress=)"
+    rate = f"{100 * report.unseen:.2g} %"
+    return f"{text}; a race in fewer than {rate} of the runs would not be seen (stress= repeats more)"
 
 
 def finding_lines(finding: Finding) -> list[str]:
@@ -82,7 +83,7 @@ def _check_lines(check: Check) -> list[str]:
 
 
 def _labelled(label: str, text: str) -> str:
-    return f"{label:<{LABEL}}{text}"
+    return f"{label:<{LABEL - 2}}  {text}"
 
 
 def _label(check: Check) -> str:

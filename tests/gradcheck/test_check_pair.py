@@ -416,3 +416,34 @@ def test_empty_arrays_are_vacuous():
     report = gradcheck.check_pair(*PLAIN["exp"], (np.zeros((0, 3)),))
     assert report.verdict is Verdict.VACUOUS
     assert "x has shape (0, 3)" in report.reasons[0]
+
+
+# --- inputs that hide a mistake
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "hiding", "them"),
+    [
+        (None, None, "", ""),
+        (1.0, None, "weight is all ones", "it"),
+        (None, 0.0, "bias is all zeros", "it"),
+        (1.0, 0.0, "weight is all ones, bias is all zeros", "them"),
+    ],
+)
+def test_constant_inputs_are_noted_and_change_no_verdict(weight, bias, hiding, them):
+    x, *drawn = batch_norm_inputs(RNG())
+    constants = [None if value is None else np.full(4, value) for value in (weight, bias)]
+    others = (one if constant is None else constant for one, constant in zip(drawn, constants, strict=True))
+    report = gradcheck.check_pair(batch_norm, norm_backward, (x, *others))
+    assert report.verdict is Verdict.PASS
+    note = f"{hiding}: a backward pass that forgets {them} may pass; draw {them} at random"
+    assert report.notes == ((note,) if hiding else ())
+
+
+def test_a_single_input_and_one_without_elements_hide_nothing():
+    report = gradcheck.check_pair(
+        lambda x: (2 * x, None), lambda saved, cotangent: (2 * cotangent,), (np.ones(3),)
+    )
+    assert report.verdict is Verdict.PASS and report.notes == ()
+    empty = np.ones((0, 4)), np.full(4, 2.0), np.full(4, 3.0)
+    assert not any("is all" in note for note in gradcheck.check_pair(batch_norm, norm_backward, empty).notes)

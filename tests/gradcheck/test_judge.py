@@ -11,7 +11,7 @@ from gradcheck.judge import Evidence, Verdict, judge
 
 GOOD = {
     "analytic": 1.0, "numeric": 1.0, "bar": 1e-13, "noise": 5e-14, "kink": 0.0,
-    "tolerance": 1e-13, "scale": 2.0, "yardstick": 2.0,
+    "tolerance": 1e-13, "scale": 2.0, "yardstick": 2.0, "outlier": False,
 }  # fmt: skip
 ZERO = {**GOOD, "analytic": 0.0, "numeric": 2e-14, "scale": 1e-14}
 
@@ -99,6 +99,18 @@ TABLE = {
         {"zero": True},
         Verdict.INCONCLUSIVE,
         "resolution",
+    ),
+    "loose, of a scale of zero": (
+        {**GOOD, "bar": 3e-7, "scale": 0.0, "yardstick": 0.0},
+        {},
+        Verdict.INCONCLUSIVE,
+        "known to ±3.0e-07, where the gradient's scale is zero",
+    ),
+    "wrong only at the input itself": (
+        {**GOOD, "analytic": 1 + 6e-8, "outlier": True},
+        {},
+        Verdict.FAIL,
+        "off by 3.0e-08 of its scale (the backward pass jumps exactly at this input",
     ),
     "like float32": ({**GOOD, "analytic": 1 + 6e-8}, {}, Verdict.FAIL, "float32"),
 }

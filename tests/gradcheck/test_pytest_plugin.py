@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from pages import blocks, steady
 
 # Runs inside the test forget what they have imported, and NumPy cannot be imported twice.
 import gradcheck.adapters.tinygrad_bn  # noqa: F401
@@ -84,6 +85,26 @@ def test_pair(gradcheck):
     assert "def _passed" not in result.stdout.str() and "harness.py" not in result.stdout.str()
 
 
+MY_NORM = """
+import numpy as np
+from my_norm import layer_norm, layer_norm_backward
+
+def test_layer_norm(gradcheck):
+    rng = np.random.default_rng(gradcheck.seed)
+    x, weight, bias = (rng.normal(size=shape) for shape in ((3, 2, 6), 6, 6))
+    gradcheck.pair(layer_norm, layer_norm_backward, (x, weight, bias))
+"""
+
+
+def test_a_failure_looks_as_on_the_page(run, pytester):
+    pytester.makepyfile(my_norm=blocks("check-from-the-command-line.md", "python")[0], test_my_norm=MY_NORM)
+    pytester.syspathinsert()
+    printed = iter(steady("\n".join(run("", "test_my_norm.py").outlines)))
+    (block,) = blocks("test-with-pytest.md", "console")
+    for line in steady(block)[1:]:
+        assert line == "…" or line in printed
+
+
 def test_the_seed_comes_from_the_command_line_and_an_option_overrides_it(run):
     tests = """
 def test_default(gradcheck):
@@ -95,7 +116,36 @@ def test_own(gradcheck):
 """
     run(tests.format(seed=0)).assert_outcomes(passed=2)
     run(tests.format(seed=9), "--gradcheck-seed", "9").assert_outcomes(passed=2)
-    assert run(tests.format(seed=0), "--gradcheck-seed", "x").ret == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.parametrize("seed", ["x", "-1", "1.5"])
+def test_a_seed_that_is_none_is_wrong_usage(run, capfd, seed):
+    assert run("", f"--gradcheck-seed={seed}").ret == pytest.ExitCode.USAGE_ERROR
+    assert (
+        f"argument --gradcheck-seed: wanted an integer of at least 0; got '{seed}'" in capfd.readouterr().err
+    )
+
+
+def test_it_goes_with_hypothesis_and_names_the_test_that_runs(run):
+    pytest.importorskip("hypothesis")
+    result = run("""
+from hypothesis import given, settings, strategies as st
+
+def test_before(gradcheck):
+    pass
+
+@settings(max_examples=3, database=None)
+@given(length=st.integers(1, 3))
+def test_right(gradcheck, length):
+    gradcheck.pair(forward, backward, (np.arange(1.0, 1 + length),))
+
+@settings(max_examples=3, database=None)
+@given(length=st.integers(1, 3))
+def test_wrong(gradcheck, length):
+    gradcheck.pair(forward, forgetful, (np.arange(1.0, 1 + length),))
+""")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*again: pytest test_square.py::test_wrong --gradcheck-seed 0"])
 
 
 def test_each_configuration_is_a_subtest_and_all_failures_are_shown(run):

@@ -70,7 +70,9 @@ def test_the_text_of_a_failure_names_what_and_why():
 
 def test_the_last_line_says_how_rare_a_race_stays_unseen():
     text = str(dataclasses.replace(report(GRADIENT), unseen=0.117))
-    assert text.splitlines()[-1].endswith("5.0 ms; seed 7; races in under 12 % of runs unseen (see stress=)")
+    assert text.splitlines()[-1].endswith(
+        "5.0 ms; seed 7; a race in fewer than 12 % of the runs would not be seen (stress= repeats more)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,12 @@ def test_a_failed_comparison_of_values_names_the_element():
 def test_reports_pickle():
     result = report(GRADIENT)
     assert pickle.loads(pickle.dumps(result)) == result
+
+
+def test_two_blanks_follow_a_label_that_fills_its_column():
+    for length in (terminal.LABEL - 3, terminal.LABEL - 2, terminal.LABEL - 1, terminal.LABEL, 40):
+        name = "n" * length
+        check = Check(name, Verdict.FAIL, "because")
+        assert f"  {name}  " in str(report(check)) and f"{name}  FAIL: because" in str(report(check)).replace(
+            "   ", "  "
+        )

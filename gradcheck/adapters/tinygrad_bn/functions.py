@@ -44,14 +44,24 @@ def pair(
         differentiable: positions of the inputs to check; by default all that are floating.
 
     Raises:
-        TypeError: inputs of several frameworks.
+        TypeError: inputs of another framework, or none that is floating.
     """
     shared.require_one_framework(inputs)
-    arrays = shared.input_arrays(inputs, lambda value: value.numpy() if isinstance(value, Tensor) else None)
+    arrays = shared.input_arrays(fn, inputs, _as_array)
     if differentiable is None and isinstance(fn, Named) and not fn.spec.variadic:
-        floating = shared.wanted_positions(arrays, None)
+        floating = shared.wanted_positions(fn, arrays, None)
         differentiable = [position for position in fn.spec.gradients if position in floating]
-    return Adapted(fn, inputs, shared.wanted_positions(arrays, differentiable)).pair(arrays)
+    return Adapted(fn, inputs, shared.wanted_positions(fn, arrays, differentiable)).pair(arrays)
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    owner = shared.framework_of(value)
+    if owner not in (None, "tinygrad_bn"):  # of an operation given by name
+        kind = type(value).__name__
+        raise TypeError(
+            f"is a {kind} of {owner}; operations of tinygrad_bn take its Tensors, or NumPy arrays"
+        )
+    return value.numpy() if isinstance(value, Tensor) else None
 
 
 class Adapted:

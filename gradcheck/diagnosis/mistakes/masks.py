@@ -55,8 +55,12 @@ def of_mask(
                 yield hypothesis(words, np.broadcast_to(first * factor, seen.shape))
     other = (gradient != 0).astype(np.float64)
     apart = int(np.sum((other != seen) & (cotangent != 0)))
-    yield hypothesis(
-        f"another mask than that of the forward pass is applied ({apart} of {seen.size} elements differ): "
-        "keep the mask, or its seed, and do not draw again",
-        other * scale,
-    )
+    differ = f"({apart} of {seen.size} elements differ)"
+    if mask.drawn:
+        words = (
+            f"another mask than that of the forward pass is applied {differ}: keep the mask, or its seed, "
+            "and do not draw again"
+        )
+    else:
+        words = f"backward lets through other elements than forward {differ}: look at the condition"
+    yield hypothesis(words, other * scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -212,6 +214,54 @@ def test_an_input_that_is_marked_dirty_is_an_error():
     assert report.verdict is Verdict.ERROR and "in-place" in str(report)
 
 
+class Sum(Function):
+    """Hands one tensor on as both gradients, which torch copies where it accumulates them."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        return x + y
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent, cotangent
+
+
+class SumIntoOneBuffer(Sum):
+    buffer = torch.zeros_like(X)
+
+    @classmethod
+    def backward(cls, ctx, cotangent):
+        return (
+            (cls.buffer.copy_(cotangent),) * 2 if cotangent.dtype == cls.buffer.dtype else Sum.backward(ctx)
+        )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x + y,
+        Sum.apply,
+        lambda x, y: torch.nn.functional.layer_norm(x + y, (3,)),
+        lambda x, y: torch.cat([x, y]),
+    ],
+    ids=["plus", "function", "residual norm", "cat"],
+)
+def test_one_gradient_for_two_inputs_may_be_one_tensor(function):
+    report = gradcheck.check(function, (X, X.flip(0)))
+    assert report.verdict is Verdict.PASS, report
+
+
+def test_a_buffer_that_the_next_call_overwrites_is_an_error_beside_another_gradient_too():
+    report = gradcheck.check(SumIntoOneBuffer.apply, (X, X.flip(0)))
+    assert report.verdict is Verdict.ERROR and "changed after it was returned" in str(report), report
+
+
+def test_a_sparse_gradient_is_checked():
+    rows = torch.tensor([0, 2, 2])
+    report = gradcheck.check(lambda w: torch.nn.functional.embedding(rows, w, sparse=True), (X,))
+    assert report.verdict is Verdict.PASS, report
+
+
 # Randomness
 
 
@@ -326,11 +376,16 @@ def test_the_gradient_of_the_gradient():
     wrong = gradcheck.check(DetachedBackward.apply, (X,), order=2)
     assert verdicts(wrong)["gradient"] is Verdict.PASS
     assert verdicts(wrong)["second order"] is Verdict.FAIL
+    assert (
+        "d(dx)/dx: the gradient of the gradient is zero where it is not: the backward pass is cut off "
+        in str(wrong)
+    )
 
 
 def test_a_backward_pass_that_is_once_differentiable_has_no_second_order():
     assert gradcheck.check(Once.apply, (X,)).verdict is Verdict.PASS
-    with pytest.raises(ValueError, match=r"Once\.backward is once_differentiable"):
+    reason = r"differentiated again; second order: not possible, Once\.backward is once_differentiable$"
+    with pytest.raises(ValueError, match=reason):
         gradcheck.check(Once.apply, (X,), order=2)
 
 
@@ -360,9 +415,76 @@ def test_what_is_no_floating_tensor_is_passed_on():
     assert set(seen) == {(torch.int64, torch.complex64, 0.5, "none")}
 
 
-def test_bfloat16_is_refused():
-    with pytest.raises(TypeError, match=r"bfloat16, which NumPy does not have; .* float32"):
-        gradcheck.check(torch.tanh, (X.bfloat16(),))
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lambda x: (x * x).sum(), (X,)),
+        (torch.nn.functional.mse_loss, tensors((6, 3), (6, 3))),
+        (torch.sin, tensors(())),
+        (torch.sin, tensors((), dtype=torch.float32)),
+        (lambda x, scale: x * scale, tensors((6, 3), ())),
+    ],
+    ids=["sum", "mse_loss", "number", "float32 number", "scale"],
+)
+def test_numbers_without_axes_are_checked_too(function, inputs):
+    report = gradcheck.check(function, inputs)
+    assert report.verdict is Verdict.PASS, report
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (X.bfloat16(), "input other is bfloat16, which NumPy does not have; .* float32"),
+        (X.to_sparse(), r"input other is a sparse tensor .torch.sparse_coo.; give its to_dense\(\)"),
+        (X.to("meta"), "input other is on the device meta, where tensors have no values"),
+    ],
+    ids=["bfloat16", "sparse", "meta"],
+)
+def test_a_tensor_that_is_no_array_is_refused_by_its_name(value, reason):
+    with pytest.raises(TypeError, match=reason):
+        gradcheck.check(lambda x, other: x * other, (X, value))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.arange(3), "x has dtype int64, which has no derivative; convert it to float64"),
+        (torch.ones(3, dtype=torch.complex128), "x has dtype complex128; .* real and imaginary parts"),
+    ],
+    ids=["int64", "complex128"],
+)
+def test_inputs_without_a_floating_one_are_refused_with_what_they_are(value, reason):
+    with pytest.raises(TypeError, match=f"no input can be differentiated: {reason}"):
+        gradcheck.check(lambda x: x * 2, (value,))
+
+
+def test_a_class_is_refused():
+    with pytest.raises(TypeError, match=r"fn is the class LayerNorm, .*; call it first: LayerNorm\(…\)"):
+        gradcheck.check(torch.nn.LayerNorm, (X,))
+
+
+def test_torch_does_not_warn_of_a_number_that_the_check_reports():
+    program = """
+import torch, gradcheck
+print(gradcheck.check(lambda x: float(x.sum()), (torch.ones(3),)))
+"""
+    command = [sys.executable, "-W", "always", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "the function returned float, wanted one torch.Tensor; leave out float(…)" in done.stdout
+    assert done.stderr == ""
+
+
+class IndexedBeyond(Sum):
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent, cotangent[99]
+
+
+def test_a_backward_pass_that_raises_is_shown_with_its_line():
+    report = gradcheck.check(IndexedBeyond.apply, (X, X))
+    line = IndexedBeyond.backward.__code__.co_firstlineno + 2
+    assert "backward raised IndexError: index 99 is out of" in report.reasons[0]
+    assert report.reasons[0].endswith(f", at test_torch_functions.py:{line}")
 
 
 @pytest.mark.parametrize(

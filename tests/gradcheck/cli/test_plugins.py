@@ -85,13 +85,19 @@ def test_a_wrong_kernel_of_a_plugin_fails_and_the_command_repeats_it(run, plugin
     assert run(*shlex.split(again)[3:]).exit_code == 1
 
 
-def test_a_plugin_joins_the_sweep_and_filters_that_do_not_fit_it_are_refused(run, refused, plugin):
-    listed = run("gradcheck", "--plugin", plugin("joins"), "--list").stdout.splitlines()
-    assert listed[-1] == "joins::square" and len(listed) > 300
+def test_a_plugin_is_checked_alone_and_filters_that_do_not_fit_it_are_refused(run, refused, plugin):
+    assert run("gradcheck", "--plugin", plugin("joins"), "--list").stdout == "joins::square\n"
     words = ("gradcheck", "--plugin", "joins.py")
     assert refused(*words, "--rank", 2).startswith("--rank chooses among the configurations of the built-in")
-    for narrowing in (("--case", "layer_norm shape=3 tail=1"), ("--dtype", "float32"), ("--data", "digits")):
+    for narrowing in (
+        ("--case", "layer_norm shape=3 tail=1"),
+        ("--dtype", "float32"),
+        ("--data", "digits"),
+        ("--exhaustive",),
+    ):
         assert "joins::square is checked at its samples: leave" in refused(*words, *narrowing)
+    both = run(*words, "--op", "layer_norm", "--op", "joins::square", "--list").stdout.splitlines()
+    assert both[-1] == "joins::square" and len(both) > 30
     only = run(*words, "--op", "layer_norm", "--rank", 2, "--list")
     assert only.exit_code == 0 and "joins" not in only.stdout
 
@@ -108,6 +114,8 @@ def test_a_plugin_may_declare_at_import_instead(run, plugin):
     )
     shown = run("ops", "show", "importing::square", "--plugin", plugin("importing", at_import)).stdout
     assert "cpu numpy: importing:kernel" in shown
+    explained = run("ops", "explain", "importing::square", "--plugin", plugin("importing", at_import)).stdout
+    assert explained.startswith("importing::square\n") and "runs" in explained
 
 
 @pytest.mark.parametrize(

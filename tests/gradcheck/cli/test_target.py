@@ -83,6 +83,38 @@ def test_the_inputs_may_come_from_a_file(run, folder):
     assert "--input mine.npz --seed 0" in result.stdout
 
 
+INDEXED = """
+import numpy as np
+
+def take(x, index):
+    return x[index], (x, index)
+
+def take_backward(saved, cotangent):
+    x, index = saved
+    dx = np.zeros_like(x)
+    np.add.at(dx, index, cotangent)
+    return dx, None
+"""
+
+
+def test_integers_and_half_precision_from_a_file_are_inputs_as_any(run, folder):
+    (folder / "indexed.py").write_text(INDEXED)
+    np.savez("mine.npz", x=np.arange(1.0, 5.0), index=np.array([0, 2, 2]))
+    result = check(run, "indexed.py:take,take_backward", "--input", "mine.npz")
+    assert result.exit_code == 0 and result.stdout.startswith("PASS  take   x (4,) float64, index (3,)")
+    np.savez("half.npz", np.ones((2, 3), np.float16), np.full(3, 2, np.float16))
+    assert "x (2, 3) float16" in check(run, "my_numpy.py:scale,forgetful", "--input", "half.npz").stdout
+
+
+@pytest.mark.parametrize("name", ["my-norm.py", "my norm.py", "2nd.norm.py"])
+def test_a_file_needs_no_name_that_python_could_import(run, folder, name):
+    (folder / name).write_text(NUMPY)
+    result = check(run, f"{name}:scale,forgetful", *PAIR)
+    assert result.exit_code == 1 and result.stdout.startswith("FAIL  scale   x (4, 3) float64")
+    again = result.stdout.rstrip().splitlines()[-1].strip()
+    assert run(*shlex.split(again)[3:]).stdout.splitlines()[0] == result.stdout.splitlines()[0]
+
+
 def test_the_report_can_be_written_to_a_file(run, folder):
     assert check(run, "my_numpy.py:scale,scale_backward", *PAIR, "--output", "report.txt").exit_code == 0
     assert (folder / "report.txt").read_text().startswith("PASS  scale")
@@ -160,7 +192,7 @@ def test_order_2_and_stress_are_passed_on(run, folder, monkeypatch):
     assert asked == {"order": 2, "stress": 50, "seed": 4, "name": "cube"}
     asked.clear()
     check(run, "my_numpy.py:scale,forgetful", *PAIR, "--stress", 50)
-    assert asked == {"stress": 50, "seed": 0, "name": "scale"}
+    assert asked == {"differentiable": [0, 1], "stress": 50, "seed": 0, "name": "scale"}
 
 
 # What is refused
@@ -199,13 +231,35 @@ SCALE = "my_numpy.py:scale,scale_backward"
         (("my_numpy.py:sclae,forgetful", *PAIR), "has no function 'sclae'; did you mean scale?"),
         (("my_numpy.py:q", *PAIR), "has no function 'q'; it has scale, scale_backward, forgetful"),
         (("my_numpy.py:value", *PAIR), "--target: value in my_numpy.py is not callable but of type int"),
-        (("my_numpy.py:scale", *PAIR), "my_numpy.py imports no framework; name the backward pass of NumPy"),
+        (
+            ("my_numpy.py:scale", *PAIR),
+            "my_numpy.py imports no framework; say --framework, or, for NumPy arrays, name the backward",
+        ),
+        (
+            ("both.py:f", "--shape", 3, "--framework", "numpy"),
+            "--framework numpy: NumPy differentiates nothing; name the backward pass too: --target both",
+        ),
         (
             ("both.py:f", "--shape", 3),
             "both.py imports jax and tinygrad_bn; say which with --framework",
         ),
         ((SCALE, *PAIR, "--op", "layer_norm"), "--op does not go with --target; leave one of them out"),
         ((SCALE, *PAIR, "--format", "json"), "--format does not go with --target"),
+        ((SCALE, *PAIR, "--output", "r.json"), "of a target the report is text; r.json names another format"),
+        (
+            (SCALE, *PAIR, "--output", "r.SVG"),
+            "--output: of a target the report is text; r.SVG names another",
+        ),
+        (
+            (SCALE, "--input", "text.npz"),
+            "--input: text.npz:x has dtype <U1, wanted floating point numbers or",
+        ),
+        ((SCALE, "--input", "ints.npz"), "--input: ints.npz holds integers alone, wanted one floating dtype"),
+        (
+            (SCALE, "--input", "mixed.npz"),
+            "--input: mixed.npz holds float32 and float64, wanted one floating",
+        ),
+        ((SCALE, "--input", "one.npy"), "--input: 1 input for scale(x, weight); save one array for each"),
         ((SCALE, *PAIR, "--exhaustive"), "--exhaustive does not go with --target"),
         ((SCALE, *PAIR, "--plugin", "my_numpy.py"), "--plugin does not go with --target"),
     ],
@@ -213,6 +267,10 @@ SCALE = "my_numpy.py:scale,scale_backward"
 def test_wrong_usage_is_one_clear_line(refused, folder, words, message):
     (folder / "readme.txt").write_text("")
     (folder / "numpy.py").write_text("")
+    np.savez("text.npz", x=np.array(["a"]), weight=np.ones(1))
+    np.savez("ints.npz", x=np.arange(3), weight=np.arange(3))
+    np.savez("mixed.npz", x=np.ones(3), weight=np.ones(3, np.float32))
+    np.save("one.npy", np.ones(3))
     stand_in = "import types\njax, tg = types.ModuleType('jax'), types.ModuleType('tinygrad_bn')\n"
     (folder / "both.py").write_text(f"{stand_in}def f(x):\n    return x\n")
     assert message in refused("gradcheck", "--target", *words)

@@ -14,6 +14,7 @@ from gradcheck.contract.layouts import LAYOUTS, expansions
 def test_a_layout_keeps_values_shape_and_dtype(label, shape, dtype):
     x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     laid = LAYOUTS[label](np.asarray(x))
+    assert isinstance(laid, np.ndarray), "NumPy turns what has no axes into scalars"
     assert np.array_equal(laid, x) and laid.shape == shape and laid.dtype == dtype
     if len(shape) > 1 and label != "sliced":
         assert laid.strides != x.strides

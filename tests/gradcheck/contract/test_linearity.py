@@ -98,3 +98,17 @@ def test_numbers_on_the_way_may_be_larger_than_gradients(dtype, largest):
         answers = probes.probe(subject, np.random.default_rng(0))
     (check,) = (check for check in answers.checks if check.name == "linear in the cotangent")
     assert check.verdict is Verdict.PASS, check
+
+
+def test_a_sum_of_rounded_numbers_is_said_to_look_like_float32():
+    """Scaled by powers of two, what was rounded to float32 on its way stays as it was; added up, it does not."""
+
+    def through_float32(saved, cotangent):
+        return tuple(each.astype(np.float32).astype(np.float64) for each in norm_backward(saved, cotangent))
+
+    (linear,) = (c for c in report_on(through_float32).checks if c.name == "linear in the cotangent")
+    assert linear.verdict is Verdict.FAIL
+    assert "do not add up" in linear.reason
+    assert linear.reason.endswith("(the accuracy of float32: is something rounded to float32 on the way?)")
+    got, wanted = linear.reason.partition(": ")[2].split(" instead of ")
+    assert got.rsplit(" ", 1)[1] != wanted.split(" ", 1)[0]

@@ -359,3 +359,16 @@ def test_the_rounding_is_not_measured_where_bits_agree():
         subject = make_subject(batch_norm, norm_backward, batch_norm_inputs(np.random.default_rng(5)))
         probes.probe(subject, np.random.default_rng(0))
     assert (subject.evaluations, subject.vjps) == (18, 49)
+
+
+def test_a_fault_that_is_told_is_not_told_again_by_the_questions_after_it():
+    """A backward that halves its gradient at every call is not linear either, and misreads every layout."""
+    calls = []
+
+    def wearing_out(saved, cotangent):
+        calls.append(None)
+        return tuple(each * 0.5 ** len(calls) for each in norm_backward(saved, cotangent))
+
+    checks = {check.name: check for check in report_on(batch_norm, wearing_out).checks}
+    assert checks["backward repeats"].verdict is Verdict.FAIL
+    assert not {"memory layouts", "linear in the cotangent"} & set(checks)

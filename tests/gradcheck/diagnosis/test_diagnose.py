@@ -301,7 +301,7 @@ def test_rounding_to_float32_is_no_mistake_of_a_term() -> None:
     v, arrays, norm = values(TRAINED["layer_norm"])
     found = diagnosed(norm, arrays, v, v.dx().astype(np.float32).astype(np.float64))
     assert found.sentence.startswith("all terms of layer_norm are there, to")
-    assert "rounded to a lower precision" in found.sentence
+    assert "is something rounded to float32 on the way?" in found.sentence
 
 
 def test_values_at_other_places() -> None:

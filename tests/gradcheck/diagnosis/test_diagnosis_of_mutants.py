@@ -95,7 +95,7 @@ def sentences(mutant: Mutant) -> list[str]:
     output, saved = forward(*(array.copy() for array in inputs))
     _, right_saved = operation.forward(*(array.copy() for array in inputs))
     cotangent = rng.normal(size=output.shape)
-    recognised = recognise(inputs, output, cotangent)
+    recognised = recognise(inputs, output, lambda family: False)
     assert recognised is not None
     wrong, right = backward(saved, cotangent), operation.backward(right_saved, cotangent)
     said = []

@@ -129,3 +129,63 @@ def test_the_same_seed_finds_the_same() -> None:
 
 def layer_norm_of_4(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> Any:
     return layer_norm(x, weight, bias)
+
+
+def test_inputs_are_called_by_their_names() -> None:
+    def unweighted(saved: Saved, cotangent: np.ndarray) -> Any:
+        return norm_backward(saved._replace(weight=saved.weight**0), cotangent)
+
+    report = check_pair(batch_norm, unweighted, INPUTS, input_names=("x", "gamma", "beta"))
+    (found,) = report.findings
+    assert found.sentence == "gamma is not applied: multiply the cotangent by gamma first"
+
+
+def relu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.maximum(x, 0), x.copy()
+
+
+def chosen(x: np.ndarray, condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.where(condition, x, 0.0), condition.copy()
+
+
+def dropped(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mask = np.random.default_rng(3).random(x.shape) < 0.5
+    return x * mask, mask
+
+
+def dropped_globally(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mask = np.random.random(x.shape) < 0.5
+    return x * mask, mask
+
+
+CONDITION = np.random.default_rng(1).random((6, 4)) < 0.5
+OTHER = np.random.default_rng(9).random((6, 4)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("forward", "others", "drawn"),
+    [(relu, (), False), (chosen, (CONDITION,), False), (dropped, (), True), (dropped_globally, (), True)],
+)
+def test_only_of_a_mask_that_may_be_drawn_the_sentence_says_so(
+    forward: Callable[..., Any], others: tuple[np.ndarray, ...], drawn: bool
+) -> None:
+    def backward(saved: np.ndarray, cotangent: np.ndarray) -> Any:
+        return cotangent * OTHER, *(None for _ in others)
+
+    (found,) = check_pair(forward, backward, (INPUTS[0], *others), differentiable=[0]).findings
+    assert found.norm.startswith("a mask that keeps")
+    if drawn:
+        assert found.sentence.endswith("keep the mask, or its seed, and do not draw again")
+    else:
+        assert found.sentence.startswith("backward lets through other elements than forward")
+        assert found.sentence.endswith("look at the condition")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_rounding_to_float32_is_named_where_no_family_is_known(kind: type) -> None:
+    def backward(saved: np.ndarray, cotangent: np.ndarray) -> Any:
+        return (((1 - saved * saved) * cotangent).astype(kind).astype(float),)
+
+    (found,) = check_pair(lambda x: (np.tanh(x), np.tanh(x)), backward, (INPUTS[0],)).findings
+    asks = "is something rounded to float32 on the way?" in found.sentence
+    assert asks == (kind is np.float32) and found.norm == ""
