@@ -123,7 +123,8 @@ def judge(
     if missing.any():
         return _check(evidence, _largest(strain, missing), input, Verdict.INCONCLUSIVE, unknown)
     if loose.any():
-        worst = _largest(uncertainty / evidence.scale, loose)
+        with np.errstate(all="ignore"):
+            worst = _largest(uncertainty / evidence.scale, loose)
         reason = _why_loose(evidence, worst, goal, "" if jumps is None else _where(jumps))
         return _check(evidence, worst, input, Verdict.INCONCLUSIVE, reason)
     worst = _largest(strain, np.ones_like(wrong))

@@ -230,7 +230,7 @@ def _from_file(path: str) -> list[np.ndarray]:
     for batch in batches:
         if batch.values.dtype.kind not in "fiub":
             raise click.UsageError(
-                f"--input: {batch.name} has dtype {batch.values.dtype}, wanted floating point numbers or integers"
+                f"--input: {batch.name} has dtype {batch.values.dtype}, wanted floats or integers"
             )
     dtypes = {batch.values.dtype.name for batch in batches if batch.values.dtype.kind == "f"}
     if len(dtypes) != 1:

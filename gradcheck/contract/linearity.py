@@ -88,6 +88,10 @@ def _require_rounded(
 ) -> None:
     for difference in expected.differences(got, case.rng, factor=factor, slack=slack):
         if difference.verdict is not Verdict.PASS:
-            cause = like_float32(difference.relative, LIKE_FLOAT32) if expected.subject.dtype == np.float64 else ""
+            cause = (
+                like_float32(difference.relative, LIKE_FLOAT32)
+                if expected.subject.dtype == np.float64
+                else ""
+            )
             reason = f"{what}: {difference.text}{cause}"
             raise Violation(difference.verdict, reason, input=difference.input, fatal=False)

@@ -26,7 +26,7 @@ SMALLER = (-8, -16, -24, -32)  # ladders for strong curvature and nearby kinks
 LARGER = 3  # a ladder for noise
 RESOLVED = 1e-2  # a numeric derivative known no better, of the size of its terms, accuses nobody
 STAIRS = "noise: the output stands still at tiny steps and moves at wider ones, as if rounded to few digits"
-CLEAR = 1e-3  # an error of that size, of the scale, is not the rounding of the forward pass
+CLEAR = 1e-3  # an error above that, of the scale, is hardly the rounding of the forward pass
 OFTEN = 0.25  # how often a move by a few ulp must leave the place where a backward pass jumps
 OFFSET = 0.75  # a ladder that shares no point with the others
 
@@ -203,22 +203,23 @@ class Direction:
         return self._evidence(dataclasses.replace(estimate, bar=bar + kink, kink=kink), bars)
 
     def _frozen(self, estimate: Estimate, bars: _Bars) -> np.ndarray:
-        """How far the numeric derivative moves with its inputs by a few ulp, before a small error accuses.
+        """How far the numeric derivative moves with its inputs by a few ulp, before it accuses.
 
         A rounding error that is the same all along the line, as that of a mean that does not move, looks
         like a slope and shows in no noise.
         """
         error, apart = np.abs(self.analytic - estimate.value), np.zeros_like(estimate.value)
-        small = self._disagrees(estimate, bars) & (error <= CLEAR * bars.scale)
-        if not small.any() or self._outlier.any():
+        accused = self._disagrees(estimate, bars)
+        if not accused.any() or self._outlier.any():
             return apart
-        for _ in range(budget.CONFIRMATIONS):
+        small = np.any(accused & (error <= CLEAR * bars.scale))
+        for _ in range(budget.CONFIRMATIONS if small else budget.REPEATS):
             around = self._point.subject.moved(lambda array: budget.jiggled(array, self._rng))
             x = np.concatenate([np.asarray(around[index]).reshape(-1) for index in self.indices])
             value = functools.partial(self._output, around)
             line = Line(value, x, self._u, value(x), self._point.cotangents, self._line)
             moved = np.abs(line.ladder(estimate.shift).value - estimate.value)
-            apart = np.fmax(apart, np.where(small, moved, 0))
+            apart = np.fmax(apart, np.where(accused, moved, 0))
         return apart
 
     def _find_outliers(self, estimate: Estimate) -> None:

@@ -252,7 +252,7 @@ SCALE = "my_numpy.py:scale,scale_backward"
         ),
         (
             (SCALE, "--input", "text.npz"),
-            "--input: text.npz:x has dtype <U1, wanted floating point numbers or",
+            "--input: text.npz:x has dtype <U1, wanted floats or integers",
         ),
         ((SCALE, "--input", "ints.npz"), "--input: ints.npz holds integers alone, wanted one floating dtype"),
         (
