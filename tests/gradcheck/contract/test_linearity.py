@@ -101,7 +101,7 @@ def test_numbers_on_the_way_may_be_larger_than_gradients(dtype, largest):
 
 
 def test_a_sum_of_rounded_numbers_is_said_to_look_like_float32():
-    """Scaled by powers of two, what was rounded to float32 on its way stays as it was; added up, it does not."""
+    """Scaled by powers of two, what was rounded to float32 stays as it was; added up, it does not."""
 
     def through_float32(saved, cotangent):
         return tuple(each.astype(np.float32).astype(np.float64) for each in norm_backward(saved, cotangent))

@@ -1,4 +1,4 @@
-"""Backward passes that are wrong at the input itself and right everywhere around it, and some that are not."""
+"""Backward passes that are wrong at the input itself and right all around it, and some that are not."""
 
 from __future__ import annotations
 
