@@ -53,38 +53,63 @@ class Driver:
     numba checks the layout but silently accepts an unaligned array.
     """
 
-    def __init__(self, source: Callable[..., None], signature: Callable[[types.Type], tuple], parallel: bool):
+    def __init__(
+        self,
+        source: Callable[..., None],
+        signature: Callable[[types.Type], tuple],
+        parallel: bool,
+        twin: Driver | None = None,
+    ):
         self._source = source
         self._signature = signature
         self._parallel = parallel
         self._compiled: dict[np.dtype, Any] = {}
-        self._lock = threading.Lock()
+        self._pair = (self,) if twin is None else (twin, self)
+        self._lock = threading.RLock()
+        for each in self._pair:
+            each._pair, each._lock = self._pair, self._lock
 
     def __getitem__(self, dtype: np.dtype) -> Any:
         try:
             return self._compiled[dtype]
         except KeyError:
-            return self._compile(dtype)
+            self._load(dtype)
+            return self._compiled[dtype]
 
-    def _compile(self, dtype: np.dtype) -> Any:
+    def _load(self, dtype: np.dtype) -> None:
+        """Take this twin from the cache; where it is not there, compile both.
+
+        In the process that compiles a driver, its calls of bodies reach the code of the bodies themselves; in
+        one that loads it, the copies that were saved with it, which LLVM has optimized once more. Either is
+        right, but their sums are grouped differently: a twin of each kind would differ in the last bits.
+        """
         if dtype not in (np.float32, np.float64):
             raise TypeError(
                 f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 and "
                 "float64: convert x and its weight and bias"
             )
         with self._lock:
-            if dtype not in self._compiled:
-                # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python
-                # threads enter it; and without it a small kernel beside a busy Python thread is much slower.
-                dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
-                with contextlib.suppress(
-                    RuntimeError
-                ):  # where no folder can be written, compile anew each time
-                    dispatcher.enable_caching()
-                dispatcher.compile(self._signature(numba.from_dtype(dtype)))
-                dispatcher.disable_compile()
-                self._compiled[dtype] = dispatcher
-        return self._compiled[dtype]
+            if dtype in self._compiled:
+                return
+            self._compiled[dtype] = self._compile(dtype, cached=True)
+            if self._compiled[dtype].stats.cache_hits:
+                return
+            for twin in self._pair:
+                if twin is not self:
+                    other = twin._compile(dtype, cached=True)
+                    hit = other.stats.cache_hits
+                    twin._compiled[dtype] = twin._compile(dtype, cached=False) if hit else other
+
+    def _compile(self, dtype: np.dtype, *, cached: bool) -> Any:
+        # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python threads
+        # enter it; and without it a small kernel beside a busy Python thread is much slower.
+        dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
+        if cached:
+            with contextlib.suppress(RuntimeError):  # where no folder can be written, compile anew each time
+                dispatcher.enable_caching()
+        dispatcher.compile(self._signature(numba.from_dtype(dtype)))
+        dispatcher.disable_compile()
+        return dispatcher
 
     def _distinct_copy(self, dtype: np.dtype) -> FunctionType:
         """The source under a name of its own, because numba's disk cache goes by name and file.
@@ -116,7 +141,8 @@ def twins(signature: Callable[[types.Type], tuple]) -> Callable[[Callable[..., N
     """Make the twins of a driver of types ``signature(dtype)``, which loops over ``numba.prange``."""
 
     def decorate(source: Callable[..., None]) -> Twins:
-        return Twins(Driver(source, signature, False), Driver(source, signature, True))
+        sequential = Driver(source, signature, False)
+        return Twins(sequential, Driver(source, signature, True, twin=sequential))
 
     return decorate
 
