@@ -40,7 +40,7 @@ def _spent(report: Report) -> str:
     if report.unseen is None:
         return text
     rate = f"{100 * report.unseen:.2g} %"
-    return f"{text}; a race in fewer than {rate} of the runs would not be seen (stress= repeats more)"
+    return f"{text}\n  a race in fewer than {rate} of the runs would not be seen (stress= repeats more)"
 
 
 def finding_lines(finding: Finding) -> list[str]:

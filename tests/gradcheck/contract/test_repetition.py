@@ -134,7 +134,7 @@ def test_a_rare_race_needs_stress():
 def test_the_rate_that_may_be_missed_is_said(stress, runs, percent):
     report = gradcheck.check_pair(batch_norm, norm_backward, inputs(), stress=stress)
     assert report.unseen == repetition.unseen_rate(runs)
-    assert f"; a race in fewer than {percent} of the runs would not be seen" in str(report).splitlines()[-1]
+    assert f"  a race in fewer than {percent} of the runs would not be seen" in str(report).splitlines()[-1]
 
 
 def test_the_rate_that_may_be_missed_leaves_five_percent():
