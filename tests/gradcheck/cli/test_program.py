@@ -26,7 +26,13 @@ def start(*words, **environment):
         stderr=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        preexec_fn=heed_interrupts if os.name == "posix" else None,
     )
+
+
+def heed_interrupts():
+    """A shell lets its background jobs ignore the signal, and a test run may be one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def finish(process):
