@@ -63,7 +63,7 @@ def test_a_failure_has_status_1_and_the_command_that_repeats_it(run, folder):
 
 def numbers(result):
     """The report without its last lines, which tell the time and the command."""
-    return result.stdout.splitlines()[:-2]
+    return result.stdout.splitlines()[:-3]
 
 
 def test_the_inputs_are_gaussian_and_follow_from_the_seed(run, folder):
