@@ -15,8 +15,12 @@ import numpy as np
 
 from .jit import body
 
-# A chunk stays in the first-level cache for its second pass, and is short enough for a sum in float32.
-CHUNK = 1024
+# A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
+# made in dozens of lanes.
+CHUNK = 4096
+# So many values, spread over a run, tell about where its mean lies.
+SAMPLES = 16
+GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 
 
 @body
@@ -42,34 +46,53 @@ def fits(factor, values):
 
 
 @body
+def sample_mean(values):
+    """The mean of a few values spread over a run, in float64; 0 where one of them is not finite."""
+    n = values.size
+    few = min(n, SAMPLES)
+    total = 0.0
+    for k in range(few):
+        total += values[k if n <= SAMPLES else np.int64(n * (k * GOLDEN % 1.0))]
+    return total / few if is_finite(total) else 0.0
+
+
+@body
+def settled(n, total, squares):
+    """Whether a pivot was near enough: no further from the mean of n values than their deviation.
+
+    total and squares are the sums of x − pivot and of its square. In squares − total² / n, less than one bit
+    cancels then. NaN and infinity are settled: no other pivot would help.
+    """
+    return not 2.0 * total * total > squares * n
+
+
+@body
 def add_moments(zero, values, count, mean, squares):
     """Merge a run into (count, mean, sum of squared deviations), reading it from memory once.
 
-    In a chunk the deviations are taken from its own mean, rounded to the dtype, and what the rounding left
-    is put right afterwards; chunks are merged by Chan, Golub and LeVeque (1979). Subtracting the first
-    value makes the statistics of a constant exact.
+    In a chunk the deviations are taken from a pivot near the mean: that of the chunks before, or of a few
+    values. Where it proves not to be near, they are taken again from the mean, rounded to the dtype. Chunks
+    are merged by Chan, Golub and LeVeque (1979).
     """
     T = type(zero)
     for start in range(0, values.size, CHUNK):
         chunk = values[start : start + CHUNK]
         n = chunk.size
-        pivot = T(chunk[0]) if is_finite(chunk[0]) else zero
-        total = zero
-        for j in range(n):
-            total += chunk[j] - pivot
-        centre = T(pivot + np.float64(total) / n)
-        total = zero
-        total_squares = zero
-        for j in range(n):
-            deviation = chunk[j] - centre
-            total += deviation
-            total_squares += deviation * deviation
-        chunk_mean = np.float64(centre)
-        chunk_squares = np.float64(total_squares)
-        if is_finite(centre):
+        pivot = T(mean) if count > 0 and is_finite(mean) else T(sample_mean(chunk))
+        for _attempt in range(2):
+            total = zero
+            total_squares = zero
+            for j in range(n):
+                deviation = chunk[j] - pivot
+                total += deviation
+                total_squares += deviation * deviation
             shift = np.float64(total) / n
-            chunk_mean += shift
-            chunk_squares -= min(np.float64(total) * shift, chunk_squares)
+            chunk_mean = np.float64(pivot) + shift
+            if settled(n, np.float64(total), np.float64(total_squares)):
+                break
+            pivot = T(chunk_mean)
+        chunk_squares = np.float64(total_squares)
+        chunk_squares -= min(np.float64(total) * shift, chunk_squares)
         count, mean, squares = merge_moments(count, mean, squares, n, chunk_mean, chunk_squares)
     return count, mean, squares
 
