@@ -22,7 +22,7 @@ from .rules import Aval, restore
 from .tape import Edge, Node, is_grad_enabled
 from .tensor import Tensor
 
-__all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
+__all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "unwrap", "write_trace"]
 
 
 class Saved:
@@ -43,7 +43,7 @@ class Saved:
         needs: tuple[bool, ...] = (),
     ):
         self.inputs = inputs
-        self.attributes = _owned(attributes) if attributes else {}
+        self.attributes = {name: _own(value) for name, value in attributes.items()} if attributes else {}
         self.versions = versions
         self.output = output
         self.aux = aux
@@ -89,25 +89,14 @@ class Saved:
         return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
 
 
-def _owned(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes as nobody else can change them."""
-    owned = dict(attributes)
-    for name, value in attributes.items():
-        if isinstance(value, (tuple, list, np.ndarray)):
-            owned[name] = _own(value)
-    return owned
-
-
 def _own(value: Any) -> Any:
-    """An attribute, or a part of one, with its lists and index arrays copied."""
+    """An attribute that nobody else can change: index arrays and lists are copied."""
     if type(value) is tuple:
         return tuple([_own(part) for part in value])
     return copy.deepcopy(value) if isinstance(value, (np.ndarray, list)) else value
 
 
-def unwrap(
-    values: Iterable[Any], convert: Callable[[Any], Any]
-) -> tuple[list[Any], list[Edge | None]]:
+def unwrap(values: Iterable[Any], convert: Callable[[Any], Any]) -> tuple[list[Any], list[Edge | None]]:
     """The arrays of a call's inputs, and where they are on the tape. `convert` serves those that are no
     tensors.
     """

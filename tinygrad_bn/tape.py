@@ -139,7 +139,7 @@ def _sweep(
             if cotangent is not None and (node.op is LEAF if targets is None else (node, index) in targets):
                 found[node, index] = cotangent
         needs = [parent is not None and parent[0] in useful for parent in node.parents]
-        if not any(needs):
+        if True not in needs:
             continue
         if node.released:
             raise RuntimeError(

@@ -413,13 +413,14 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
                 "a cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
         given = np.ones(output.shape, output.dtype)
-    shape = np.shape(array_of(given))
+    array = array_of(given)
+    shape = array.shape if isinstance(array, np.ndarray) else np.shape(array)
     if shape != output.shape:
         raise ValueError(f"{operation}: the cotangent has shape {shape}, the output has {output.shape}")
     if create_graph:
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
-    return np.asarray(array_of(given), output.dtype)
+    return np.asarray(array, output.dtype)
 
 
 def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> list[Any]:
@@ -428,18 +429,18 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
     A rule may pass one array to several parents, or a view of it. Those who asked may write to a gradient,
     so each gets memory that is neither another one's nor a seed's, at the same place on the tape."""
     taken = {id(array_of(cotangent)) for _, cotangent in seeds}
-    results = []
+    results: list[Any] = []
     for cotangent in found:
-        if cotangent is not None:
-            array = array_of(cotangent)
-            if id(array) in taken or array.base is not None:
-                cotangent = Tensor.wrap(
-                    array.copy(), cotangent._edge if isinstance(cotangent, Tensor) else None
-                )
-            elif not isinstance(cotangent, Tensor):
-                cotangent = Tensor.wrap(cotangent)
-            taken.add(id(array))
-        results.append(cotangent)
+        if cotangent is None:
+            results.append(None)
+            continue
+        recorded = type(cotangent) is Tensor
+        array = cotangent._array if recorded else cotangent
+        if array.base is not None or id(array) in taken:
+            results.append(Tensor.wrap(array.copy(), cotangent._edge if recorded else None))
+        else:
+            results.append(cotangent if recorded else Tensor.wrap(array))
+        taken.add(id(array))
     return results
 
 
