@@ -212,6 +212,7 @@ class Fused:
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
         results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
+        held = {id(value) for value in (*arrays, *saved.aux)}
         for position, needed in enumerate(needs):
             if needed:
                 if results[position] is None:
@@ -220,6 +221,8 @@ class Fused:
                 given, gradient = saved.inputs[position], results[position]
                 if gradient.shape != given.shape:  # kernels see weight as [M]
                     gradient = results[position] = gradient.reshape(given.shape)
+                elif id(gradient) in held:  # whoever gets a gradient may write to it
+                    gradient = results[position] = gradient.copy()
                 self._check(gradient, run, "vjp", given.shape, given.dtype)
         if tracing is not None:
             write_trace(
