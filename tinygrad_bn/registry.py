@@ -11,7 +11,6 @@ it.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import threading
@@ -49,7 +48,7 @@ class Sample:
     match: str = ""
 
 
-Samples = Callable[[np.random.Generator], Iterable[Sample]]
+Samples = Callable[["np.random.Generator"], Iterable[Sample]]  # quoted: numpy.random takes 10 ms to import
 
 
 @dataclass(frozen=True)
@@ -322,6 +321,8 @@ class Registry:
             self._replaced = outer
 
     def _unknown(self, name: str, namespace: str | None) -> str:
+        import difflib
+
         failed = self._broken.get(namespace) if namespace else None
         if failed is not None:
             return (
