@@ -138,8 +138,10 @@ def _sweep(
         for index, cotangent in enumerate(cotangents):
             if cotangent is not None and (node.op is LEAF if targets is None else (node, index) in targets):
                 found[node, index] = cotangent
+        if node.op is LEAF:
+            continue
         needs = [parent is not None and parent[0] in useful for parent in node.parents]
-        if True not in needs:
+        if not any(needs):
             continue
         if node.released:
             raise RuntimeError(
