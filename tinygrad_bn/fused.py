@@ -72,7 +72,6 @@ class Fused:
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
         self._gradients = spec.gradients
         self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
-        self._serving: dict[tuple[type, np.dtype], tuple[Kernel, ...]] = {}
         parameters = inspect.signature(spec.definition).parameters.values()
         keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
         self._attributes = {p.name for p in keywords}
@@ -94,7 +93,7 @@ class Fused:
         arrays, edges = self._arrays(inputs)
         attributes = self._bound(attributes)
         plan = _plan(self.spec, arrays, attributes)
-        chosen = _choose(self, plan, arrays[0], kernel)
+        chosen = _choose(self.spec, plan, arrays[0], kernel)
         if chosen is None:
             return self._defined(inputs, arrays, attributes)
         run = _Run(chosen, plan)
@@ -243,16 +242,8 @@ class Fused:
         """Which kernel this call would run, and why each other one would not."""
         (arrays, _), attributes = self._arrays(inputs), self._bound(attributes)
         plan = _plan(self.spec, arrays, attributes)
-        chosen = _choose(self, plan, arrays[0], kernel)
+        chosen = _choose(self.spec, plan, arrays[0], kernel)
         return Explanation(self.name, chosen, _reasons(self.spec, plan, arrays[0], kernel, chosen))
-
-    def serving(self, plan: Any, dtype: np.dtype) -> tuple[Kernel, ...]:
-        """The kernels that serve such a plan and dtype, in the order of preference."""
-        case = type(plan), dtype  # what a kernel's refusal goes by
-        if case not in self._serving:
-            kernels = self.spec.kernels
-            self._serving[case] = tuple([k for k in kernels if k.refusal(plan, dtype, "cpu") is None])
-        return self._serving[case]
 
     def __reduce__(self) -> Any:
         return _by_name, (self.name,)
@@ -362,19 +353,19 @@ def _native(value: Any) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _choose(operation: Fused, plan: Any, array: Any, requested: str | None) -> Kernel | None:
+def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kernel | None:
     """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None
     for the definition.
     """
     chosen = None
     if requested != DEFINITION:
-        for kernel in operation.serving(plan, array.dtype):
+        for kernel in spec.serving(plan, array.dtype, "cpu"):
             if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
                 chosen = kernel
         if chosen is None and requested is not None:
-            why = _reasons(operation.spec, plan, array, requested, None)
+            why = _reasons(spec, plan, array, requested, None)
             raise ValueError(
-                f"{operation.name}: kernel={requested!r} cannot run this call "
+                f"{spec.name}: kernel={requested!r} cannot run this call "
                 f"({'; '.join(f'{n}: {r}' for n, r in why[:-1])}); "
                 f"leave kernel= out, or pass {DEFINITION!r}"
             )

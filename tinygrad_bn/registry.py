@@ -179,6 +179,18 @@ class OpSpec:
             return self.differentiable
         return tuple(range(len(self.inputs)))
 
+    def serving(self, plan: Any, dtype: np.dtype, device: str) -> tuple[Kernel, ...]:
+        """The kernels that serve such a call, in the order of preference; found once for each kind of it."""
+        kind = type(plan), dtype, device  # all that a refusal depends on
+        if kind not in self._serving:
+            serving = [kernel for kernel in self.kernels if kernel.refusal(plan, dtype, device) is None]
+            self._serving[kind] = tuple(serving)
+        return self._serving[kind]
+
+    @functools.cached_property
+    def _serving(self) -> dict[tuple[type, np.dtype, str], tuple[Kernel, ...]]:
+        return {}
+
     def input_name(self, position: int) -> str:
         """The name of an input; where their number varies, with its position."""
         return f"{self.inputs[0]}[{position}]" if self.variadic else self.inputs[position]
