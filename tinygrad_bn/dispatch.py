@@ -43,7 +43,7 @@ class Saved:
         needs: tuple[bool, ...] = (),
     ):
         self.inputs = inputs
-        self.attributes = {name: _own(value) for name, value in attributes.items()} if attributes else {}
+        self.attributes = _owned(attributes)
         self.versions = versions
         self.output = output
         self.aux = aux
@@ -89,8 +89,18 @@ class Saved:
         return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
 
 
+def _owned(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes as nobody else can change them: index arrays and lists, which have no hash, are
+    copied.
+    """
+    try:
+        hash(tuple(attributes.values()))
+    except TypeError:
+        return {name: _own(value) for name, value in attributes.items()}
+    return dict(attributes)
+
+
 def _own(value: Any) -> Any:
-    """An attribute that nobody else can change: index arrays and lists are copied."""
     if type(value) is tuple:
         return tuple([_own(part) for part in value])
     return copy.deepcopy(value) if isinstance(value, (np.ndarray, list)) else value
