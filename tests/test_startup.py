@@ -26,14 +26,27 @@ except SystemExit as exit:
         ("import tinygrad_bn", HEAVY | {"click", "gradcheck", "rich"}),
         ("import gradcheck; gradcheck.check", HEAVY | {"click", "rich", "tinygrad_bn"}),
         ("import gradcheck.pytest_plugin", HEAVY | {"click", "numpy", "rich", "tinygrad_bn"}),
-        (HELP, HEAVY),
+        (HELP, HEAVY | {"numpy", "rich", "tinygrad_bn"}),
     ],
     ids=["import tinygrad_bn", "gradcheck.check", "pytest with the plugin", "cli.py --help"],
 )
 def test_starting_imports_nothing_heavy(program, unwanted):
-    loaded = "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
+    names = {name.partition(".")[0] for name in loaded_by(program)}
+    assert "sys" in names
+    assert unwanted & names == set()
+
+
+def test_importing_the_framework_imports_no_more_of_numpy():
+    """Above all not numpy.random, which takes as long as half of the framework."""
+    more = loaded_by("import tinygrad_bn") - loaded_by("import numpy")
+    assert "tinygrad_bn.registry" in more
+    assert [name for name in more if name.startswith("numpy")] == []
+
+
+def loaded_by(program: str) -> set[str]:
+    """The modules that a program has imported at its end."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", f"import sys\n{program}\n{loaded}"],
+        [sys.executable, "-W", "error", "-c", f"import sys\n{program}\nprint('loaded:', *sys.modules)"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -43,5 +56,4 @@ def test_starting_imports_nothing_heavy(program, unwanted):
     assert result.returncode == 0, result.stderr
     words = result.stdout.splitlines()[-1].split()
     assert words[0] == "loaded:"
-    assert "sys" in words
-    assert unwanted & set(words[1:]) == set()
+    return set(words[1:])

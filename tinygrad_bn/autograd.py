@@ -43,10 +43,10 @@ def grad(
     retain = create_graph if retain_graph is None else retain_graph
     found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)
     if not allow_unused:
-        for position, (edge, value) in enumerate(zip(edges, inputs, strict=True)):
+        for position, edge in enumerate(edges):
             if edge not in found:
                 raise RuntimeError(
-                    f"grad: no output depends on input {position} (shape {value.shape}); "
+                    f"grad: no output depends on input {position} (shape {inputs[position].shape}); "
                     "leave it out, or pass allow_unused=True to get None for it"
                 )
     return tuple(own_gradients([found.get(edge) for edge in edges], seeds))

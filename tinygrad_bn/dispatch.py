@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -22,7 +22,7 @@ from .rules import Aval, restore
 from .tape import Edge, Node, is_grad_enabled
 from .tensor import Tensor
 
-__all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "write_trace"]
+__all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "unwrap", "write_trace"]
 
 
 class Saved:
@@ -43,7 +43,7 @@ class Saved:
         needs: tuple[bool, ...] = (),
     ):
         self.inputs = inputs
-        self.attributes = {name: _own(value) for name, value in attributes.items()}
+        self.attributes = _owned(attributes)
         self.versions = versions
         self.output = output
         self.aux = aux
@@ -89,11 +89,37 @@ class Saved:
         return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
 
 
+def _owned(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes as nobody else can change them: index arrays and lists, which have no hash, are
+    copied.
+    """
+    try:
+        hash(tuple(attributes.values()))
+    except TypeError:
+        return {name: _own(value) for name, value in attributes.items()}
+    return dict(attributes)
+
+
 def _own(value: Any) -> Any:
-    """An attribute that nobody else can change: index arrays and lists are copied."""
     if type(value) is tuple:
         return tuple([_own(part) for part in value])
     return copy.deepcopy(value) if isinstance(value, (np.ndarray, list)) else value
+
+
+def unwrap(values: Iterable[Any], convert: Callable[[Any], Any]) -> tuple[list[Any], list[Edge | None]]:
+    """The arrays of a call's inputs, and where they are on the tape. `convert` serves those that are no
+    tensors.
+    """
+    arrays: list[Any] = []
+    edges: list[Edge | None] = []
+    for value in values:
+        if type(value) is Tensor:
+            arrays.append(value._array)
+            edges.append(value._edge)
+        else:
+            arrays.append(convert(value))
+            edges.append(None)
+    return arrays, edges
 
 
 def keep(
@@ -105,25 +131,24 @@ def keep(
     An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a
     copy of its own."""
     kept, versions = [], []
-    for position, (value, array) in enumerate(zip(values, arrays, strict=True)):
+    for position, array in enumerate(arrays):
         if not isinstance(array, np.ndarray):
             kept.append(array)
         elif position not in read:
             kept.append(Aval(array.shape, array.dtype))
-        elif type(value) is Tensor:
+        elif type(values[position]) is Tensor:
+            version = values[position]._version
             kept.append(array)
-            versions.append((position, value._version, value._version[0]))
+            versions.append((position, version, version[0]))
         else:
             kept.append(array.copy())
     return tuple(kept), versions
 
 
 def operand(value: Any) -> Any:
-    """The array of a tensor; numbers stay Python numbers, which do not promote float32 as NumPy scalars
-    would.
+    """The operand that is no tensor: an array, or a Python number, which does not promote float32 as NumPy's
+    scalars would.
     """
-    if type(value) is Tensor:
-        return value._array
     if isinstance(value, np.generic):
         return value.item()
     return np.asarray(value) if isinstance(value, (list, tuple)) else value
@@ -138,78 +163,98 @@ class Primitive:
         self.name = spec.name
         parameters = list(inspect.signature(spec.definition).parameters.values())[len(spec.inputs) :]
         self._arity = len(spec.inputs)
-        self._rules = () if spec.variadic else tuple(spec.vjps)
+        self._variadic = spec.variadic
+        self._ruleless = [] if spec.variadic else [p for p, rule in enumerate(spec.vjps) if rule is None]
+        self._all_read = tuple([position for read in spec.keeps or () for position in read])
         self._attributes = [p.name for p in parameters]
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
-    def __call__(self, *arguments: Any, **attributes: Any) -> Tensor:
-        if self._attributes or len(arguments) != self._arity:
-            arguments, rest = arguments[: self._arity], arguments[self._arity :]
-            if len(arguments) < self._arity or len(rest) > len(self._attributes):
-                raise TypeError(
-                    f"{self.name}: got {len(arguments) + len(rest)} arguments, wanted "
-                    f"{inspect.signature(self)}, inputs by position"
-                )
-            attributes = {**self._defaults, **dict(zip(self._attributes, rest, strict=False)), **attributes}
-        return self._run(tuple(arguments[0]) if self.spec.variadic else arguments, attributes)
-
-    def _run(self, values: tuple[Any, ...], attributes: Mapping[str, Any]) -> Tensor:
-        spec = self.spec
+    def __call__(self, *values: Any, **attributes: Any) -> Tensor:
+        if len(values) != self._arity:
+            values, attributes = self._bound(values, attributes)
+        if self._defaults:
+            attributes = {**self._defaults, **attributes}
+        if self._variadic:
+            values = tuple(values[0])
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
-        arrays = [operand(value) for value in values]
-        result = self._evaluate(arrays, attributes)
-        output = result._array
-        if spec.view and isinstance(arrays[0], np.ndarray) and np.may_share_memory(output, arrays[0]):
-            if type(values[0]) is Tensor:
-                result._version = values[0]._version
-            else:  # whoever holds the array could change it behind the tape's back
-                result = Tensor(output)
-                output = result._array
+        arrays, edges = unwrap(values, operand)
+        try:
+            definition = self.spec.definition
+            output = definition(arrays, **attributes) if self._variadic else definition(*arrays, **attributes)
+            result = Tensor.wrap(output)
+        except (TypeError, ValueError, IndexError) as error:
+            raise self._explained(error, arrays) from None
+        if self.spec.view:
+            result = self._view(result, values[0], arrays[0])
         saved = None
-        if is_grad_enabled():
-            parents = self._parents(values)
-            if any(parents):
-                kept, versions = keep(values, arrays, self._read(parents))
-                if spec.keeps_output:
-                    versions.append((len(kept), result._version, result._version[0]))
-                saved = Saved(kept, attributes, versions, output if spec.keeps_output else None)
-                result._edge = (Node(self, parents, saved), 0)
+        for position in self._ruleless:
+            edges[position] = None
+        if any(edges) and is_grad_enabled():
+            saved = self._saved(values, arrays, edges, attributes, result)
+            result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
-            write_trace(tracing, "forward", self.name, "primitive", arrays, output, saved, start)
+            write_trace(tracing, "forward", self.name, "primitive", arrays, result._array, saved, start)
         return result
 
-    def _evaluate(self, arrays: list[Any], attributes: Mapping[str, Any]) -> Tensor:
-        """The result; what NumPy says of bad arguments is said with the operation's name and its inputs."""
-        definition = self.spec.definition
-        try:
-            output = (
-                definition(arrays, **attributes) if self.spec.variadic else definition(*arrays, **attributes)
+    def _bound(
+        self, arguments: tuple[Any, ...], attributes: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs, and the attributes by name, where not all arguments are inputs."""
+        values, rest = arguments[: self._arity], arguments[self._arity :]
+        if len(values) < self._arity or len(rest) > len(self._attributes):
+            raise TypeError(
+                f"{self.name}: got {len(arguments)} arguments, wanted {inspect.signature(self)}, inputs by "
+                "position"
             )
-            return Tensor.wrap(output)
-        except (TypeError, ValueError, IndexError) as error:
-            got = ", ".join(
-                f"{self.spec.input_name(position)} {array.shape} {array.dtype}"
-                if isinstance(array, np.ndarray)
-                else f"{self.spec.input_name(position)} {array!r}"
-                for position, array in enumerate(arrays)
-            )
-            kind = type(error) if type(error) in (TypeError, ValueError, IndexError) else ValueError
-            raise kind(f"{self.name}: {error} (inputs: {got})") from None
+        return values, {**dict(zip(self._attributes, rest, strict=False)), **attributes}
 
-    def _parents(self, values: Sequence[Any]) -> tuple[Edge | None, ...]:
-        """Where the inputs that a rule serves are on the tape."""
-        edges = [value._edge if type(value) is Tensor else None for value in values]
-        if None in self._rules:
-            edges = [None if rule is None else edge for edge, rule in zip(edges, self._rules, strict=True)]
-        return tuple(edges)
+    def _explained(self, error: Exception, arrays: Sequence[Any]) -> Exception:
+        """What NumPy says of bad arguments, with the operation's name and its inputs."""
+        got = ", ".join(
+            f"{self.spec.input_name(position)} {array.shape} {array.dtype}"
+            if isinstance(array, np.ndarray)
+            else f"{self.spec.input_name(position)} {array!r}"
+            for position, array in enumerate(arrays)
+        )
+        kind = type(error) if type(error) in (TypeError, ValueError, IndexError) else ValueError
+        return kind(f"{self.name}: {error} (inputs: {got})")
 
-    def _read(self, parents: Sequence[Edge | None]) -> Collection[int]:
-        """The positions of the inputs that the rules of these parents read."""
+    def _view(self, result: Tensor, value: Any, array: Any) -> Tensor:
+        """The result, which shares the version of the input if it shares its memory."""
+        output = result._array
+        if output.base is not array and not (
+            isinstance(array, np.ndarray) and np.may_share_memory(output, array)
+        ):
+            return result
+        if type(value) is not Tensor:  # whoever holds the array could change it behind the tape's back
+            return Tensor(output)
+        result._version = value._version
+        return result
+
+    def _read(self, edges: Sequence[Edge | None]) -> Collection[int]:
+        """The positions of the inputs that the rules of those on the tape read."""
         keeps = self.spec.keeps
         if keeps is None:
-            return range(len(parents))
-        return [p for parent, read in zip(parents, keeps, strict=False) if parent is not None for p in read]
+            return range(len(edges))
+        if None not in edges:
+            return self._all_read
+        return [p for edge, read in zip(edges, keeps, strict=False) if edge is not None for p in read]
+
+    def _saved(
+        self,
+        values: Sequence[Any],
+        arrays: Sequence[Any],
+        edges: Sequence[Edge | None],
+        attributes: Mapping[str, Any],
+        result: Tensor,
+    ) -> Saved:
+        """What the rules of the inputs on the tape read."""
+        kept, versions = keep(values, arrays, self._read(edges))
+        if not self.spec.keeps_output:
+            return Saved(kept, attributes, versions)
+        versions.append((len(kept), result._version, result._version[0]))
+        return Saved(kept, attributes, versions, result._array)
 
     def pull(
         self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import namespace, trace
 from .autograd import grad
-from .dispatch import Saved, keep, origin_of, write_trace
+from .dispatch import Saved, keep, origin_of, unwrap, write_trace
 from .registry import REGISTRY, Kernel, OpSpec, Registry
 from .rules import Aval
 from .tape import Edge, Node, enable_grad, is_grad_enabled
@@ -31,13 +31,15 @@ DEFINITION = "definition"
 """`kernel=DEFINITION` runs the definition instead of a kernel."""
 
 
-@dataclass(frozen=True)
 class _Run:
     """What one call ran: the kernel, its imported target, and its plan."""
 
-    kernel: Kernel
-    target: Any
-    plan: Any
+    __slots__ = ("kernel", "plan", "target")
+
+    def __init__(self, kernel: Kernel, plan: Any):
+        self.kernel = kernel
+        self.target = kernel.resolve()
+        self.plan = plan
 
     def label(self, method: str, dtype: Any) -> str:
         return f"{self.kernel.target}.{method} {np.dtype(dtype).name}"
@@ -68,6 +70,8 @@ class Fused:
         self.name = spec.name
         self._vjp = _FusedVjp(spec)
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
+        self._gradients = spec.gradients
+        self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
         parameters = inspect.signature(spec.definition).parameters.values()
         keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
         self._attributes = {p.name for p in keywords}
@@ -84,35 +88,23 @@ class Fused:
 
         kernel: the name of the kernel to run, or "definition"; default: by size.
         """
-        spec = self.spec
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
-        arrays = self._arrays(inputs)
+        arrays, edges = self._arrays(inputs)
         attributes = self._bound(attributes)
-        plan = _plan(spec, arrays, attributes)
-        chosen = _choose(spec, plan, arrays[0], kernel)
+        plan = _plan(self.spec, arrays, attributes)
+        chosen = _choose(self.spec, plan, arrays[0], kernel)
         if chosen is None:
-            tensors = [
-                v if type(v) is Tensor or a is None else Tensor(a)
-                for v, a in zip(inputs, arrays, strict=True)
-            ]
-            output, aux = spec.definition(namespace.tensors, *tensors, **attributes)
-            if output.dtype != arrays[0].dtype:  # an input without a gradient may be wider
-                output = output.astype(arrays[0].dtype)
-            return output, tuple(value.data if isinstance(value, Tensor) else value for value in aux)
-        run = _Run(chosen, chosen.resolve(), plan)
+            return self._defined(inputs, arrays, attributes)
+        run = _Run(chosen, plan)
         output, aux = run.target.forward(plan, *arrays)
         self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype)
         result = Tensor.wrap(output)
         saved = None
-        if is_grad_enabled():
-            parents = tuple([value._edge if type(value) is Tensor else None for value in inputs])
-            if any(parents[position] for position in spec.gradients):
-                kept, versions = keep(
-                    inputs, arrays, range(len(inputs)) if spec.keeps is None else spec.keeps[0]
-                )
-                saved = Saved(kept, attributes, versions, aux=aux, run=run)
-                result._edge = (Node(self, parents, saved), 0)
+        if any(edges) and is_grad_enabled():
+            kept, versions = keep(inputs, arrays, self._read)
+            saved = Saved(kept, attributes, versions, aux=aux, run=run)
+            result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(
                 tracing,
@@ -125,6 +117,18 @@ class Fused:
                 start,
             )
         return result, aux
+
+    def _defined(
+        self, inputs: Sequence[Any], arrays: Sequence[Any], attributes: Mapping[str, Any]
+    ) -> tuple[Tensor, tuple[np.ndarray, ...]]:
+        """The output and the auxiliary arrays by the definition, which the tape records as primitives."""
+        tensors = [
+            v if type(v) is Tensor or a is None else Tensor(a) for v, a in zip(inputs, arrays, strict=True)
+        ]
+        output, aux = self.spec.definition(namespace.tensors, *tensors, **attributes)
+        if output.dtype != arrays[0].dtype:  # an input without a gradient may be wider
+            output = output.astype(arrays[0].dtype)
+        return output, tuple(value.data if isinstance(value, Tensor) else value for value in aux)
 
     def _shape(self, arrays: Sequence[Any], attributes: Mapping[str, Any]) -> tuple[int, ...]:
         """The shape that the output must have."""
@@ -143,41 +147,43 @@ class Fused:
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
         """Raise what a call would raise for its inputs or a kernel's name, before anything is drawn."""
         self._arrays(inputs)
+        if kernel is None or kernel == DEFINITION:
+            return
         names = list(dict.fromkeys(known.name for known in self.spec.kernels))
-        if kernel not in (None, DEFINITION, *names):
+        if kernel not in names:
             raise ValueError(
                 f"{self.name}: kernel is {kernel!r}, wanted one of {', '.join([*names, DEFINITION])}"
             )
 
-    def _arrays(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
-        """The arrays of the inputs; those that have a gradient share the dtype of the first."""
+    def _arrays(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Edge | None]]:
+        """The arrays of the inputs, and where they are on the tape; those that have a gradient share the
+        dtype of the first.
+        """
         spec = self.spec
         if len(inputs) != len(spec.inputs):
             raise TypeError(
                 f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}"
             )
-        arrays: list[Any] = []
-        for position, (name, value) in enumerate(zip(spec.inputs, inputs, strict=True)):
-            array = value._array if type(value) is Tensor else None if value is None else np.asarray(value)
-            if array is not None and not array.dtype.isnative:
-                array = array.astype(array.dtype.newbyteorder("="))
-            if array is None and position == 0:
-                raise TypeError(f"{spec.name}: {name} is None, wanted a Tensor or an array")
-            if array is not None and position in spec.gradients:
-                wanted = arrays[0].dtype if arrays else None
-                if array.dtype not in self._dtypes or (wanted is not None and array.dtype != wanted):
+        arrays, edges = unwrap(inputs, _native)
+        if arrays[0] is None:
+            raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
+        wanted = arrays[0].dtype
+        for position, array in enumerate(arrays):
+            if array is None:
+                continue
+            if position in self._gradients:
+                if array.dtype not in self._dtypes or array.dtype != wanted:
                     raise TypeError(
-                        f"{spec.name}: {name} has dtype {array.dtype}, wanted "
-                        f"{wanted if wanted is not None else ' or '.join(spec.dtypes)}; convert it with "
-                        ".astype()"
+                        f"{spec.name}: {spec.inputs[position]} has dtype {array.dtype}, wanted "
+                        f"{wanted if position else ' or '.join(spec.dtypes)}; convert it with .astype()"
                     )
-            elif type(value) is Tensor and value.requires_grad and is_grad_enabled():
+            elif edges[position] is not None and is_grad_enabled():
+                name = spec.inputs[position]
                 raise ValueError(
                     f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
                     f"{name}.detach()"
                 )
-            arrays.append(array)
-        return tuple(arrays)
+        return arrays, edges
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes with the definition's defaults; a kernel would not notice a wrong or a missing
@@ -205,15 +211,18 @@ class Fused:
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
         results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
+        held = {id(value) for value in (*arrays, *saved.aux)}
         for position, needed in enumerate(needs):
             if needed:
                 if results[position] is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
-                given = saved.inputs[position]
-                gradient = results[position].reshape(given.shape)  # a view: kernels see weight as [M]
+                given, gradient = saved.inputs[position], results[position]
+                if gradient.shape != given.shape:  # kernels see weight as [M]
+                    gradient = results[position] = gradient.reshape(given.shape)
+                elif id(gradient) in held:  # whoever gets a gradient may write to it
+                    gradient = results[position] = gradient.copy()
                 self._check(gradient, run, "vjp", given.shape, given.dtype)
-                results[position] = gradient
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
@@ -231,7 +240,7 @@ class Fused:
 
     def explain(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
         """Which kernel this call would run, and why each other one would not."""
-        arrays, attributes = self._arrays(inputs), self._bound(attributes)
+        (arrays, _), attributes = self._arrays(inputs), self._bound(attributes)
         plan = _plan(self.spec, arrays, attributes)
         chosen = _choose(self.spec, plan, arrays[0], kernel)
         return Explanation(self.name, chosen, _reasons(self.spec, plan, arrays[0], kernel, chosen))
@@ -336,15 +345,22 @@ def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) ->
     return spec.plan(tuple([None if array is None else array.shape for array in arrays]), attributes)
 
 
+def _native(value: Any) -> Any:
+    """An input that is no tensor as an array of this machine's byte order; None where it is absent."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
 def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kernel | None:
     """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None
     for the definition.
     """
     chosen = None
     if requested != DEFINITION:
-        for kernel in spec.kernels:
-            fits = array.size >= kernel.preferred_from if requested is None else requested == kernel.name
-            if fits and kernel.refusal(plan, array.dtype, "cpu") is None:
+        for kernel in spec.serving(plan, array.dtype, "cpu"):
+            if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
                 chosen = kernel
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, requested, None)

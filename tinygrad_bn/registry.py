@@ -11,7 +11,6 @@ it.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import threading
@@ -49,7 +48,7 @@ class Sample:
     match: str = ""
 
 
-Samples = Callable[[np.random.Generator], Iterable[Sample]]
+Samples = Callable[["np.random.Generator"], Iterable[Sample]]  # quoted: numpy.random takes 10 ms to import
 
 
 @dataclass(frozen=True)
@@ -179,6 +178,18 @@ class OpSpec:
         if self.differentiable is not None:
             return self.differentiable
         return tuple(range(len(self.inputs)))
+
+    def serving(self, plan: Any, dtype: np.dtype, device: str) -> tuple[Kernel, ...]:
+        """The kernels that serve such a call, in the order of preference; found once for each kind of it."""
+        kind = type(plan), dtype, device  # all that a refusal depends on
+        if kind not in self._serving:
+            serving = [kernel for kernel in self.kernels if kernel.refusal(plan, dtype, device) is None]
+            self._serving[kind] = tuple(serving)
+        return self._serving[kind]
+
+    @functools.cached_property
+    def _serving(self) -> dict[tuple[type, np.dtype, str], tuple[Kernel, ...]]:
+        return {}
 
     def input_name(self, position: int) -> str:
         """The name of an input; where their number varies, with its position."""
@@ -322,6 +333,8 @@ class Registry:
             self._replaced = outer
 
     def _unknown(self, name: str, namespace: str | None) -> str:
+        import difflib
+
         failed = self._broken.get(namespace) if namespace else None
         if failed is not None:
             return (

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 __all__ = ["Aval", "restore"]
 
 
-class Aval(NamedTuple):
+class Aval:
     """What is left of an input whose values the backward pass does not read (an *abstract value*)."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
+        self.shape = shape
+        self.dtype = dtype
 
     @property
     def ndim(self) -> int:

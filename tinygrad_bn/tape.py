@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from itertools import count
+from operator import attrgetter
 from typing import Any, Protocol
 
 __all__ = ["LEAF", "Edge", "Node", "Op", "enable_grad", "is_grad_enabled", "no_grad", "sweep"]
@@ -99,8 +100,11 @@ def sweep(
 
     Raises RuntimeError where a node was released by an earlier sweep.
     """
-    with enable_grad() if create_graph else no_grad():
+    token = _grad_enabled.set(create_graph)
+    try:
         return _sweep(list(seeds), None if wanted is None else set(wanted), retain_graph, create_graph)
+    finally:
+        _grad_enabled.reset(token)
 
 
 def _sweep(
@@ -108,8 +112,8 @@ def _sweep(
 ) -> dict[Edge, Any]:
     if targets is not None and not targets:
         return {}
-    floor = 0 if targets is None else min(node.position for node, _ in targets)
-    tape = _reachable((node for (node, _), _ in seeds), floor)
+    floor = 0 if targets is None else min([node.position for node, _ in targets])
+    tape = _reachable([node for (node, _), _ in seeds], floor)
     useful = _leading_to(targets, tape)
     pending: dict[Node, list[Any]] = {}
     found: dict[Edge, Any] = {}
@@ -134,6 +138,8 @@ def _sweep(
         for index, cotangent in enumerate(cotangents):
             if cotangent is not None and (node.op is LEAF if targets is None else (node, index) in targets):
                 found[node, index] = cotangent
+        if node.op is LEAF:
+            continue
         needs = [parent is not None and parent[0] in useful for parent in node.parents]
         if not any(needs):
             continue
@@ -158,10 +164,10 @@ def _reachable(roots: Iterable[Node], floor: int) -> list[Node]:
     stack = list(seen)
     while stack:
         for parent in stack.pop().parents:
-            if parent is not None and parent[0].position >= floor and parent[0] not in seen:
+            if parent is not None and parent[0] not in seen and parent[0].position >= floor:
                 seen.add(parent[0])
                 stack.append(parent[0])
-    return sorted(seen, key=lambda node: node.position)
+    return sorted(seen, key=attrgetter("position"))
 
 
 def _leading_to(targets: set[Edge] | None, tape: list[Node]) -> set[Node]:
@@ -170,8 +176,10 @@ def _leading_to(targets: set[Edge] | None, tape: list[Node]) -> set[Node]:
         return set(tape)
     useful = {node for node, _ in targets}
     for node in tape:
-        if any(parent is not None and parent[0] in useful for parent in node.parents):
-            useful.add(node)
+        for parent in node.parents:
+            if parent is not None and parent[0] in useful:
+                useful.add(node)
+                break
     return useful
 
 

@@ -43,7 +43,9 @@ class Tensor:
         elif array.dtype.kind in "iub":
             array = array.astype(np.float64)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        self._array = _checked(array)
+        if array.dtype not in DTYPES:
+            raise _wrong_dtype(array)
+        self._array = array
         self._edge: Edge | None = None
         self._version = [0]
         self.grad: Tensor | None = None
@@ -60,8 +62,12 @@ class Tensor:
 
         Writing to a shared array other than through a tensor is not seen by the version counter.
         """
+        if type(array) is not np.ndarray:
+            array = np.asarray(array)
+        if array.dtype not in DTYPES:
+            raise _wrong_dtype(array)
         self = cls.__new__(cls)
-        self._array = _checked(array if type(array) is np.ndarray else np.asarray(array))
+        self._array = array
         self._edge = edge
         self._version = [0] if version is None else version
         self.grad = None
@@ -259,7 +265,7 @@ class Tensor:
         return ops.abs(self)
 
     def __getitem__(self, key: Any) -> Tensor:
-        return ops.getitem(self, key)
+        return ops.getitem(self, key=key)
 
     # Comparisons give NumPy arrays of booleans: they have no gradient
 
@@ -296,13 +302,11 @@ class Tensor:
         return ops.amin(self, axis=axis, keepdims=keepdims)
 
     def reshape(self, *shape: Any) -> Tensor:
-        return ops.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return ops.reshape(self, shape=_one_or_many(shape))
 
     def transpose(self, *axes: Any) -> Tensor:
         """Permute the axes; without arguments, reverse them (as NumPy does, and unlike torch)."""
-        return ops.transpose(
-            self, axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes or None
-        )
+        return ops.transpose(self, axes=_one_or_many(axes) if axes else None)
 
     @property
     def T(self) -> Tensor:  # noqa: N802 -- NumPy's name
@@ -310,12 +314,10 @@ class Tensor:
 
     def expand(self, *shape: Any) -> Tensor:
         """Repeat along axes of length 1, without copying, to `shape`."""
-        return ops.broadcast_to(
-            self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-        )
+        return ops.broadcast_to(self, shape=_one_or_many(shape))
 
     def astype(self, dtype: Any) -> Tensor:
-        return ops.astype(self, dtype)
+        return ops.astype(self, dtype=dtype)
 
     def exp(self) -> Tensor:
         return ops.exp(self)
@@ -375,6 +377,11 @@ class Tensor:
         return f"Tensor({values}, dtype={self.dtype}{grad}{made})"
 
 
+def _one_or_many(lengths: tuple[Any, ...]) -> Any:
+    """What was given for a shape or axes: one sequence, or several integers."""
+    return lengths[0] if len(lengths) == 1 and not isinstance(lengths[0], int) else lengths
+
+
 def tensor(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
     """`Tensor(data, dtype, requires_grad=...)`, under the name that torch gives it."""
     return Tensor(data, dtype, requires_grad=requires_grad)
@@ -406,13 +413,14 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
                 "a cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
         given = np.ones(output.shape, output.dtype)
-    shape = np.shape(array_of(given))
+    array = array_of(given)
+    shape = array.shape if isinstance(array, np.ndarray) else np.shape(array)
     if shape != output.shape:
         raise ValueError(f"{operation}: the cotangent has shape {shape}, the output has {output.shape}")
     if create_graph:
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
-    return np.asarray(array_of(given), output.dtype)
+    return np.asarray(array, output.dtype)
 
 
 def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> list[Any]:
@@ -421,28 +429,25 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
     A rule may pass one array to several parents, or a view of it. Those who asked may write to a gradient,
     so each gets memory that is neither another one's nor a seed's, at the same place on the tape."""
     taken = {id(array_of(cotangent)) for _, cotangent in seeds}
-    results = []
+    results: list[Any] = []
     for cotangent in found:
-        if cotangent is not None:
-            array = array_of(cotangent)
-            if id(array) in taken or array.base is not None:
-                cotangent = Tensor.wrap(
-                    array.copy(), cotangent._edge if isinstance(cotangent, Tensor) else None
-                )
-            elif not isinstance(cotangent, Tensor):
-                cotangent = Tensor.wrap(cotangent)
-            taken.add(id(array))
-        results.append(cotangent)
+        if cotangent is None:
+            results.append(None)
+            continue
+        recorded = type(cotangent) is Tensor
+        array = cotangent._array if recorded else cotangent
+        if array.base is not None or id(array) in taken:
+            results.append(Tensor.wrap(array.copy(), cotangent._edge if recorded else None))
+        else:
+            results.append(cotangent if recorded else Tensor.wrap(array))
+        taken.add(id(array))
     return results
 
 
-def _checked(array: np.ndarray) -> np.ndarray:
-    if array.dtype not in DTYPES:
-        raise TypeError(
-            f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with "
-            "dtype='float32'"
-        )
-    return array
+def _wrong_dtype(array: np.ndarray) -> TypeError:
+    return TypeError(
+        f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with dtype='float32'"
+    )
 
 
 def _rebuild(array: np.ndarray, requires_grad: bool, grad: Tensor | None) -> Tensor:

@@ -14,6 +14,10 @@ from tinygrad_bn.dispatch import primitive
 from tinygrad_bn.rules import Aval, restore
 
 
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
 def samples(rng):
     return [Sample("one", (rng.normal(size=3),))]
 
@@ -63,7 +67,8 @@ def test_a_declared_primitive_from_end_to_end(registry):
     xp, _, output, given, sharpness = calls[0]
     assert xp is namespace.tensors
     assert type(output) is Tensor
-    assert given == Aval((2,), np.dtype("float64"))
+    assert type(given) is Aval
+    assert (given.shape, given.dtype) == ((2,), "float64")
     assert sharpness == 2.0
 
 
@@ -157,6 +162,19 @@ def test_operations_take_arrays_lists_and_numbers():
         np.testing.assert_array_equal(result.data, [1, 2])
     assert F.sqrt(4.0).item() == 2
     assert not F.sqrt([1.0]).requires_grad
+
+
+def test_a_view_of_a_view_knows_whose_memory_it_is():
+    """A change of x, of a view of it or of a view of that is one change for all; a copy is its own."""
+    x = tensor(normal(4, 6))
+    views = [x.reshape(24)[2:].reshape(2, 11), x.T[1:3], x.reshape(4, 6), F.broadcast_to(x[1], (3, 6))]
+    copies = [x.T.reshape(24), x[[0, 2]], x[np.ones(4, bool)], x.T[:, [0]]]
+    for one in views:
+        assert one._version is x._version
+        assert np.shares_memory(one.data, x.data)
+    for one in copies:
+        assert one._version is not x._version
+        assert not np.shares_memory(one.data, x.data)
 
 
 # Namespaces

@@ -297,6 +297,42 @@ def test_each_view_has_kernels_of_its_own():
         )
 
 
+def test_a_call_is_not_mistaken_for_an_earlier_one():
+    """What is remembered of a call, its view and the kernels that serve it, must tell these apart."""
+    x = normal(4, 4, 4)
+    calls = [
+        (dtype, shape, axis, eps)
+        for dtype in ("float32", "float64")
+        for shape in ((4, 4, 4), (16, 4), (4, 16))
+        for axis in (1, -1)
+        for eps in (1e-5, 0.5, 0, 1)
+    ]
+    for dtype, shape, axis, eps in (*calls, *reversed(calls)):
+        given = x.astype(dtype).reshape(shape)
+        with tg.record() as tape:
+            y = F.batch_norm(given, None, None, training=True, channel_axis=axis, eps=eps)
+        expected = F.batch_norm(
+            given, None, None, training=True, channel_axis=axis, eps=eps, kernel="definition"
+        )
+        tolerance = 1e-6 if dtype == "float32" else 1e-13
+        np.testing.assert_allclose(y.data, expected.data, rtol=10 * tolerance, atol=tolerance)
+        view = "split" if axis == 1 and len(shape) == 3 else "cols"
+        assert tape.kernels("forward") == [f"tinygrad_bn.kernels.cpu.{view}:sequential.forward {dtype}"]
+
+
+def test_an_operation_declared_again_runs_its_new_kernels():
+    registry = Registry(list)
+    first = declare(registry, kernels=(Kernel("old", f"{__name__}:kernel"),))
+    first(np.ones(3), None)
+    second = declare(registry, kernels=(Kernel("new", f"{__name__}:kernel"),))
+    assert second.explain(np.ones(3), None).kernel.name == "new"
+    with tg.record() as tape:
+        second(np.ones(3), None, kernel="new")
+    assert len(tape.kernels("forward")) == 1
+    with pytest.raises(ValueError, match="kernel='old' cannot run"):
+        second(np.ones(3), None, kernel="old")
+
+
 def test_explain_of_a_primitive():
     explanation = tg.explain("math::exp", np.ones(3))
     assert explanation.kernel is None
@@ -372,6 +408,20 @@ def test_what_a_kernel_returns_is_held_to_shape_and_dtype(scaled_tanh, monkeypat
     x = tensor(normal(2, 3), requires_grad=True)
     with pytest.raises((RuntimeError, ValueError), match=r"scaled_tanh: .*gave shape|cannot reshape"):
         scaled_tanh(x, None).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "lend", [lambda arrays, aux: arrays[0], lambda arrays, aux: aux[0]], ids=["x", "aux"]
+)
+def test_a_gradient_is_memory_of_its_own(scaled_tanh, monkeypatch, lend):
+    monkeypatch.setattr(kernel, "vjp", lambda plan, needs, cotangent, arrays, aux: (lend(arrays, aux), None))
+    x = tensor(normal(2, 3), requires_grad=True)
+    y = scaled_tanh(x, None)
+    saved = y._edge[0].saved
+    held = (saved.inputs[0], saved.aux[0])
+    y.sum().backward()
+    assert not any(np.shares_memory(x.grad.data, array) for array in held)
+    np.testing.assert_array_equal(x.grad.data, lend(held[:1], held[1:]))
 
 
 def test_explain_says_what_it_takes(scaled_tanh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib import metadata
 
 import numpy as np
@@ -153,6 +154,20 @@ def test_names_of_inputs():
     varying = spec("mine::one", inputs=("parts",), vjps=lambda position: None)
     assert varying.variadic and not varying.fused
     assert varying.input_name(2) == "parts[2]"
+
+
+def test_what_serves_a_call_is_known_for_each_kind_of_call_and_declaration():
+    matrices = Kernel("matrices", "nowhere:matrices", plan=dict)
+    single = Kernel("single", "nowhere:single", dtypes=("float32",))
+    declared = spec("mine::one", kernels=(matrices, single))
+    for _ in range(2):
+        assert declared.serving({}, np.dtype("float32"), "cpu") == (matrices, single)
+        assert declared.serving({}, np.dtype("float64"), "cpu") == (matrices,)
+        assert declared.serving([], np.dtype("float32"), "cpu") == (single,)
+        assert declared.serving([], np.dtype("float64"), "cpu") == ()
+        assert declared.serving({}, np.dtype("float32"), "cuda") == ()
+    changed = dataclasses.replace(declared, kernels=(single,))
+    assert changed.serving({}, np.dtype("float32"), "cpu") == (single,)
 
 
 def test_kernels_say_why_they_refuse():

@@ -37,8 +37,9 @@ class Mask:
         as_word("Mask", "stream", self.stream, 32)
         as_word("Mask", "call", self.call, 32)
         # The kernels index the decisions by these shapes, unchecked.
-        if len(self.mask_shape) != len(self.shape) or any(
-            m not in (1, n) for m, n in zip(self.mask_shape, self.shape, strict=True)
+        if self.mask_shape != self.shape and (
+            len(self.mask_shape) != len(self.shape)
+            or any(m not in (1, n) for m, n in zip(self.mask_shape, self.shape, strict=True))
         ):
             raise ValueError(
                 f"Mask: mask_shape must have, along each axis, length 1 or that of shape {self.shape}, "

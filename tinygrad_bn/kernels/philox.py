@@ -28,11 +28,14 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Real
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # np.uint64 rather than int: to numba, uint64 mixed with a plain (signed) integer is a float64.
 MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -117,7 +120,11 @@ def quantise(p: Real | float) -> Quantised:
     """
     if isinstance(p, (bool, np.bool_)) or not isinstance(p, Real):
         raise TypeError(f"dropout: p must be a real number in [0, 1], got {p!r} of type {type(p).__name__}")
-    wanted = float(p)
+    return _quantise(float(p))
+
+
+@lru_cache(maxsize=1024)
+def _quantise(wanted: float) -> Quantised:
     if not 0.0 <= wanted <= 1.0:
         raise ValueError(
             f"dropout: p must be in [0, 1], got {wanted!r}; p is the probability of dropping, not of keeping"
@@ -136,6 +143,8 @@ def quantise(p: Real | float) -> Quantised:
 
 def as_word(owner: str, name: str, value: SupportsIndex, bits: int) -> int:
     """The value as a plain int, if it is an integer in [0, 2^bits); else an error about owner's argument."""
+    if type(value) is int and 0 <= value < 1 << bits:
+        return value
     wanted = f"must be an integer in [0, 2**{bits})"
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{owner}: {name} {wanted}, got {value!r}")

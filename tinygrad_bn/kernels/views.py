@@ -14,9 +14,13 @@ Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+
+# A model makes the same few calls again and again, and the view of a small one would cost more than its
+# kernel. Equal arguments give equal views.
+remembered = lru_cache(maxsize=1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +88,20 @@ class Cols:
         return self.M
 
 
-def layer_norm_view(shape: Sequence[int], normalized_ndim: int, eps: float, centred: bool = True) -> Rows:
+@remembered
+def layer_norm_view(shape: tuple[int, ...], normalized_ndim: int, eps: float, centred: bool = True) -> Rows:
     """The view of LayerNorm, or RMSNorm where not ``centred``, over the last ``normalized_ndim`` axes."""
     if not 1 <= normalized_ndim <= len(shape):
         raise ValueError(
             f"layer_norm_view: normalized_ndim is {normalized_ndim}, but must lie between 1 and the number "
-            f"of axes of x, {len(shape)} for shape {tuple(shape)}"
+            f"of axes of x, {len(shape)} for shape {shape}"
         )
     first = len(shape) - normalized_ndim
     return Rows(prod(shape[:first]), prod(shape[first:]), eps, centred)
 
 
-def batch_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> Split | Cols:
+@remembered
+def batch_norm_view(shape: tuple[int, ...], channel_axis: int, eps: float) -> Split | Cols:
     """The view of BatchNorm: one statistic for each channel, over the batch and all spatial axes."""
     batch, channels, spatial = _batch_channels_spatial("batch_norm_view", shape, channel_axis)
     if channel_axis == -1 or spatial == 1:
@@ -103,7 +109,8 @@ def batch_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> Spli
     return Split(1, batch, channels, 1, spatial, eps)
 
 
-def instance_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> Split | Cols:
+@remembered
+def instance_norm_view(shape: tuple[int, ...], channel_axis: int, eps: float) -> Split | Cols:
     """The view of InstanceNorm: one statistic for each sample and channel, over all spatial axes."""
     batch, channels, spatial = _batch_channels_spatial("instance_norm_view", shape, channel_axis)
     if channel_axis == -1 or spatial == 1:
@@ -111,13 +118,14 @@ def instance_norm_view(shape: Sequence[int], channel_axis: int, eps: float) -> S
     return Split(batch, 1, channels, 1, spatial, eps)
 
 
-def group_norm_view(shape: Sequence[int], num_groups: int, channel_axis: int, eps: float) -> Split | Cols:
+@remembered
+def group_norm_view(shape: tuple[int, ...], num_groups: int, channel_axis: int, eps: float) -> Split | Cols:
     """The view of GroupNorm: one statistic for each sample and group of neighbouring channels."""
     batch, channels, spatial = _batch_channels_spatial("group_norm_view", shape, channel_axis)
     if num_groups < 1 or channels % num_groups:
         raise ValueError(
             f"group_norm_view: num_groups is {num_groups}, but must be positive and divide the number of "
-            f"channels, {channels} for shape {tuple(shape)} with channel_axis {channel_axis}"
+            f"channels, {channels} for shape {shape} with channel_axis {channel_axis}"
         )
     members = channels // num_groups
     if channel_axis == -1 or spatial == 1:
@@ -125,14 +133,12 @@ def group_norm_view(shape: Sequence[int], num_groups: int, channel_axis: int, ep
     return Split(batch, 1, num_groups, members, spatial, eps)
 
 
-def _batch_channels_spatial(caller: str, shape: Sequence[int], channel_axis: int) -> tuple[int, int, int]:
+def _batch_channels_spatial(caller: str, shape: tuple[int, ...], channel_axis: int) -> tuple[int, int, int]:
     if channel_axis not in (1, -1):
         raise ValueError(
             f"{caller}: channel_axis is {channel_axis}, but must be 1 (channels first) or -1 (channels last)"
         )
     if len(shape) < 2:
-        raise ValueError(
-            f"{caller}: x has shape {tuple(shape)}, but must have at least a batch and a channel axis"
-        )
+        raise ValueError(f"{caller}: x has shape {shape}, but must have at least a batch and a channel axis")
     spatial = shape[2:] if channel_axis == 1 else shape[1:-1]
     return shape[0], shape[channel_axis], prod(spatial)

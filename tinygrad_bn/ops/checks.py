@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tensor import Tensor, array_of
+from ..tensor import array_of
 
 __all__ = [
     "as_index",
@@ -23,9 +23,10 @@ __all__ = [
 
 def shape_of(operation: str, value: Any) -> tuple[int, ...]:
     """The shape of the input."""
-    if not isinstance(value, (Tensor, np.ndarray)):
+    array = array_of(value)
+    if not isinstance(array, np.ndarray):
         raise TypeError(f"{operation}: input is {type(value).__name__}, wanted a Tensor or a NumPy array")
-    return value.shape
+    return array.shape
 
 
 def as_index(operation: str, name: str, value: Any, wanted: str) -> int:
@@ -74,18 +75,17 @@ def check_affine(
 ) -> tuple[int, ...]:
     """The shape that weight and bias must have, and in which the input must end where `trailing`."""
     lengths = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
-    expected = tuple(
-        as_index(
-            operation, "normalized_shape", n, "an integer, or a tuple of them: the last axes of the input"
-        )
-        for n in lengths
-    )
+    what = "an integer, or a tuple of them: the last axes of the input"
+    expected = tuple([as_index(operation, "normalized_shape", n, what) for n in lengths])
     if trailing and (not expected or shape[-len(expected) :] != expected):
         raise ValueError(
             f"{operation}: normalized_shape is {expected}, wanted the last axes of the input, whose "
             f"shape is {shape}"
         )
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None and np.shape(array_of(value)) != expected:
-            raise ValueError(f"{operation}: {name} has shape {np.shape(array_of(value))}, wanted {expected}")
+        if value is not None:
+            array = array_of(value)
+            shape = array.shape if isinstance(array, np.ndarray) else np.shape(array)
+            if shape != expected:
+                raise ValueError(f"{operation}: {name} has shape {shape}, wanted {expected}")
     return expected

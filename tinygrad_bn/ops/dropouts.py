@@ -4,7 +4,7 @@ of `kernels/philox.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def dropout(
     if not training:
         return _identity(input) if upscale else _scale(input, kernel=kernel, factor=1.0 - quantised.p)
     key = (generator or default_generator()).next_call()
-    attributes: Mapping[str, Any] = {
+    attributes = {
         "p": p,
         "mask_shape": mask_shape,
         "seed": key.seed,
@@ -161,7 +161,7 @@ def dropout(
         "call": key.call,
         "scale": quantised.survivor_scale if upscale else 1.0,
     }
-    return _dropout(input, kernel=kernel, **attributes)
+    return _dropout.call((input,), attributes, kernel)[0]
 
 
 def _identity(input: Any) -> Tensor:

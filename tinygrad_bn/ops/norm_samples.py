@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,8 @@ __all__ = [
     "instance", "instance_errors", "instance_hard", "trailing", "trailing_errors", "trailing_hard",
 ]  # fmt: skip
 
-Rng = np.random.Generator
+if TYPE_CHECKING:  # numpy.random takes 10 ms to import
+    Rng = np.random.Generator
 Case = tuple[tuple[int, ...], Mapping[str, Any]]
 """A shape, and the attributes that go with it."""
 

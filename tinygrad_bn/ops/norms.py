@@ -124,7 +124,7 @@ def layer_norm(
     """
     shape = check_affine("layer_norm", shape_of("layer_norm", input), normalized_shape, weight, bias)
     attributes = {"normalized_shape": shape, "eps": check_eps("layer_norm", eps)}
-    return _layer_norm(input, weight, bias, kernel=kernel, **attributes)
+    return _layer_norm.call((input, weight, bias), attributes, kernel)[0]
 
 
 @operation(
@@ -177,7 +177,7 @@ def rms_norm(
     if eps is None:
         eps = float(np.finfo(np.float32 if input.dtype == np.float32 else np.float64).eps)
     attributes = {"normalized_shape": shape, "eps": check_eps("rms_norm", eps)}
-    return _rms_norm(input, weight, bias, kernel=kernel, **attributes)
+    return _rms_norm.call((input, weight, bias), attributes, kernel)[0]
 
 
 # BatchNorm, InstanceNorm and GroupNorm: channels
@@ -286,9 +286,8 @@ def batch_norm(
                 f"{name}: running_mean and running_var are None, but inference needs them; or pass "
                 "training=True"
             )
-        return _batch_norm_inference(
-            input, weight, bias, running_mean, running_var, kernel=kernel, **attributes
-        )
+        inputs = (input, weight, bias, running_mean, running_var)
+        return _batch_norm_inference.call(inputs, attributes, kernel)[0]
     count = math.prod(shape) // max(channels, 1)
     if count == 1:
         raise ValueError(
@@ -379,9 +378,8 @@ def instance_norm(
             raise ValueError(
                 f"{name}: running_mean and running_var are None, but use_input_stats=False needs them"
             )
-        return _batch_norm_inference(
-            input, weight, bias, running_mean, running_var, kernel=kernel, **attributes
-        )
+        inputs = (input, weight, bias, running_mean, running_var)
+        return _batch_norm_inference.call(inputs, attributes, kernel)[0]
     count = math.prod(shape[2:] if channel_axis == 1 else shape[1:-1])
     if count == 1:
         raise ValueError(
@@ -469,4 +467,4 @@ def group_norm(
             "and the gradient nothing; use fewer groups"
         )
     attributes = {"num_groups": groups, "channel_axis": channel_axis, "eps": check_eps(name, eps)}
-    return _group_norm(input, weight, bias, kernel=kernel, **attributes)
+    return _group_norm.call((input, weight, bias), attributes, kernel)[0]

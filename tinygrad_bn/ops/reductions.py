@@ -41,7 +41,7 @@ def _sum(xp, g, y, x, axis, keepdims):
 @primitive("reduce::sum", vjps=(_sum,), samples=AXES)
 def sum(x, axis=None, keepdims=False):
     """The sum over `axis` (an integer, a tuple, or None for all)."""
-    return np.sum(x, axis=axis, keepdims=keepdims)
+    return np.asarray(x).sum(axis, keepdims=keepdims)
 
 
 def _mean(xp, g, y, x, axis, keepdims):
@@ -51,7 +51,7 @@ def _mean(xp, g, y, x, axis, keepdims):
 @primitive("reduce::mean", vjps=(_mean,), samples=AXES)
 def mean(x, axis=None, keepdims=False):
     """The mean over `axis` (an integer, a tuple, or None for all)."""
-    return np.mean(x, axis=axis, keepdims=keepdims)
+    return np.asarray(x).mean(axis, keepdims=keepdims)
 
 
 def _extreme(xp, g, y, x, axis, keepdims):
@@ -67,10 +67,10 @@ def amax(x, axis=None, keepdims=False):
     """The largest element over `axis`; equal ones share the derivative, as in torch's function of this
     name.
     """
-    return np.amax(x, axis=axis, keepdims=keepdims)
+    return np.asarray(x).max(axis, keepdims=keepdims)
 
 
 @primitive("reduce::amin", vjps=(_extreme,), keeps=((0,),), keeps_output=True, samples=AXES)
 def amin(x, axis=None, keepdims=False):
     """The smallest element over `axis`; equal ones share the derivative."""
-    return np.amin(x, axis=axis, keepdims=keepdims)
+    return np.asarray(x).min(axis, keepdims=keepdims)

@@ -63,9 +63,9 @@ class Running:
             raise ValueError(f"{operation}: {given} was given without {missing}; pass both or neither")
         self.operation = operation
         self.mean, self.variance = mean, variance
-        for name, value in (("running_mean", mean), ("running_var", variance)):
-            if value is not None:
-                self._check(name, value, channels)
+        if mean is not None:
+            self._check("running_mean", mean, channels)
+            self._check("running_var", variance, channels)
         self._weight, self._unbiased = self._reading(momentum, convention, num_batches_tracked)
 
     @property
@@ -95,12 +95,8 @@ class Running:
         if self._unbiased:
             variance = variance * (count / (count - 1)) if count > 1 else variance
         for target, batch in ((self.mean, mean), (self.variance, variance)):
-            old = array_of(target)
-            new = ((1 - self._weight) * old.astype(np.float64) + self._weight * batch).astype(old.dtype)
-            if isinstance(target, Tensor):
-                target.data = new
-            else:
-                target[...] = new
+            old = np.multiply(array_of(target), 1 - self._weight, dtype=np.float64)
+            target[...] = old + self._weight * batch
 
     def _check(self, name: str, value: Any, channels: int) -> None:
         array = array_of(value)

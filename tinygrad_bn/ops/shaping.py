@@ -21,7 +21,7 @@ __all__ = ["astype", "broadcast_to", "concatenate", "getitem", "pad", "reshape",
 )
 def reshape(x, shape):
     """The same elements in row-major order in another shape; one length may be −1."""
-    return np.reshape(x, shape)
+    return np.asarray(x).reshape(shape)
 
 
 def _transpose(xp, g, y, x, axes):
@@ -43,7 +43,7 @@ def _transpose(xp, g, y, x, axes):
 )
 def transpose(x, axes=None):
     """The axes in another order; None reverses them."""
-    return np.transpose(x, axes)
+    return np.asarray(x).transpose(axes)
 
 
 @primitive(

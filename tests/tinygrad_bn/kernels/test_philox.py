@@ -150,6 +150,14 @@ def test_quantise_rejects_types(p):
         quantise(p)
 
 
+def test_what_equals_a_known_p_is_still_checked():
+    """1 == True: what is remembered of a p must not let its lookalike pass."""
+    quantise(1.0), quantise(0)
+    for p in (True, False, np.True_, [0.5], np.array(0.5)):
+        with pytest.raises(TypeError, match="p must be a real number"):
+            quantise(p)
+
+
 def test_words_are_checked():
     assert as_word("f", "seed", np.int32(5), 32) == 5
     assert type(as_word("f", "seed", np.uint64(2**64 - 1), 64)) is int
