@@ -8,7 +8,7 @@ view   x is read as       reduced                      statistics               
 ====== ================== ============================ ============================ ==============
 Rows   [R, B]             B                            [R]                          b
 Split  [Z, A, S, K, L]    A, K, L                      [Z * S]                      s * K + k
-Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // B   m
+Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // B   m // repeat
 ====== ================== ============================ ============================ ==============
 """
 
@@ -21,6 +21,9 @@ from math import prod
 # A model makes the same few calls again and again, and the view of a small one would cost more than its
 # kernel. Equal arguments give equal views.
 remembered = lru_cache(maxsize=1024)
+
+# Channels first in many stretches that are shorter than this are read as columns, whose loops are long.
+SHORT, MANY = 64, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,18 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Cols:
-    """x as ``[Z, A, M]``, one statistic for each z and each B neighbours along M: channels last."""
+    """x as ``[Z, A, M]``, one statistic for each z and each B neighbours along M: channels last.
+
+    A weight serves ``repeat`` neighbours along M: more than one where short stretches of channels first are
+    read as columns.
+    """
 
     Z: int
     A: int
     M: int
     B: int
     eps: float
+    repeat: int = 1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,7 +93,7 @@ class Cols:
 
     @property
     def channels(self) -> int:
-        return self.M
+        return self.M // self.repeat
 
 
 @remembered
@@ -106,6 +114,8 @@ def batch_norm_view(shape: tuple[int, ...], channel_axis: int, eps: float) -> Sp
     batch, channels, spatial = _batch_channels_spatial("batch_norm_view", shape, channel_axis)
     if channel_axis == -1 or spatial == 1:
         return Cols(1, batch * spatial, channels, 1, eps)
+    if spatial < SHORT and batch >= MANY and channels * spatial >= SHORT * MANY:
+        return Cols(1, batch, channels * spatial, spatial, eps, repeat=spatial)
     return Split(1, batch, channels, 1, spatial, eps)
 
 

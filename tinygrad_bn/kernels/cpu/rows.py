@@ -32,6 +32,9 @@ FORWARD_TASK = 16384
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
 MOST_BACKWARD_ROWS = 64
 BACKWARD_TASKS = 16
+# Few rows that are longer than this are handed out in blocks of columns instead: no task then has partial sums
+# of dweight and dbias as long as a row.
+BLOCK = 4096
 
 
 @body
@@ -77,6 +80,42 @@ def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
 
 
 @body
+def sum_row(zero, need_affine, g, row, weight, mean, rstd, dweight, dbias):
+    """The sums of g · weight and g · weight · x̂ over a row; its parts of dweight and dbias are added."""
+    T = type(zero)
+    centre = T(mean)
+    scale = T(rstd)
+    shift = T((centre - mean) * rstd)
+    total = zero
+    moment = zero
+    if need_affine:
+        for j in range(row.size):
+            normalized = (row[j] - centre) * scale + shift
+            dweight[j] += g[j] * normalized
+            dbias[j] += g[j]
+            total += g[j] * weight[j]
+            moment += g[j] * weight[j] * normalized
+    else:
+        for j in range(row.size):
+            normalized = (row[j] - centre) * scale + shift
+            total += g[j] * weight[j]
+            moment += g[j] * weight[j] * normalized
+    return total, moment
+
+
+@body
+def differentiate_row(zero, g, row, weight, mean, rstd, offset, along, out):
+    """dx of a row, with minus the means of g · weight and of g · weight · x̂ given."""
+    T = type(zero)
+    centre = T(mean)
+    scale = T(rstd)
+    shift = T((centre - mean) * rstd)
+    for j in range(row.size):
+        normalized = (row[j] - centre) * scale + shift
+        out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+
+
+@body
 def differentiate_rows(zero, need_x, need_affine, cotangent, x, weight, mean, rstd, centred, dx, sums):
     """Whether the dtype of x was wide enough for it is returned."""
     T = type(zero)
@@ -86,33 +125,13 @@ def differentiate_rows(zero, need_x, need_affine, cotangent, x, weight, mean, rs
     dbias[:] = 0
     length = x.shape[1]
     for r in range(x.shape[0]):
-        g = cotangent[r]
-        row = x[r]
-        centre = T(mean[r])
-        scale = T(rstd[r])
-        shift = T((centre - mean[r]) * rstd[r])
-        total = zero
-        moment = zero
-        if need_affine:
-            for j in range(length):
-                normalized = (row[j] - centre) * scale + shift
-                dweight[j] += g[j] * normalized
-                dbias[j] += g[j]
-                total += g[j] * weight[j]
-                moment += g[j] * weight[j] * normalized
-        else:
-            for j in range(length):
-                normalized = (row[j] - centre) * scale + shift
-                total += g[j] * weight[j]
-                moment += g[j] * weight[j] * normalized
+        g, row = cotangent[r], x[r]
+        total, moment = sum_row(zero, need_affine, g, row, weight, mean[r], rstd[r], dweight, dbias)
         in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)
         if need_x:
-            out = dx[r]
             along = -T(moment / length)
             offset = -T(total / length) if centred else zero
-            for j in range(length):
-                normalized = (row[j] - centre) * scale + shift
-                out[j] = scale * (g[j] * weight[j] + offset + along * normalized)
+            differentiate_row(zero, g, row, weight, mean[r], rstd[r], offset, along, dx[r])
     return in_range
 
 
@@ -168,12 +187,88 @@ def backward(
             sum_again(cotangent, x, mean, rstd, dweight, dbias)
 
 
+@body
+def sum_block(zero, need_affine, a, b, cotangent, x, weight, mean, rstd, totals, moments, dweight, dbias):
+    """Columns a … b − 1 of every row: their parts of the sums of each row, and dweight and dbias.
+
+    Whether the dtype of x was wide enough for it is returned.
+    """
+    in_range = True
+    weights = weight[a:b]
+    dweights, dbiases = np.full(b - a, zero), np.full(b - a, zero)
+    for r in range(x.shape[0]):
+        g, row = cotangent[r, a:b], x[r, a:b]
+        total, moment = sum_row(zero, need_affine, g, row, weights, mean[r], rstd[r], dweights, dbiases)
+        in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)
+        totals[r] = total
+        moments[r] = moment
+    if need_affine:
+        for j in range(b - a):
+            dweight[a + j] = dweights[j]
+            dbias[a + j] = dbiases[j]
+            in_range &= is_finite(dweights[j]) and is_finite(dbiases[j])
+    return in_range
+
+
+@twins(
+    lambda T: (
+        *(FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1), FLAG),
+        *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 1), write(DOUBLE, 1)),
+    )
+)
+def backward_long(
+    need_x,
+    need_affine,
+    cotangent,
+    x,
+    weight,
+    mean,
+    rstd,
+    centred,
+    dx,
+    totals,
+    moments,
+    dweight,
+    dbias,
+):
+    length = x.shape[1]
+    blocks = totals.shape[0]
+    for task in prange(blocks):
+        a = task * BLOCK
+        b = min(a + BLOCK, length)
+        sums = (totals[task], moments[task])
+        zero = x.dtype.type(0)
+        if not sum_block(
+            zero, need_affine, a, b, cotangent, x, weight, mean, rstd, sums[0], sums[1], dweight, dbias
+        ):
+            sum_block(
+                0.0, need_affine, a, b, cotangent, x, weight, mean, rstd, sums[0], sums[1], dweight, dbias
+            )
+    if need_x:
+        for task in range(1, blocks):
+            for r in range(x.shape[0]):
+                totals[0, r] += totals[task, r]
+                moments[0, r] += moments[task, r]
+        for task in prange(blocks * x.shape[0]):
+            r, a = task // blocks, task % blocks * BLOCK
+            b = min(a + BLOCK, length)
+            along = -moments[0, r] / length
+            offset = -totals[0, r] / length if centred else 0.0
+            g, row, out, weights = cotangent[r, a:b], x[r, a:b], dx[r, a:b], weight[a:b]
+            T = x.dtype.type
+            if reliable(rstd[r], x) and fits(along, x) and fits(offset, x):
+                differentiate_row(T(0), g, row, weights, mean[r], rstd[r], T(offset), T(along), out)
+            else:
+                differentiate_row(0.0, g, row, weights, mean[r], rstd[r], offset, along, out)
+
+
 @dataclass(frozen=True, slots=True)
 class RowsKernel:
     """The kernel of the view Rows, made of one twin of each driver."""
 
     forward_driver: Driver
     backward_driver: Driver
+    long_driver: Driver
 
     def forward(
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
@@ -207,12 +302,7 @@ class RowsKernel:
         dx = np.empty(x.shape if need_x else 0, x.dtype)
         dweight, dbias = np.zeros((2, 1, plan.length))
         if x.size and any(needs):
-            step = min(MOST_BACKWARD_ROWS, max(1, plan.rows // BACKWARD_TASKS))
-            partials = (-(-plan.rows // step), plan.length if need_affine else 0)
-            self.backward_driver[x.dtype](
-                need_x,
-                need_affine,
-                step,
+            given = (
                 contiguous(cotangent, plan.shape),
                 contiguous(x, plan.shape),
                 affine(weight, 1, x.dtype, plan.length),
@@ -220,13 +310,18 @@ class RowsKernel:
                 aux[2],
                 plan.centred,
                 dx.reshape(plan.shape if need_x else (0, plan.length)),
-                np.empty(partials, x.dtype),
-                np.empty(partials, x.dtype),
-                dweight[0],
-                dbias[0],
             )
+            if plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS:
+                sums = np.empty((2, -(-plan.length // BLOCK), plan.rows))
+                self.long_driver[x.dtype](need_x, need_affine, *given, *sums, dweight[0], dbias[0])
+            else:
+                step = min(MOST_BACKWARD_ROWS, max(1, plan.rows // BACKWARD_TASKS))
+                partials = np.empty((2, -(-plan.rows // step), plan.length if need_affine else 0), x.dtype)
+                self.backward_driver[x.dtype](
+                    need_x, need_affine, step, *given, *partials, dweight[0], dbias[0]
+                )
         return gradients(needs, dx, dweight, dbias, weight, bias)
 
 
-sequential = RowsKernel(forward.sequential, backward.sequential)
-parallel = RowsKernel(forward.parallel, backward.parallel)
+sequential = RowsKernel(forward.sequential, backward.sequential, backward_long.sequential)
+parallel = RowsKernel(forward.parallel, backward.parallel, backward_long.parallel)

@@ -20,7 +20,6 @@ from .jit import body
 CHUNK = 4096
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
-GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, are spread evenly
 
 
 @body
@@ -46,13 +45,18 @@ def fits(factor, values):
 
 
 @body
+def sample_step(n):
+    """The distance of SAMPLES values spread over n: odd, so that they do not all lie at the edge of an image."""
+    return (n // SAMPLES - 1) | 1 if n >= SAMPLES else 1
+
+
+@body
 def sample_mean(values):
     """The mean of a few values spread over a run, in float64; 0 where one of them is not finite."""
-    n = values.size
-    few = min(n, SAMPLES)
+    few, step = min(values.size, SAMPLES), sample_step(values.size)
     total = 0.0
     for k in range(few):
-        total += values[k if n <= SAMPLES else np.int64(n * (k * GOLDEN % 1.0))]
+        total += values[k * step]
     return total / few if is_finite(total) else 0.0
 
 
@@ -93,7 +97,10 @@ def add_moments(zero, values, count, mean, squares):
             pivot = T(chunk_mean)
         chunk_squares = np.float64(total_squares)
         chunk_squares -= min(np.float64(total) * shift, chunk_squares)
-        count, mean, squares = merge_moments(count, mean, squares, n, chunk_mean, chunk_squares)
+        if count == 0:
+            count, mean, squares = n, chunk_mean, chunk_squares
+        else:
+            count, mean, squares = merge_moments(count, mean, squares, n, chunk_mean, chunk_squares)
     return count, mean, squares
 
 
