@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 __all__ = [
-    "API_VERSION", "REGISTRY", "BenchCase", "Broken", "Kernel", "OpSpec", "Registry", "RegistryError", "Sample",
+    "API_VERSION", "REGISTRY", "BenchCase", "Broken", "Kernel", "OpSpec", "Registry", "RegistryError",
+    "Sample",
 ]  # fmt: skip
 
 API_VERSION = 1
@@ -141,9 +142,9 @@ class OpSpec:
     rng: whether it takes a seed and a call number.
     properties: named facts that tests check, e.g. {"shift_invariant": True}.
     bench_cases: calls worth timing.
-    call_at: `call_at(shape, keywords) -> (shapes, keywords)`, the shapes of all inputs and the keywords of the
-        public function where the first input has that shape and those keywords are given; default: every
-        input has the shape, and there are no other keywords.
+    call_at: `call_at(shape, keywords) -> (shapes, keywords)`, the shapes of all inputs and the keywords of
+        the public function where the first input has that shape and those keywords are given; default:
+        every input has the shape, and there are no other keywords.
     public: dotted string of the function that users call, where that is another than the operation itself;
         it takes the inputs and the attributes of error samples as keywords.
     """

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .report import SCHEMA_VERSION
+from .cases import Case
+from .report import SCHEMA_VERSION, machine
+from .speed import DIRECTIONS
 
-__all__ = ["Change", "Incomparable", "changes", "read"]
+__all__ = ["Baseline", "Change", "Incomparable"]
 
-ALLOWED = 0.10
-"""The same code, started again, differs by so much: where its arrays lie in memory differs."""
+ALLOWED = 1.1
+"""The same code, started again, differs by so much: its arrays lie elsewhere in memory."""
 SIGMAS = 4.0
 KEY = ("operation", "shape", "keywords", "dtype", "threads", "direction")
 
 
 class Incomparable(Exception):
-    """The baseline is of another schema, other settings or another machine. The message is one line."""
+    """The baseline has another schema, other settings, or another machine. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Our time ÷ floor, then and now. `allowed` is the factor up to which a change may be noise."""
+    """Our time ÷ floor, then and now. Noise explains a change up to the factor `allowed`."""
 
     what: str
     before: float
@@ -32,71 +34,85 @@ class Change:
     allowed: float
 
     @property
-    def factor(self) -> float:
-        return self.after / self.before
-
-    @property
     def slower(self) -> bool:
-        return self.factor > self.allowed
+        return self.after > self.before * self.allowed
 
     @property
     def faster(self) -> bool:
-        return self.factor < 1 / self.allowed
+        return self.before > self.after * self.allowed
+
+    def __str__(self) -> str:
+        word = "slower" if self.slower else "faster" if self.faster else "no change"
+        return (
+            f"{word}: {self.what}: {self.after:.2f} × the floor, before {self.before:.2f}; that is × "
+            f"{self.after / self.before:.2f}, and noise explains {self.allowed:.2f}"
+        )
 
 
-def read(path: str) -> dict[str, Any]:
-    """A report that `--save` wrote. Raises Incomparable."""
+def allowed(noise_before: float, noise_after: float) -> float:
+    """The factor exp(4 · √(σ₁² + σ₂²)) of the noise of both measurements, and at least 1.1."""
+    return max(ALLOWED, math.exp(SIGMAS * math.hypot(noise_before, noise_after)))
+
+
+class Baseline:
+    """A report that `--save` wrote, to be compared with a run of these cases.
+
+    Raises:
+        Incomparable: it cannot be read, or was measured otherwise than this run will be, or lacks a case.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        settings: Mapping[str, Any],
+        seed: int,
+        cases: Sequence[Case],
+        threads: Sequence[int],
+    ):
+        then = _read(path)
+        here = {"seed": seed, **settings, **machine()}
+        there = {"seed": then["seed"], **then["settings"], **then["machine"]}
+        for name in here:
+            if there.get(name) != here[name]:
+                raise Incomparable(
+                    f"{path} was measured with {name} {there.get(name)}, this run has {here[name]}; "
+                    "make them alike, or save it anew"
+                )
+        self._cases = {_key(case): case for case in then["cases"]}
+        for case in cases:
+            for count in threads:
+                for direction in DIRECTIONS:
+                    if _key({**vars(case), "threads": count, "direction": direction}) not in self._cases:
+                        raise Incomparable(
+                            f"{path} has no {case} {case.dtype} {direction} on {count} threads; save it anew"
+                        )
+
+    def changes(self, now: Mapping[str, Any]) -> list[Change]:
+        """Of every case of a report; the baseline may have more."""
+        found = []
+        for case in now["cases"]:
+            old = self._cases[_key(case)]
+            made = Case(case["operation"], tuple(case["shape"]), case["keywords"])
+            what = f"{made} {case['dtype']} {case['direction']}, threads {case['threads']}"
+            factor = allowed(old["noise"], case["noise"])
+            found.append(Change(what, old["over_floor"], case["over_floor"], factor))
+        return found
+
+
+def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
     except OSError as error:
         raise Incomparable(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except ValueError:  # not JSON, or not even text
         found = None
-    if not isinstance(found, dict) or "schema_version" not in found or "kind" not in found:
-        raise Incomparable(f"{path} is no report of bench; write one with --save")
-    if found["schema_version"] != SCHEMA_VERSION:
+    if not isinstance(found, dict) or found.get("kind") != "speed":
+        raise Incomparable(f"{path} is no report of the speed; write one with --save")
+    if found.get("schema_version") != SCHEMA_VERSION:
         raise Incomparable(
-            f"{path} has schema version {found['schema_version']}, this is {SCHEMA_VERSION}; save it anew"
+            f"{path} has schema version {found.get('schema_version')}, this is {SCHEMA_VERSION}; save it anew"
         )
-    if found["kind"] != "speed":
-        raise Incomparable(
-            f"{path} is a report of bench {found['kind']}; --compare wants one of bench itself"
-        )
-    return found
-
-
-def check(
-    path: str, then: Mapping[str, Any], settings: Mapping[str, Any], machine: Mapping[str, Any]
-) -> None:
-    """Raise Incomparable unless the baseline was measured as this run will be."""
-    for what, old, new in (("settings", then["settings"], settings), ("machine", then["machine"], machine)):
-        for name in {*old, *new}:
-            if old.get(name) != new.get(name):
-                raise Incomparable(
-                    f"{path} has other {what}: {name} is {old.get(name)} there, {new.get(name)} here; "
-                    "measure both alike, or save it anew"
-                )
-
-
-def changes(path: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """One for each case of `now`, of which `then` may have more. Raises Incomparable where it lacks one.
-
-    A change counts beyond exp(4·√(σ₁² + σ₂²)), where σ is the `noise` of a case in each report, and
-    never below 1.1.
-    """
-    known = {_key(case): case for case in then["cases"]}
-    found = []
-    for case in now["cases"]:
-        old = known.get(_key(case))
-        what = " ".join([case["operation"], ",".join(map(str, case["shape"]))])
-        what += "".join(f" {name}={value}" for name, value in case["keywords"].items())
-        what += f" {case['dtype']} {case['direction']} threads {case['threads']}"
-        if old is None:
-            raise Incomparable(f"{path} has no case {what}; save it anew")
-        noise = math.hypot(old["noise"], case["noise"])
-        allowed = max(1 + ALLOWED, math.exp(SIGMAS * noise))
-        found.append(Change(what, old["over_floor"], case["over_floor"], allowed))
     return found
 
 

@@ -16,9 +16,28 @@ from ..dispatch import Primitive
 from ..fused import Fused, explain
 from ..registry import REGISTRY, OpSpec
 
-__all__ = ["Case", "declared"]
+__all__ = ["Case", "declared", "small"]
 
 NO_KERNEL = "no kernel has this name"
+SMALL = (
+    *(
+        "math::add",
+        "math::multiply",
+        "math::divide",
+        "math::exp",
+        "math::relu",
+        "reduce::sum",
+        "reduce::mean",
+    ),
+    *(
+        "linalg::matmul",
+        "norm::batch_norm",
+        "norm::batch_norm_inference",
+        "norm::layer_norm",
+        "norm::rms_norm",
+    ),
+    *("norm::instance_norm", "norm::group_norm", "dropout::dropout"),
+)
 
 
 @dataclass(frozen=True)
@@ -76,17 +95,21 @@ class Case:
         """The inputs. The first is normal around `mean`, for a fused operation; all others lie in 0.5 … 1.5,
         where every operation is defined.
         """
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed + 2)
         found = [(0.5 + rng.random(shape, np.float64)).astype(self.dtype) for shape in self._call[0][1:]]
         if not self.spec.fused:
             return [(0.5 + rng.random(self.shape, np.float64)).astype(self.dtype), *found]
-        first = rng.standard_normal(self.shape, self.dtype)
-        first += np.dtype(self.dtype).type(self.mean)
-        return [first, *found]
+        return [self._normal(self.seed, self.shape) + np.dtype(self.dtype).type(self.mean), *found]
 
     def cotangent(self, shape: tuple[int, ...]) -> np.ndarray:
         """The cotangent of an output of that shape."""
-        return np.asarray(np.random.default_rng(self.seed + 1).standard_normal(shape, self.dtype))
+        return self._normal(self.seed + 1, shape)
+
+    def _normal(self, seed: int, shape: tuple[int, ...]) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        if self.dtype == "float32":
+            return np.asarray(rng.standard_normal(shape, np.float32))
+        return np.asarray(rng.standard_normal(shape))
 
     def bound(self, inputs: Sequence[Any], **extra: Any) -> Callable[[], Any]:
         """The call as a user writes it, on these inputs."""
@@ -122,6 +145,13 @@ def declared(spec: OpSpec, dtype: str = "float32", seed: int = 0) -> Iterator[Ca
     """The cases that an operation declares."""
     for each in spec.bench_cases:
         yield Case(spec.name, tuple(each.shape), dict(each.keywords), dtype, seed)
+
+
+def small(seed: int = 0) -> list[Case]:
+    """Calls of 1,000 elements, at which the cost of the tape shows."""
+    shapes = {"norm::instance_norm": (2, 10, 50), "norm::group_norm": (2, 10, 50)}
+    keywords = {"norm::group_norm": {"num_groups": 5}}
+    return [Case(name, shapes.get(name, (20, 50)), keywords.get(name, {}), "float32", seed) for name in SMALL]
 
 
 def _tuples(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from .cases import Case
 from .libraries import FLOOR, OURS
 
-__all__ = ["Measurement", "Summary", "Timing", "geometric_mean", "summaries"]
+__all__ = ["Measurement", "Summary", "Timing", "geometric_mean", "number", "summaries"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,13 @@ class Measurement:
         deviation = 1.4826 * statistics.median(abs(value - middle) for value in logs)
         return 1.2533 * deviation / math.sqrt(len(logs))
 
+    def __str__(self) -> str:
+        peer = "" if self.ratio is None else f", best peer {self.best_peer} ÷ ours {number(self.ratio)}"
+        return (
+            f"{self.case} {self.case.dtype} {self.direction}, threads {self.threads}: "
+            f"{number(self.ours.best * 1e3)} ms, ours ÷ floor {number(self.over_floor)}{peer}"
+        )
+
     def as_json(self) -> dict[str, Any]:
         def timing(of: Timing) -> dict[str, float]:
             return {"best": of.best, "median": of.median, "rounds": len(of.seconds)}
@@ -121,6 +128,16 @@ class Summary:
 
 def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """To three digits, without an exponent; empty for None."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
 
 
 def summaries(measurements: Sequence[Measurement]) -> list[Summary]:

@@ -1,4 +1,4 @@
-"""The times as a picture: bars on a logarithmic axis, in units of the floor. Plain SVG, for light and dark."""
+"""The times as a picture: bars on a logarithmic axis, in units of the floor. For light and dark pages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
-from .figures import Measurement
+from .figures import Measurement, number
 from .libraries import FLOOR, OURS
-from .report import number
 from .speed import DIRECTIONS
 
 __all__ = ["draw"]
@@ -43,12 +42,15 @@ def draw(measurements: Sequence[Measurement]) -> str:
         parts += drawn
         y += height
     width = LABEL + 2 * PANEL + GAP + VALUE
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y:.0f}" width="{width}" height="{y:.0f}" '
-        'font-family="system-ui, sans-serif" font-size="11" role="img">',
+    size = f'viewBox="0 0 {width} {y:.0f}" width="{width}" height="{y:.0f}"'
+    font = 'font-family="system-ui, sans-serif" font-size="11"'
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font} role="img">',
         "<title>Time per call in units of the memory floor; shorter is faster</title>",
-        _style(), '<rect class="page" width="100%" height="100%"/>', *parts, "</svg>",
-    ])  # fmt: skip
+        _style(),
+        '<rect class="page" width="100%" height="100%"/>',
+    ]
+    return "\n".join([*head, *parts, "</svg>"])
 
 
 def _style() -> str:
@@ -99,20 +101,20 @@ def _axis(left: float, top: float, height: float, decades: int, direction: str) 
     for power in range(decades + 1):
         x = left + PANEL * power / decades
         yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4:.0f}" y2="{top + height:.0f}"/>'
-        yield f'<text class="faint" x="{x:.1f}" y="{top - 8:.0f}" text-anchor="middle" font-size="9">{10**power:,}</text>'
+        place = f'x="{x:.1f}" y="{top - 8:.0f}" text-anchor="middle"'
+        yield f'<text class="faint" {place} font-size="9">{10**power:,}</text>'
 
 
 def _bars(each: Measurement, libraries: Sequence[str], left: float, y: float, decades: int) -> Iterator[str]:
-    for place, library in enumerate(libraries):
+    for row, library in enumerate(libraries):
         timing = each.timings.get(library)
         if timing is None:
             continue
         times = timing.best / each.floor.best
         length = max(1.5, PANEL * math.log10(max(times, 1.0)) / decades)
-        top = y + place * BAR
-        yield f'<rect class="{library}" x="{left}" y="{top:.1f}" width="{length:.1f}" height="{BAR - 1}" rx="1"/>'
-        emphasis = ' class="ours"' if library == OURS else ' class="faint"'
-        yield (
-            f'<text{emphasis} x="{left + length + 4:.1f}" y="{top + BAR - 1:.1f}" font-size="8">'
-            f"{number(times, 2)}</text>"
-        )
+        top = y + row * BAR
+        size = f'width="{length:.1f}" height="{BAR - 1}"'
+        yield f'<rect class="{library}" x="{left}" y="{top:.1f}" {size} rx="1"/>'
+        place = f'x="{left + length + 4:.1f}" y="{top + BAR - 1:.1f}"'
+        emphasis = "ours" if library == OURS else "faint"
+        yield f'<text class="{emphasis}" {place} font-size="8">{number(times, 2)}</text>'

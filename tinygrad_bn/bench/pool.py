@@ -54,10 +54,9 @@ class Worker:
     those of OpenMP do for a while, would take a core from the library whose turn it is.
     """
 
-    def __init__(self, library: str, threads: int, plugins: Sequence[str] = ()):
-        self.library = library
-        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
+    def __init__(self, library: str, threads: int, plugins: Sequence[str] = (), **environment: str):
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        controlled = dict.fromkeys(THREAD_VARIABLES, str(threads))
         with _only_on(cores()[:threads]):
             # In a process group of its own, Ctrl-C does not reach it: it is ended by `close`. And should the
             # measuring process be killed, the system ends the group, stopped as it is.
@@ -66,7 +65,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=environment,
+                env={**os.environ, **controlled, **environment},
                 process_group=0 if CAN_STOP else None,
             )
 
@@ -121,9 +120,9 @@ class Worker:
 class Workers:
     """Workers by library, started when first asked; one that has died is started anew."""
 
-    def __init__(self, threads: int, plugins: Sequence[str] = ()):
+    def __init__(self, threads: int, plugins: Sequence[str] = (), **environment: str):
         self.threads = threads
-        self._plugins = plugins
+        self._plugins, self._environment = plugins, environment
         self._workers: dict[str, Worker] = {}
 
     def __enter__(self) -> Workers:
@@ -135,7 +134,7 @@ class Workers:
 
     def __getitem__(self, library: str) -> Worker:
         if library not in self._workers or not self._workers[library].alive:
-            self._workers[library] = Worker(library, self.threads, self._plugins)
+            self._workers[library] = Worker(library, self.threads, self._plugins, **self._environment)
         return self._workers[library]
 
     def prepare(self, library: str, case: Case, **options: Any) -> dict[str, Any]:

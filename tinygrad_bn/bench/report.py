@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .figures import Measurement, summaries
+from .figures import Measurement, Summary, number, summaries
 from .libraries import FLOOR, OURS
 from .speed import Failure
 
-__all__ = ["SCHEMA_VERSION", "Report", "Table", "cache_bytes", "number", "speed_report"]
+__all__ = ["SCHEMA_VERSION", "Report", "Table", "machine", "speed_report"]
 
 SCHEMA_VERSION = 1
 PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "jaxlib")
@@ -95,29 +94,28 @@ def speed_report(
     cases = [each.as_json() for each in measurements]
     summary = summaries(measurements)
     failed = [
-        {
-            "case": str(f.case),
-            "dtype": f.case.dtype,
-            "threads": f.threads,
-            "library": f.library,
-            "reason": f.reason,
-        }
-        for f in failures
+        {**asdict(each.case), "threads": each.threads, "library": each.library, "reason": each.reason}
+        for each in failures
     ]
     results = {"cases": cases, "summary": [asdict(each) for each in summary], "failures": failed}
     groups: dict[tuple[str, int, str], list[Measurement]] = {}
     for each in measurements:
         groups.setdefault((each.case.dtype, each.threads, each.direction), []).append(each)
     tables = [_times(group, *key) for key, group in groups.items()]
-    rows = [
-        (f"{each.family}, {each.direction}, {each.dtype}", str(each.threads), str(each.count), number(each.mean),
-         number(each.worst), each.worst_case, number(each.mean_over_floor), number(each.worst_over_floor))
-        for each in summary
-    ]  # fmt: skip
-    columns = ("best peer ÷ ours", "threads", "cases", "mean", "worst", "worst case", "÷ floor", "worst")
-    return Report(
-        "speed", seed, settings, results, [*tables, Table("Summary; means are geometric", columns, rows)]
-    )
+    tables.append(_summary(summary))
+    return Report("speed", seed, settings, results, tables)
+
+
+def _summary(found: Sequence[Summary]) -> Table:
+    rows = []
+    for each in found:
+        ratios = (each.mean, each.worst)
+        over = (each.mean_over_floor, each.worst_over_floor)
+        what = f"{each.family}, {each.direction}, {each.dtype}"
+        counts = (str(each.threads), str(each.count))
+        rows.append((what, *counts, *map(number, ratios), each.worst_case, *map(number, over)))
+    columns = ("", "threads", "cases", "peer ÷ ours", "worst", "worst case", "÷ floor", "worst")
+    return Table("Summary: best peer ÷ ours, and ours ÷ floor; the means are geometric", columns, rows)
 
 
 def _times(group: Sequence[Measurement], dtype: str, threads: int, direction: str) -> Table:
@@ -129,16 +127,6 @@ def _times(group: Sequence[Measurement], dtype: str, threads: int, direction: st
         rows.append((str(each.case), *cells, number(each.ratio), number(each.over_floor)))
     title = f"{direction}, {dtype}, {threads} thread{'s' if threads > 1 else ''}; best/median in ms"
     return Table(title, (direction, *libraries, "peer ÷ ours", "÷ floor"), rows)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """To three digits, without an exponent; empty for None."""
-    if value is None:
-        return ""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
 
 
 def machine() -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Worker:
                 total += clock() - start
         return {"seconds": total / calls}
 
-    def memory(self) -> dict[str, int]:
+    def memory(self) -> dict[str, int | None]:
+        """Of the case that is prepared; of ours alone."""
         from .memory import measure
 
         return measure(self.current)

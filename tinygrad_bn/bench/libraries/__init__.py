@@ -8,7 +8,7 @@ import os
 import shutil
 from typing import Any
 
-__all__ = ["FLOOR", "OURS", "PEERS", "Unserved", "absence", "load"]
+__all__ = ["FLOOR", "OURS", "PEERS", "PRIMITIVES", "Unserved", "absence", "load"]
 
 OURS, FLOOR = "tinygrad_bn", "floor"
 
@@ -22,6 +22,8 @@ LIBRARIES = {
     "numpy": ("ours:Definition", "numpy"),
 }
 PEERS = tuple(name for name in LIBRARIES if name not in (OURS, FLOOR))
+# The namespaces whose operations the peers have under the same names.
+PRIMITIVES = ("math", "reduce", "linalg")
 
 
 class Unserved(Exception):

@@ -1,8 +1,8 @@
 """The least that memory allows: loops that only move what an operation must read and write.
 
-Forward: a copy of the input. Backward: the sum of two arrays, the input and the cotangent. Dropout's backward:
-a copy, and a bit for each element. They write to arrays that were written before, so that no page is
-new; an operation that returns a new array cannot have that, and cannot quite reach the floor.
+Forward: a copy of the input. Backward: the sum of two arrays, the input and the cotangent. Dropout's
+backward: a copy, and a bit for each element. They write to arrays that were written before, so that no page
+is new; an operation that returns a new array cannot have that, and cannot quite reach the floor.
 """
 
 from __future__ import annotations

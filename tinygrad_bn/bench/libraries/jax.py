@@ -11,75 +11,69 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cases import Case
-from . import Unserved
+from . import PRIMITIVES, Unserved
 
 __all__ = ["Jax"]
 
 jax.config.update("jax_enable_x64", True)  # arrays keep the dtype that they are made with
-PRIMITIVES = ("math", "reduce", "linalg")
 
 
-def _normalized(x: Any, axes: Sequence[int], eps: float) -> Any:
-    mean = jnp.mean(x, axes, keepdims=True)
-    variance = jnp.var(x, axes, mean=mean, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + eps)
+def _function(case: Case) -> Callable[..., Any]:
+    """The operation on the inputs of a case."""
+    name, keywords, rank = case.operation, case.arguments, len(case.shape)
+    if name in ("norm::layer_norm", "norm::rms_norm"):
+        axes = tuple(range(rank - len(keywords["normalized_shape"]), rank))
+        if name == "norm::rms_norm":
+            added = _eps(keywords, float(np.finfo(case.dtype).eps))
+            return lambda x, weight, bias: (
+                x * _rstd(jnp.mean(x * x, axes, keepdims=True), added) * weight + bias
+            )
+        added = _eps(keywords, 1e-5)
+        return lambda x, weight, bias: _normalized(x, axes, added) * weight + bias
+    if case.spec.namespace == "norm":
+        return _channelwise(case, keywords.get("channel_axis", 1) % rank, _eps(keywords, 1e-5))
+    short = case.spec.short_name
+    function = getattr(jnp, short, getattr(jax.nn, short, None))
+    if case.spec.namespace not in PRIMITIVES or function is None:
+        raise Unserved
+    return lambda *inputs: function(*inputs, **keywords)
 
 
-def _channelwise(case: Case) -> Any:
-    """How a value per channel is seen, beside x."""
-    axis = case.keywords.get("channel_axis", 1) % len(case.shape)
-    return lambda value: value.reshape([-1 if a == axis else 1 for a in range(len(case.shape))])
+def _channelwise(case: Case, axis: int, eps: float) -> Callable[..., Any]:
+    """The norms whose weight and bias belong to channels."""
+    name, shape = case.operation, case.shape
+    seen = [-1 if a == axis else 1 for a in range(len(shape))]  # a value per channel beside x
+    if name == "norm::batch_norm_inference":
+        return lambda x, weight, bias, mean, variance: (
+            (x - mean.reshape(seen)) * (_rstd(variance, eps) * weight).reshape(seen) + bias.reshape(seen)
+        )
+    kept = {"norm::batch_norm": (axis,), "norm::instance_norm": (0, axis), "norm::group_norm": (0, axis)}
+    if name not in kept:
+        raise Unserved
+    split = shape
+    if name == "norm::group_norm":
+        groups = case.arguments["num_groups"]
+        split = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    axes = tuple(a for a in range(len(split)) if a not in kept[name])
 
-
-def _moments(case: Case, kept: Sequence[int]) -> Callable[..., Any]:
-    eps, along = case.arguments.get("eps", 1e-5), _channelwise(case)
-    axes = tuple(a for a in range(len(case.shape)) if a not in kept)
-    return lambda x, weight, bias: _normalized(x, axes, eps) * along(weight) + along(bias)
-
-
-def _group_norm(case: Case) -> Callable[..., Any]:
-    groups, axis = case.keywords["num_groups"], case.keywords.get("channel_axis", 1) % len(case.shape)
-    split = (*case.shape[:axis], groups, case.shape[axis] // groups, *case.shape[axis + 1 :])
-    axes = tuple(a for a in range(len(split)) if a not in (0, axis))
-    eps, along = case.arguments.get("eps", 1e-5), _channelwise(case)
-    return lambda x, weight, bias: (
-        _normalized(x.reshape(split), axes, eps).reshape(x.shape) * along(weight) + along(bias)
-    )
-
-
-def _inference(case: Case) -> Callable[..., Any]:
-    eps, along = case.arguments.get("eps", 1e-5), _channelwise(case)
-
-    def norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> Any:
-        return (x - along(mean)) * jax.lax.rsqrt(along(variance) + eps) * along(weight) + along(bias)
+    def norm(x: Any, weight: Any, bias: Any) -> Any:
+        normalized = _normalized(x.reshape(split), axes, eps).reshape(shape)
+        return normalized * weight.reshape(seen) + bias.reshape(seen)
 
     return norm
 
 
-def _function(case: Case) -> Callable[..., Any]:
-    name, spec, rank = case.operation, case.spec, len(case.shape)
-    axis = case.keywords.get("channel_axis", 1) % max(rank, 1)
-    last = tuple(range(rank - len(case.arguments.get("normalized_shape", ())), rank))
-    eps = case.arguments.get("eps")
-    if name == "norm::batch_norm":
-        return _moments(case, (axis,))
-    if name == "norm::instance_norm":
-        return _moments(case, (0, axis))
-    if name == "norm::group_norm":
-        return _group_norm(case)
-    if name == "norm::batch_norm_inference":
-        return _inference(case)
-    if name == "norm::layer_norm":
-        return lambda x, weight, bias: _normalized(x, last, 1e-5 if eps is None else eps) * weight + bias
-    if name == "norm::rms_norm":
-        added = float(np.finfo(case.dtype).eps) if eps is None else eps
-        return lambda x, weight, bias: (
-            x * jax.lax.rsqrt(jnp.mean(x * x, last, keepdims=True) + added) * weight + bias
-        )
-    function = getattr(jnp, spec.short_name, getattr(jax.nn, spec.short_name, None))
-    if spec.namespace not in PRIMITIVES or function is None:
-        raise Unserved
-    return lambda *inputs: function(*inputs, **case.arguments)
+def _normalized(x: Any, axes: Sequence[int], eps: float) -> Any:
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * _rstd(jnp.mean(centred * centred, axes, keepdims=True), eps)
+
+
+def _rstd(variance: Any, eps: float) -> Any:
+    return jax.lax.rsqrt(variance + eps)
+
+
+def _eps(keywords: Any, default: float) -> float:
+    return default if keywords.get("eps") is None else keywords["eps"]
 
 
 class Jax:
@@ -88,20 +82,19 @@ class Jax:
     def __init__(self, case: Case):
         self.case = case
         self.inputs = [jnp.asarray(array) for array in case.arrays()]
-        self.draws = count() if case.operation == "dropout::dropout" else None
-        if self.draws is not None and case.arguments.keys() - {"p"}:
+        self.draws = count() if case.spec.rng else None
+        if case.spec.rng and (case.spec.short_name != "dropout" or case.arguments.keys() - {"p"}):
             raise Unserved
-        function = _function(case) if self.draws is None else self._dropout
+        function = self._dropout if case.spec.rng else _function(case)
         wanted = case.spec.gradients
 
-        def of_wanted(*inputs: Any) -> Any:
-            def partial(*some: Any) -> Any:
-                values = dict(enumerate(inputs)) | dict(zip(wanted, some, strict=True))
-                return function(*values.values())
+        def with_pull(*inputs: Any) -> Any:
+            def of_wanted(*some: Any) -> Any:
+                return function(*(dict(enumerate(inputs)) | dict(zip(wanted, some, strict=True))).values())
 
-            return jax.vjp(partial, *[inputs[position] for position in wanted])
+            return jax.vjp(of_wanted, *(inputs[position] for position in wanted))
 
-        self._forward, self._vjp = jax.jit(function), jax.jit(of_wanted)
+        self._forward, self._vjp = jax.jit(function), jax.jit(with_pull)
         self._pull = jax.jit(lambda pull, cotangent: pull(cotangent))
         self.cotangent = jnp.asarray(case.cotangent(self.forward().shape))
 

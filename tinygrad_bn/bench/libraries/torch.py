@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..cases import Case
-from . import Unserved
+from . import PRIMITIVES, Unserved
 
 __all__ = ["Compiled", "Torch"]
 
@@ -53,7 +53,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "norm::group_norm": _group_norm,
     "dropout::dropout": _dropout,
 }
-PRIMITIVES = ("math", "reduce", "linalg")
 NAMES = {"power": "pow"}
 
 
