@@ -63,7 +63,9 @@ class Measurement:
     @property
     def median_ratio(self) -> float | None:
         """The same by medians, each library's own."""
-        return min((peer.median for peer in self.peers.values()), default=math.nan) / self.ours.median
+        if not self.peers:
+            return None
+        return min(peer.median for peer in self.peers.values()) / self.ours.median
 
     @property
     def over_floor(self) -> float:
@@ -102,7 +104,7 @@ class Measurement:
             "floor": timing(self.floor), "ours": timing(self.ours),
             "peers": {name: timing(of) for name, of in self.peers.items()},
             "best_peer": self.best_peer, "ratio": self.ratio,
-            "median_ratio": self.median_ratio if self.peers else None,
+            "median_ratio": self.median_ratio,
             "over_floor": self.over_floor, "noise": self.noise,
         }  # fmt: skip
 

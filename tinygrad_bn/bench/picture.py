@@ -20,8 +20,8 @@ COLOURS = {
     "jax": ("#4a9b7f", "#5fb89a"),
     "numpy": ("#a8a8a8", "#808080"),
 }
-LABEL, PANEL, GAP, VALUE = 250, 330, 30, 46  # widths
-BAR, SPACE, TOP = 7, 9, 66  # heights
+LABEL, PANEL, GAP, VALUE = 260, 330, 30, 46  # widths
+BAR, SPACE, TOP = 9, 10, 66  # heights
 
 
 def draw(measurements: Sequence[Measurement]) -> str:
@@ -115,6 +115,6 @@ def _bars(each: Measurement, libraries: Sequence[str], left: float, y: float, de
         top = y + row * BAR
         size = f'width="{length:.1f}" height="{BAR - 1}"'
         yield f'<rect class="{library}" x="{left}" y="{top:.1f}" {size} rx="1"/>'
-        place = f'x="{left + length + 4:.1f}" y="{top + BAR - 1:.1f}"'
+        place = f'x="{left + length + 4:.1f}" y="{top + BAR - 1.5:.1f}"'
         emphasis = "ours" if library == OURS else "faint"
         yield f'<text class="{emphasis}" {place} font-size="8">{number(times, 2)}</text>'

@@ -20,6 +20,7 @@ from .cases import Case
 __all__ = ["Failed", "Unserved", "Worker", "Workers", "cores"]
 
 TIMEOUT = 600.0
+PATIENCE = 5.0  # seconds for a process that has closed its end to be gone
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 CAN_STOP = hasattr(signal, "SIGSTOP")
 TOPOLOGY = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -82,8 +83,11 @@ class Worker:
         except BrokenPipeError:
             line = b""
         if not line:
-            self.close()
-            raise Failed(f"no answer within {TIMEOUT:.0f} s" if line is None else self._last_words())
+            if line is not None:  # it is ending by itself
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+            last_words = self.close()
+            raise Failed(f"no answer within {TIMEOUT:.0f} s" if line is None else last_words)
         self._signal("SIGSTOP")
         answer: dict[str, Any] = json.loads(line)
         if "unserved" in answer:
@@ -93,28 +97,27 @@ class Worker:
         return answer
 
     @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
+    def closed(self) -> bool:
+        return self._stderr.closed
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def close(self) -> None:
-        """End the process, at once."""
+    def close(self) -> str:
+        """End the process, at once. How it ended: by which signal or status, and the last line it wrote."""
         self._process.kill()
         self._process.communicate()
+        status = self._process.returncode
+        how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        with self._stderr:
+            self._stderr.seek(0)
+            lines = [line.strip() for line in self._stderr if line.strip()]
+        return f"its process ended by {how}" + (f": {lines[-1]}" if lines else "")
 
     def _signal(self, name: str) -> None:
         if CAN_STOP:
             self._process.send_signal(getattr(signal, name))
-
-    def _last_words(self) -> str:
-        """Why a process ended by itself: its signal, or the last line that it wrote."""
-        status = self._process.returncode
-        self._stderr.seek(0)
-        lines = [line.strip() for line in self._stderr if line.strip()]
-        return f"its process ended by {_name(status)}" + (f": {lines[-1]}" if lines else "")
 
 
 class Workers:
@@ -130,20 +133,17 @@ class Workers:
 
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers.values():
-            worker.close()
+            if not worker.closed:
+                worker.close()
 
     def __getitem__(self, library: str) -> Worker:
-        if library not in self._workers or not self._workers[library].alive:
+        if library not in self._workers or self._workers[library].closed:
             self._workers[library] = Worker(library, self.threads, self._plugins, **self._environment)
         return self._workers[library]
 
     def prepare(self, library: str, case: Case, **options: Any) -> dict[str, Any]:
         """Let a library prepare a case. Raises Failed, Unserved."""
         return self[library].ask("prepare", case=asdict(case), **options)
-
-
-def _name(status: int) -> str:
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 @contextlib.contextmanager

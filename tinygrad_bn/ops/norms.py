@@ -50,7 +50,7 @@ def _trailing_call(shape: Any, keywords: Any) -> Any:
 
 
 def _channels_call(shape: Any, keywords: Any) -> Any:
-    affine = (shape[keywords.get("channel_axis", 1)],)
+    affine = shape[keywords.get("channel_axis", 1) :][:1]  # none where the axis is: the function will say so
     return (shape, affine, affine), keywords
 
 

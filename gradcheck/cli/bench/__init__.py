@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from gradcheck.cli import plugins
 from gradcheck.cli.bench import others
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["bench"]
 
 SLOWER = 1
+FEWEST_ROUNDS = 5
 
 
 @click.group(invoke_without_command=True)
@@ -35,6 +37,13 @@ def bench(context: click.Context, /, **given: Any) -> None:
     """
     if context.invoked_subcommand is None:
         _speed(context, **given)
+        return
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} stands before {context.invoked_subcommand}, which has options of its "
+                "own; write them behind it"
+            )
 
 
 for command in others.COMMANDS:
@@ -64,6 +73,8 @@ def _speed(
     declared = [spec.name for plugin in plugins.opened(context, plugin_paths) for spec in plugin.operations]
     counts, peers = read_threads(threads), read_peers(against)
     cases = read_cases(operations or declared, shapes, keywords, dtypes, seed, len(peers) + 2)
+    if (save or compare) and rounds < FEWEST_ROUNDS:
+        raise click.UsageError(f"--rounds: a baseline needs {FEWEST_ROUNDS} or more, to know its noise")
     settings = {"rounds": rounds}
     then = None if compare is None else _baseline(compare, settings, seed, cases, counts)
     found = speed.run(cases, peers, counts, speed.Settings(rounds), plugin_paths)

@@ -148,8 +148,8 @@ def _check(case: Case, processes: int) -> None:
     try:
         case.check()
     except (TypeError, ValueError, LookupError) as problem:
-        keywords = "" if isinstance(problem, ValueError) else "; does it need an --attribute?"
-        raise click.UsageError(f"--shape: {case} cannot be called: {one_line(problem)}{keywords}") from None
+        see = "; see --attribute" if isinstance(problem, TypeError) else ""
+        raise click.UsageError(f"--shape: {case} cannot be called: {one_line(problem)}{see}") from None
     if not hasattr(os, "sysconf"):  # as on Windows
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
