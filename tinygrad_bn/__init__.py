@@ -23,6 +23,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "REGISTRY", "BenchCase", "Generator", "Kernel", "OpSpec", "Registry", "Sample", "Tensor",
-    "default_generator", "enable_grad", "explain", "functional", "grad", "is_grad_enabled", "jvp", "manual_seed", "no_grad",
-    "operation", "ops", "record", "tensor", "vjp",
+    "default_generator", "enable_grad", "explain", "functional", "grad", "is_grad_enabled", "jvp",
+    "manual_seed", "no_grad", "operation", "ops", "record", "tensor", "vjp",
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def test_other_inputs_follow_from_the_shape_and_all_lie_where_operations_are_def
     case = Case("norm::batch_norm_inference", (2, 5, 3, 4), {"channel_axis": -1})
     x, *others = case.arrays()
     assert x.shape == (2, 5, 3, 4) and [each.shape for each in others] == [(4,)] * 4
-    assert all(0.5 <= each.min() and each.max() <= 1.5 for each in others)
+    assert all(each.min() >= 0.5 and each.max() <= 1.5 for each in others)
     assert case.of_size(600).shape == (10, 5, 3, 4) and case.of_size(1).shape == (1, 5, 3, 4)
 
 
