@@ -16,7 +16,7 @@ from .figures import Timing
 from .libraries import OURS
 from .pool import Workers
 
-__all__ = ["Compilation", "compilation", "startup", "sweep"]
+__all__ = ["Compilation", "compilation", "start_times", "sweep"]
 
 COMMAND_LINE = "from gradcheck.cli import main; main()"
 # The second import takes NumPy as it finds it.
@@ -34,7 +34,7 @@ class Compilation:
     variants: int
 
 
-def startup(rounds: int) -> dict[str, Timing]:
+def start_times(rounds: int) -> dict[str, Timing]:
     """Of `--help`, and of `import tinygrad_bn` beyond NumPy's import, each in new processes."""
     help_, import_ = [], []
     for _ in range(rounds):

@@ -231,10 +231,10 @@ def accuracy(
 def startup(rounds: int, output_format: str | None, output: str | None) -> None:
     """The time that `--help` takes, and `import tinygrad_bn` beyond NumPy's own import."""
     from tinygrad_bn.bench import report
-    from tinygrad_bn.bench.startup import startup as measured
+    from tinygrad_bn.bench.startup import start_times
 
     destination = Destination(output, output_format)
-    found = measured(rounds)
+    found = start_times(rounds)
     rows = [(what, f"{each.best * 1e3:.0f}", f"{each.median * 1e3:.0f}") for what, each in found.items()]
     table = report.Table("Start-up, in milliseconds", ("", "best", "median"), rows)
     records = [{"what": what, "best": each.best, "median": each.median} for what, each in found.items()]
