@@ -16,7 +16,7 @@ from .cases import Case
 from .libraries import OURS
 from .pool import Unserved, Workers
 
-__all__ = ["Accuracy", "accuracies", "cases"]
+__all__ = ["Accuracy", "accuracies", "accuracy_cases"]
 
 UNIT = 2.0**-24
 DEFINITION = "numpy"
@@ -43,7 +43,7 @@ class Accuracy:
     errors: Mapping[str, float]
 
 
-def cases(seed: int) -> Iterator[Case]:
+def accuracy_cases(seed: int) -> Iterator[Case]:
     """Around a mean of 0 and of 10,000; and long sums."""
     for operation, shape, long, keywords in SHAPES:
         for each, mean, groups in ((shape, 0.0, 8), (shape, 1e4, 8), (long, 0.0, 1)):

@@ -201,7 +201,7 @@ def accuracy(
     destination = Destination(output, output_format)
     peers = read_peers(against or ("torch",))
     wanted = {plugins.registered(name).name for name in operations}
-    cases = [case for case in accuracy.cases(seed) if not wanted or case.operation in wanted]
+    cases = [case for case in accuracy.accuracy_cases(seed) if not wanted or case.operation in wanted]
     if not cases:
         raise click.UsageError(f"--op: no accuracy is measured of {', '.join(sorted(wanted))}; name a norm")
     found: list[accuracy.Accuracy] = []
