@@ -14,7 +14,7 @@ from .speed import DIRECTIONS
 
 __all__ = ["Baseline", "Change", "Incomparable"]
 
-ALLOWED = 1.1
+ALLOWED = 1.15
 """The same code, started again, differs by so much: its arrays lie elsewhere in memory."""
 SIGMAS = 4.0
 KEY = ("operation", "shape", "keywords", "dtype", "threads", "direction")
@@ -50,7 +50,7 @@ class Change:
 
 
 def allowed(noise_before: float, noise_after: float) -> float:
-    """The factor exp(4 · √(σ₁² + σ₂²)) of the noise of both measurements, and at least 1.1."""
+    """The factor exp(4 · √(σ₁² + σ₂²)) of the noise of both measurements, and at least 1.15."""
     return max(ALLOWED, math.exp(SIGMAS * math.hypot(noise_before, noise_after)))
 
 
