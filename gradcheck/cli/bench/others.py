@@ -156,6 +156,7 @@ def growth(
     from tinygrad_bn.bench import figures, report, speed
 
     destination = Destination(output, output_format)
+    sizes = sorted(set(sizes))
     counts = read_threads(threads) if threads else read_threads(())[-1:]
     chosen: dict[tuple[str, str], Case] = {}
     for case in read_cases(operations, (), (), dtypes, seed, 2):
@@ -170,11 +171,11 @@ def growth(
     rows = []
     for (operation, dtype, count, direction), group in groups.items():
         found = {each.case.elements: each.over_floor for each in group}
-        sizes_found = {case.of_size(n).elements for n in sizes for case in [chosen[operation, dtype]]}
-        cells = [figures.number(found.get(n)) for n in sorted(sizes_found)]
-        what = f"{chosen[operation, dtype].of_size(sizes[0])} {dtype}, {direction}, threads {count}"
+        smallest, *_ = grown = [chosen[operation, dtype].of_size(n) for n in sizes]
+        cells = [figures.number(found.get(case.elements)) for case in grown]
+        what = f"{smallest} {dtype}, {direction}, threads {count}"
         rows.append((what, *cells, figures.number(max(found.values()) / min(found.values()))))
-    columns = ("at the smallest size", *(f"{n:,}" for n in sorted(sizes)), "largest ÷ smallest")
+    columns = ("at the smallest size", *(f"{n:,}" for n in sizes), "largest ÷ smallest")
     table = report.Table("Our time ÷ floor, by elements", columns, rows)
     results = {"cases": [each.as_json() for each in measurements]}
     destination.write(report.Report("growth", seed, {"rounds": rounds}, results, [table]))
