@@ -248,6 +248,21 @@ def test_tape_growth_accuracy_and_startup_give_a_row_each(run, monkeypatch):
     assert [line.split()[0] for line in result.stdout.splitlines()[2:4]] == ["--help", "import"]
 
 
+def test_compile_times_a_new_process_with_an_empty_cache_and_one_with_a_full_one(run, monkeypatch):
+    from tinygrad_bn.bench import startup
+    from tinygrad_bn.bench.cases import Case
+
+    found = startup.compilation([Case("math::exp", (10, 10))], 1)  # which has nothing to compile
+    assert found.what == "math::exp" and min(found.cold, found.warm) > 0 and found.variants == 0
+    given = []
+    known = startup.Compilation("norm::rms_norm", 2.0, 1.0, 7)
+    monkeypatch.setattr(startup, "compilation", lambda cases, threads: given.append(cases) or known)
+    result = run("bench", "compile", "--op", "rms_norm", "--no-sweep", "--format", "json")
+    expected = {"what": "norm::rms_norm", "cold": 2.0, "warm": 1.0, "variants": 7}
+    assert json.loads(result.stdout)["compilations"] == [expected]
+    assert [str(case) for case in given[0]] == ["rms_norm 4096,1024"]
+
+
 @pytest.mark.parametrize("library", ["torch", "torch-compile", "jax"])
 def test_a_peer_in_a_process_of_its_own(run, library):
     from tinygrad_bn.bench.libraries import absence
