@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "tinygrad_bn.tape": (),
     "tinygrad_bn.namespace": (),
     "tinygrad_bn.tensor": ("numpy", "tinygrad_bn.namespace", "tinygrad_bn.tape"),
+    "tinygrad_bn.bench": ("jax", "numba", "numpy", "tinygrad_bn", "torch"),
     "tinygrad_bn.kernels": ("numpy", "tinygrad_bn.kernels"),
     "tinygrad_bn.kernels.cpu": ("llvmlite", "numba", "numpy", "tinygrad_bn.kernels"),
     "tinygrad_bn.ops": (

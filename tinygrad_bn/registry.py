@@ -20,7 +20,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["API_VERSION", "REGISTRY", "Broken", "Kernel", "OpSpec", "Registry", "RegistryError", "Sample"]
+__all__ = [
+    "API_VERSION", "REGISTRY", "BenchCase", "Broken", "Kernel", "OpSpec", "Registry", "RegistryError",
+    "Sample",
+]  # fmt: skip
 
 API_VERSION = 1
 ENTRY_POINT_GROUP = "tinygrad_bn.ops"
@@ -49,6 +52,19 @@ class Sample:
 
 
 Samples = Callable[["np.random.Generator"], Iterable[Sample]]  # quoted: numpy.random takes 10 ms to import
+
+
+@dataclass(frozen=True)
+class BenchCase:
+    """A call worth timing, in the words of whoever asks for it: the shape of the first input, and keywords of
+    the public function. `OpSpec.call_at` completes it.
+    """
+
+    shape: tuple[int, ...]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+CallAt = Callable[[tuple[int, ...], Mapping[str, Any]], tuple[tuple[tuple[int, ...], ...], Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -124,7 +140,10 @@ class OpSpec:
     state: names of arguments of the public function that it writes to.
     rng: whether it takes a seed and a call number.
     properties: named facts that tests check, e.g. {"shift_invariant": True}.
-    bench_shapes: shapes worth timing.
+    bench_cases: calls worth timing.
+    call_at: `call_at(shape, keywords) -> (shapes, keywords)`, the shapes of all inputs and the keywords of
+        the public function where the first input has that shape and those keywords are given; default:
+        every input has the shape, and there are no other keywords.
     public: dotted string of the function that users call, where that is another than the operation itself;
         it takes the inputs and the attributes of error samples as keywords.
     """
@@ -148,7 +167,8 @@ class OpSpec:
     state: tuple[str, ...] = ()
     rng: bool = False
     properties: Mapping[str, Any] = field(default_factory=dict)
-    bench_shapes: tuple[tuple[int, ...], ...] = ()
+    bench_cases: tuple[BenchCase, ...] = ()
+    call_at: CallAt | None = None
     documentation: str = ""
     public: str = ""
     api_version: int = API_VERSION

@@ -20,6 +20,7 @@ COMMANDS = {
     "fuzz": ("gradcheck.cli.fuzz:fuzz", "Draw configurations until one fails; print the smallest that does."),
     "calibrate": ("gradcheck.cli.calibrate:calibrate", "How far the checker can be trusted, measured."),
     "mutants": ("gradcheck.cli.mutants:mutants", "Grade the checker with gradients known to be wrong."),
+    "bench": ("gradcheck.cli.bench:bench", "Time the operations beside torch, JAX and NumPy."),
     "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
 INTERNAL_ERROR, INTERRUPTED = 3, 130

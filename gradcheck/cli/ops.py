@@ -14,7 +14,7 @@ import numpy as np
 from gradcheck.cli import arrays, plugins
 from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
 
-__all__ = ["ops"]
+__all__ = ["ops", "setting"]
 
 WIDTH = 110
 NO_KERNEL = "no kernel has this name"
@@ -125,7 +125,7 @@ def explain(
     sample = next(iter(spec.samples(np.random.default_rng(0))))
     lengths = sample.inputs[0].shape if shape is None else arrays.lengths(shape, least=0)
     attributes = {**sample.attributes, **_follow(sample.attributes, lengths)}
-    for key, value in map(_setting, settings):
+    for key, value in map(setting, settings):
         if key not in attributes:
             known = ", ".join(attributes) or "none"
             raise click.UsageError(f"--attribute: {spec.name} has no {key!r}; its attributes are {known}")
@@ -200,7 +200,8 @@ def _follow(attributes: Any, lengths: tuple[int, ...]) -> dict[str, Any]:
     return {name: value for name, value in following.items() if name in attributes}
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """The value of --attribute. Raises click.UsageError."""
     name, equals, value = text.partition("=")
     try:
         if equals:

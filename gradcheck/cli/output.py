@@ -13,21 +13,22 @@ __all__ = ["OutputFile"]
 
 
 class OutputFile:
-    """The destination of a report; None is stdout.
+    """The destination of a report; None is stdout. `option` is what error messages call it.
 
     Raises:
         click.UsageError: at once where the file could not be written, before any work is wasted.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, option: str = "--output") -> None:
+        self._option = option
         self.path = None if path is None else Path(os.path.realpath(path))
         if self.path is None:
             return
         if os.path.isdir(self.path) or not path:  # of pathlib's, some raise on a name that is too long
-            raise click.UsageError(f"--output: {path or 'the empty path'} is a folder; name a file in it")
+            raise click.UsageError(f"{option}: {path or 'the empty path'} is a folder; name a file in it")
         folder = self.path.parent
         if not os.path.isdir(folder):
-            raise click.UsageError(f"--output: there is no folder {folder}; make it, or choose another path")
+            raise click.UsageError(f"{option}: there is no folder {folder}; make it, or choose another path")
         try:
             if not self._replaceable:
                 return
@@ -77,7 +78,7 @@ class OutputFile:
 
     def _unwritable(self, error: OSError) -> click.UsageError:
         return click.UsageError(
-            f"--output: {self.path} cannot be written ({error.strerror}); choose another path"
+            f"{self._option}: {self.path} cannot be written ({error.strerror}); choose another path"
         )
 
 

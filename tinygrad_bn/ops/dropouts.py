@@ -13,7 +13,7 @@ from ..fused import operation
 from ..kernels import philox
 from ..kernels.masks import Mask, Scale
 from ..random import Generator, default_generator
-from ..registry import Kernel, Sample
+from ..registry import BenchCase, Kernel, Sample
 from ..tensor import Tensor
 from .checks import as_index, shape_of
 
@@ -75,7 +75,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
     error_samples=_errors,
     terms="mask",
     rng=True,
-    bench_shapes=((32, 64, 56, 56), (1000, 1000), (10,)),
+    bench_cases=(BenchCase((32, 64, 56, 56)), BenchCase((1000, 1000)), BenchCase((10,))),
     public="tinygrad_bn.functional:dropout",
 )
 def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
@@ -96,7 +96,6 @@ def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
         Sample(f"{shape}", (rng.normal(size=shape),), {"factor": 0.75}) for shape in ((7,), (3, 4, 5), ())
     ],
     terms="mask",
-    bench_shapes=((32, 64, 56, 56),),
 )
 def _scale(xp, input, *, factor):
     """y = x · factor: dropout at inference where training did not scale the survivors."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..fused import operation
 from ..kernels import views
-from ..registry import Kernel
+from ..registry import BenchCase, Kernel
 from ..tensor import Tensor
 from . import norm_samples as samples
 from .checks import as_index, check_affine, check_channel_axis, check_eps, check_rank, shape_of
@@ -38,6 +38,30 @@ def _kernels(view: type, suffix: str = "") -> tuple[Kernel, ...]:
 ROWS = _kernels(views.Rows)
 CHANNELS = _kernels(views.Split) + _kernels(views.Cols)
 CHANNELS_INFERENCE = _kernels(views.Split, "_inference") + _kernels(views.Cols, "_inference")
+
+
+# The calls that a benchmark makes: all with weight and bias, whose shape follows from that of the input
+
+
+def _trailing_call(shape: Any, keywords: Any) -> Any:
+    """Over the last axis, unless `normalized_shape` says otherwise."""
+    tail = keywords.get("normalized_shape", shape[-1:])
+    return (shape, tail, tail), {"normalized_shape": tail, **keywords}
+
+
+def _channels_call(shape: Any, keywords: Any) -> Any:
+    affine = shape[keywords.get("channel_axis", 1) :][:1]  # none where the axis is: the function will say so
+    return (shape, affine, affine), keywords
+
+
+def _batch_call(shape: Any, keywords: Any) -> Any:
+    shapes, keywords = _channels_call(shape, keywords)
+    return shapes, {"running_mean": None, "running_var": None, "training": True, **keywords}
+
+
+def _inference_call(shape: Any, keywords: Any) -> Any:
+    (_, affine, _), keywords = _channels_call(shape, keywords)
+    return (shape, affine, affine, affine, affine), {"training": False, **keywords}
 
 
 # What the definitions share
@@ -86,7 +110,14 @@ def _trailing(shapes: Any, attributes: Any, centred: bool) -> views.Rows:
     error_samples=samples.trailing_errors,
     terms="moment_norm",
     properties={"shift_invariant": True, "scale_invariant": True},
-    bench_shapes=((4096, 768), (512, 4096), (3001, 1003), (64, 128, 96), (8, 200704)),
+    bench_cases=(
+        BenchCase((4096, 768)),
+        BenchCase((512, 4096)),
+        BenchCase((3001, 1003)),
+        BenchCase((64, 128, 96)),
+        BenchCase((8, 200704)),
+    ),
+    call_at=_trailing_call,
     public="tinygrad_bn.functional:layer_norm",
 )
 def _layer_norm(xp, input, weight, bias, *, normalized_shape, eps):
@@ -137,7 +168,8 @@ def layer_norm(
     error_samples=samples.trailing_errors,
     terms="rms_norm",
     properties={"scale_invariant": True},
-    bench_shapes=((4096, 1024),),
+    bench_cases=(BenchCase((4096, 1024)),),
+    call_at=_trailing_call,
     public="tinygrad_bn.functional:rms_norm",
 )
 def _rms_norm(xp, input, weight, bias, *, normalized_shape, eps):
@@ -194,7 +226,16 @@ def rms_norm(
     terms="moment_norm",
     state=("running_mean", "running_var"),
     properties={"shift_invariant": True, "scale_invariant": True},
-    bench_shapes=((32, 64, 56, 56), (32, 512, 7, 7), (16, 96, 29, 31), (4096, 768)),
+    bench_cases=(
+        BenchCase((32, 64, 56, 56)),
+        BenchCase((32, 512, 7, 7)),
+        BenchCase((16, 96, 29, 31)),
+        BenchCase((4096, 768)),
+        BenchCase((32, 56, 56, 64), {"channel_axis": -1}),
+        BenchCase((32, 7, 7, 512), {"channel_axis": -1}),
+        BenchCase((16, 29, 31, 96), {"channel_axis": -1}),
+    ),
+    call_at=_batch_call,
     public="tinygrad_bn.functional:batch_norm",
 )
 def _batch_norm(xp, input, weight, bias, *, channel_axis, eps):
@@ -215,7 +256,8 @@ def _batch_norm(xp, input, weight, bias, *, channel_axis, eps):
     hard_samples=samples.inference_hard,
     error_samples=samples.inference_errors,
     terms="inference_norm",
-    bench_shapes=((32, 64, 56, 56),),
+    bench_cases=(BenchCase((32, 64, 56, 56)),),
+    call_at=_inference_call,
     public="tinygrad_bn.functional:batch_norm",
 )
 def _batch_norm_inference(xp, input, weight, bias, running_mean, running_var, *, channel_axis, eps):
@@ -312,7 +354,8 @@ def batch_norm(
     terms="moment_norm",
     state=("running_mean", "running_var"),
     properties={"shift_invariant": True, "scale_invariant": True},
-    bench_shapes=((16, 64, 64, 64), (8, 48, 37, 41)),
+    bench_cases=(BenchCase((16, 64, 64, 64)), BenchCase((8, 48, 37, 41))),
+    call_at=_channels_call,
     public="tinygrad_bn.functional:instance_norm",
 )
 def _instance_norm(xp, input, weight, bias, *, channel_axis, eps):
@@ -404,7 +447,11 @@ def instance_norm(
     error_samples=samples.group_errors,
     terms="moment_norm",
     properties={"shift_invariant": True, "scale_invariant": True},
-    bench_shapes=((16, 128, 28, 28), (8, 96, 45, 45)),
+    bench_cases=(
+        BenchCase((16, 128, 28, 28), {"num_groups": 32}),
+        BenchCase((8, 96, 45, 45), {"num_groups": 8}),
+    ),
+    call_at=_channels_call,
     public="tinygrad_bn.functional:group_norm",
 )
 def _group_norm(xp, input, weight, bias, *, num_groups, channel_axis, eps):

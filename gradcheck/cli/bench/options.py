@@ -1,0 +1,191 @@
+"""What the options of `bench` mean: cases, libraries, threads, and where the report goes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from gradcheck.axes import DTYPES
+from gradcheck.cli import arrays, plugins
+from gradcheck.cli.loading import one_line
+from gradcheck.cli.ops import setting
+from gradcheck.cli.output import OutputFile
+
+if TYPE_CHECKING:
+    from tinygrad_bn.bench.cases import Case
+    from tinygrad_bn.bench.figures import Measurement
+    from tinygrad_bn.bench.report import Report
+
+__all__ = ["BROKEN", "Destination", "options", "read_cases", "read_peers", "read_threads"]
+
+BROKEN = 3
+FORMATS = ("terminal", "json", "markdown", "svg")
+SUFFIXES = {"md": "markdown"}
+COPIES = 6  # arrays of the input's size in each process: input, output, cotangent, gradient, and others
+
+Command = Callable[..., None]
+OPTIONS: dict[str, Callable[[Command], Command]] = {
+    "op": click.option(
+        "--op", "operations", multiple=True, metavar="NAME",
+        help="Only this operation, any that is registered. Repeatable.",
+    ),
+    "shape": click.option(
+        "--shape", "shapes", multiple=True, metavar="64,256",
+        help="Shape of the first input of --op, instead of the declared cases. Repeatable.",
+    ),
+    "attribute": click.option(
+        "--attribute", "keywords", multiple=True, metavar="NAME=VALUE",
+        help="A keyword of the function at --shape, such as num_groups=4. Repeatable.",
+    ),
+    "plugin": plugins.option,
+    "against": click.option(
+        "--against", "against", multiple=True, metavar="NAMES",
+        help="torch, torch-compile, jax, numpy or none; with commas, or repeated. Default: all installed.",
+    ),
+    "threads": click.option(
+        "--threads", "threads", multiple=True, metavar="1,2",
+        help="Default: 1, and as many as there are CPUs.",
+    ),
+    "dtype": click.option(
+        "--dtype", "dtypes", multiple=True, metavar="NAMES", default=("float32",), show_default=True,
+        help=f"{' or '.join(DTYPES)}; with commas, or repeated.",
+    ),
+    "rounds": click.option(
+        "--rounds", default=12, show_default=True, type=click.IntRange(1), help="Turns of each library."
+    ),
+    "seed": click.option(
+        "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the inputs."
+    ),
+    "format": click.option(
+        "--format", "output_format", type=click.Choice(FORMATS),
+        help="Default: by the suffix of --output, or terminal. svg: of the speed alone.",
+    ),
+    "output": click.option("--output", metavar="FILE", help="Write the report there instead of to stdout."),
+}  # fmt: skip
+
+
+def options(*names: str) -> Callable[[Command], Command]:
+    """Options that several commands share."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = OPTIONS[name](command)
+        return command
+
+    return decorate
+
+
+class Destination:
+    """Where a report goes, and in which format. Raises click.UsageError where it cannot be written."""
+
+    def __init__(self, output: str | None, output_format: str | None, picture: bool = False):
+        self._file = OutputFile(output)
+        suffix = self._file.format((*FORMATS, *SUFFIXES))
+        self._format = output_format or SUFFIXES.get(suffix or "", suffix) or FORMATS[0]
+        if self._format == "svg" and not picture:
+            raise click.UsageError("--format: svg is for the speed alone; choose terminal, json or markdown")
+
+    def write(self, report: Report, measurements: Sequence[Measurement] = ()) -> None:
+        if self._format == "svg":
+            from tinygrad_bn.bench.picture import draw
+
+            self._file.write(draw(measurements))
+            return
+        makers = {"json": report.as_json, "markdown": report.as_markdown, "terminal": report.as_text}
+        self._file.write(makers[self._format]())
+
+
+def _separated(text: Iterable[str]) -> list[str]:
+    """The values of a repeatable option, each of which may have commas."""
+    return list(dict.fromkeys(part.strip() for each in text for part in each.split(",") if part.strip()))
+
+
+def read_cases(
+    operations: Sequence[str],
+    shapes: Sequence[str],
+    keywords: Sequence[str],
+    dtypes: Sequence[str],
+    seed: int,
+    processes: int,
+) -> list[Case]:
+    """The cases that are selected; without an operation, all that are declared.
+
+    Raises click.UsageError for what no operation can run, and for what `processes` could not hold in memory.
+    """
+    from tinygrad_bn import REGISTRY
+    from tinygrad_bn.bench.cases import Case, declared
+
+    if shapes and not operations:
+        raise click.UsageError("--shape: of which operation? Pass --op NAME too")
+    if keywords and not shapes:
+        raise click.UsageError("--attribute goes with --shape; the declared cases have their own")
+    wanted = _separated(dtypes)
+    for dtype in wanted:
+        if dtype not in DTYPES:
+            raise click.UsageError(f"--dtype is {dtype!r}, wanted {' or '.join(DTYPES)}")
+    named = [plugins.registered(name) for name in dict.fromkeys(operations)]
+    lengths = [arrays.lengths(text, least=1) for text in dict.fromkeys(shapes)]
+    attributes = dict(map(setting, keywords))
+    found: list[Case] = []
+    for dtype, spec in itertools.product(wanted, named or REGISTRY):
+        if named and dtype not in spec.dtypes:
+            raise click.UsageError(f"--dtype: {spec.name} serves {', '.join(spec.dtypes)}, not {dtype}")
+        typed = [Case(spec.name, shape, attributes, dtype, seed) for shape in lengths]
+        these = typed or list(declared(spec, dtype, seed))
+        if named and not these:
+            raise click.UsageError(f"--op: {spec.name} declares no cases; pass --shape 64,256, or any other")
+        for case in these:
+            _check(case, processes)
+        found += these
+    return found
+
+
+def _check(case: Case, processes: int) -> None:
+    try:
+        case.check()
+    except (TypeError, ValueError, LookupError) as problem:
+        see = "; see --attribute" if isinstance(problem, TypeError) else ""
+        raise click.UsageError(f"--shape: {case} cannot be called: {one_line(problem)}{see}") from None
+    if not hasattr(os, "sysconf"):  # as on Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = COPIES * processes * case.nbytes
+    if needed > memory:
+        raise click.UsageError(
+            f"--shape: {case} needs about {needed / 2**30:,.0f} GiB in {processes} processes, this machine "
+            f"has {memory / 2**30:,.0f}; choose a smaller one, or fewer libraries with --against"
+        )
+
+
+def read_threads(given: Sequence[str]) -> list[int]:
+    """The numbers of threads, one after the other."""
+    from tinygrad_bn.bench.pool import cores
+
+    most = len(cores())
+    texts = _separated(given) or ["1", str(most)]
+    for text in texts:
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            raise click.UsageError(f"--threads is {text!r}, wanted 1 to {most}, the CPUs that may be used")
+    return list(dict.fromkeys(map(int, texts)))
+
+
+def read_peers(given: Sequence[str]) -> list[str]:
+    """The libraries to compare with. Raises click.UsageError for one that is unknown or absent."""
+    from tinygrad_bn.bench.libraries import PEERS, absence
+
+    names = _separated(given)
+    for name in names:
+        if name not in (*PEERS, "none"):
+            raise click.UsageError(f"--against: no library {name!r}; known are {', '.join(PEERS)}, and none")
+        if name != "none" and (why := absence(name)) is not None:
+            raise click.UsageError(f"--against: {why}")
+    if names:
+        return [name for name in names if name != "none"]
+    absent = {name: why for name in PEERS if (why := absence(name)) is not None}
+    for why in dict.fromkeys(absent.values()):
+        click.echo(f"left out: {why}", err=True)
+    return [name for name in PEERS if name not in absent]

@@ -1,0 +1,108 @@
+"""torch on the CPU, eager and compiled. Channels last is the same memory, seen as [N, C, H, W]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..cases import Case
+from . import PRIMITIVES, Unserved
+
+__all__ = ["Compiled", "Torch"]
+
+
+def _layer_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
+    return F.layer_norm(x, k["normalized_shape"], weight, bias, k.get("eps", 1e-5))
+
+
+def _rms_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
+    return F.rms_norm(x, k["normalized_shape"], weight, k.get("eps")) + bias
+
+
+def _batch_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=k.get("eps", 1e-5))
+
+
+def _batch_norm_inference(k: Any, x: Any, weight: Any, bias: Any, mean: Any, variance: Any) -> Any:
+    return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=k.get("eps", 1e-5))
+
+
+def _instance_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
+    return F.instance_norm(x, None, None, weight, bias, eps=k.get("eps", 1e-5))
+
+
+def _group_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
+    return F.group_norm(x, k["num_groups"], weight, bias, k.get("eps", 1e-5))
+
+
+def _dropout(k: Any, x: Any) -> Any:
+    return F.dropout(x, k.get("p", 0.5))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "norm::layer_norm": _layer_norm,
+    "norm::rms_norm": _rms_norm,
+    "norm::batch_norm": _batch_norm,
+    "norm::batch_norm_inference": _batch_norm_inference,
+    "norm::instance_norm": _instance_norm,
+    "norm::group_norm": _group_norm,
+    "dropout::dropout": _dropout,
+}
+NAMES = {"power": "pow"}
+
+
+def _function(case: Case) -> Callable[..., Any]:
+    spec = case.spec
+    if spec.rng and case.arguments.keys() - {"p"}:
+        raise Unserved
+    if spec.name in FUNCTIONS:
+        return partial(FUNCTIONS[spec.name], case.arguments)
+    function = getattr(torch, NAMES.get(spec.short_name, spec.short_name), None)
+    if spec.namespace not in PRIMITIVES or function is None:
+        raise Unserved
+    return partial(function, **case.arguments)
+
+
+class Torch:
+    """torch.nn.functional with inputs that require a gradient; backward by torch.autograd.grad."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.inputs = [self._tensor(array) for array in case.arrays()]
+        self.wanted = [self.inputs[position] for position in case.spec.gradients]
+        for tensor in self.wanted:
+            tensor.requires_grad_()
+        self.forward = self.record = partial(self._prepared(_function(case)), *self.inputs)
+        output = self.record()
+        shape = self.numpy(output).shape
+        self.cotangent = self._tensor(case.cotangent(shape))
+
+    def _prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return self._swapped(torch.from_numpy(array), -1, 1)
+
+    def _swapped(self, tensor: torch.Tensor, source: int, target: int) -> torch.Tensor:
+        if self.case.channels_last and tensor.ndim == len(self.case.shape):
+            return tensor.movedim(source, target)
+        return tensor
+
+    def backward(self, output: torch.Tensor) -> Sequence[Any]:
+        return torch.autograd.grad(output, self.wanted, self.cotangent)
+
+    def numpy(self, value: torch.Tensor) -> np.ndarray:
+        return self._swapped(value.detach(), 1, -1).numpy()
+
+
+class Compiled(Torch):
+    """The same functions through torch.compile, each for its shape."""
+
+    def _prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.compiler.reset()  # or the next shape would be compiled for any
+        return torch.compile(function, dynamic=False)

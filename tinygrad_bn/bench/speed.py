@@ -1,0 +1,101 @@
+"""Timing cases: every library prepares the case, then they take turns for some rounds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .cases import Case
+from .figures import Measurement, Timing
+from .libraries import FLOOR, OURS
+from .pool import Failed, Unserved, Workers
+
+__all__ = ["DIRECTIONS", "Failure", "Settings", "measure", "run"]
+
+DIRECTIONS = ("forward", "backward")
+MOST_CALLS = 1000
+PATIENCE = 2.0  # seconds on the clock for one library, after which it gets no further round
+FEWEST = 3  # rounds that every library gets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """rounds: samples of each library. sample: about how many seconds of calls go into one."""
+
+    rounds: int = 12
+    sample: float = 0.02
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A library that could not do a case, and why, in one line."""
+
+    case: Case
+    threads: int
+    library: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.library}: {self.case}, {self.case.dtype}, threads {self.threads}: {self.reason}"
+
+
+def run(
+    cases: Sequence[Case],
+    peers: Sequence[str],
+    threads: Sequence[int],
+    settings: Settings,
+    plugins: Sequence[str] = (),
+) -> Iterator[Measurement | Failure]:
+    """Both directions of every case, one number of threads after the other."""
+    for count in threads:
+        with Workers(count, plugins) as workers:
+            for case in cases:
+                yield from measure(case, peers, workers, settings)
+
+
+def measure(
+    case: Case, peers: Sequence[str], workers: Workers, settings: Settings
+) -> Iterator[Measurement | Failure]:
+    """The measurements of one case, and what failed. Without ours or the floor there is no measurement."""
+    failures: list[Failure] = []
+
+    def attempt(library: str, ask: Callable[[], dict[str, float]]) -> dict[str, float] | None:
+        try:
+            return ask()
+        except Unserved:
+            return None
+        except Failed as failed:
+            failures.append(Failure(case, workers.threads, library, str(failed)))
+            return None
+
+    estimates: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        for library in (OURS, FLOOR, *peers):
+            results = {} if library == FLOOR else {"save" if library == OURS else "expected": folder}
+            answer = attempt(library, lambda: workers.prepare(library, case, **results))  # noqa: B023 -- called at once
+            if answer is not None:
+                estimates[library] = answer
+            elif library in (OURS, FLOOR):
+                yield from failures
+                return
+    seconds: dict[str, dict[str, list[float]]] = {each: {d: [] for d in DIRECTIONS} for each in estimates}
+    for number in range(settings.rounds):
+        order = list(seconds)
+        turn = number % len(order)
+        for library in [*order[turn:], *order[:turn]]:
+            for direction, taken in seconds[library].items():
+                calls = max(1, min(MOST_CALLS, round(settings.sample / estimates[library][direction])))
+                if len(taken) >= FEWEST and sum(taken) * calls > PATIENCE:
+                    continue
+                request = {"direction": direction, "calls": calls}
+                answer = attempt(library, lambda: workers[library].ask("sample", **request))  # noqa: B023
+                if answer is None:
+                    del seconds[library]
+                    break
+                taken.append(answer["seconds"])
+    yield from failures
+    if OURS in seconds and FLOOR in seconds:
+        for direction in DIRECTIONS:
+            timings = {library: Timing(tuple(each[direction])) for library, each in seconds.items()}
+            yield Measurement(case, workers.threads, direction, timings)

@@ -1,0 +1,84 @@
+"""How long it takes to start: the command line, the import, and the compilation of the kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cases import Case
+from .figures import Timing
+from .libraries import OURS
+from .pool import Workers
+
+__all__ = ["Compilation", "compilation", "start_times", "sweep"]
+
+COMMAND_LINE = "from gradcheck.cli import main; main()"
+# The second import takes NumPy as it finds it.
+IMPORT = "import numpy, time; s = time.perf_counter(); import tinygrad_bn; print(time.perf_counter() - s)"
+ENOUGH = 100_000
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Seconds from an empty cache and from a full one, and how many compiled functions that then holds."""
+
+    what: str
+    cold: float
+    warm: float
+    variants: int
+
+
+def start_times(rounds: int) -> dict[str, Timing]:
+    """Of `--help`, and of `import tinygrad_bn` beyond NumPy's import, each in new processes."""
+    help_, import_ = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        _run(COMMAND_LINE, "--help")
+        help_.append(time.perf_counter() - start)
+        import_.append(float(_run(IMPORT)))
+    return {"--help": Timing(tuple(help_)), "import tinygrad_bn, after numpy": Timing(tuple(import_))}
+
+
+def _run(program: str, *words: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **environment},
+        text=True,
+    ).stdout
+
+
+def compilation(cases: Sequence[Case], threads: int) -> Compilation:
+    """Of an operation: the first calls at its cases, in a new process whose cache is empty, and again in
+    another one. Importing numba counts. Raises pool.Failed.
+    """
+
+    def calls(folder: str) -> None:
+        with Workers(threads, NUMBA_CACHE_DIR=folder) as workers:
+            for case in cases:
+                workers.prepare(OURS, case.of_size(ENOUGH))
+
+    return _cold_and_warm(cases[0].operation, calls)
+
+
+def sweep() -> Compilation:
+    """Of `python cli.py gradcheck`, whole."""
+    return _cold_and_warm("gradcheck", lambda folder: _run(COMMAND_LINE, "gradcheck", NUMBA_CACHE_DIR=folder))
+
+
+def _cold_and_warm(what: str, run: Callable[[str], object]) -> Compilation:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        taken = []
+        for _ in ("cold", "warm"):
+            start = time.perf_counter()
+            run(folder)
+            taken.append(time.perf_counter() - start)
+        cold, warm = taken
+        return Compilation(what, cold, warm, sum(1 for _ in Path(folder).rglob("*.nbc")))
