@@ -108,5 +108,6 @@ def results(spec: OpSpec, seed: int, source: tuple[str, ...]) -> Iterator[Result
         dtype = next((name for name in spec.dtypes if any(name in text for text in report.inputs)), "float64")
         case = SampleCase(spec.name, sample, dtype)
         yield Result(
-            case, seed, report.checks, (), (), report.seconds, source=source, findings=report.findings
-        )
+            case, seed, report.checks, (), (), report.seconds,
+            source=source, findings=report.findings, place=report.place,
+        )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from gradcheck.adapters.tinygrad_bn.functions import Adapted, operation_of, public_function
 from gradcheck.harness import check_pair
 from gradcheck.judge import Check, Verdict
+from gradcheck.repeating import place_of
 from gradcheck.report import Report
 from tinygrad_bn import Kernel, OpSpec, Sample
 from tinygrad_bn.fused import DEFINITION, Fused
@@ -55,7 +57,7 @@ def _check_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator
     for sample in samples:
         call = functools.partial(operation, **sample.attributes)
         fn = (lambda *parts, call=call: call(parts)) if spec.variadic else call
-        yield sample.name, _report(spec, fn, _arrays(sample.inputs), seed)
+        yield sample.name, _placed(_report(spec, fn, _arrays(sample.inputs), seed), spec.definition)
 
 
 def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
@@ -73,11 +75,19 @@ def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterat
                 assert kernel is not None  # a name that serves is one that runs
                 served.add(kernel)
                 fn = functools.partial(operation, kernel=name, **sample.attributes)
-                yield f"{sample.name}, {name} {dtype}", _report(spec, fn, inputs, seed, sample.attributes)
+                report = _report(spec, fn, inputs, seed, sample.attributes)
+                yield f"{sample.name}, {name} {dtype}", _placed(report, kernel.resolve().vjp)
     for kernel in kernels:
         if kernel not in served:
             reason = f"kernel {kernel.name!r} ({kernel.target}) serves no sample, so nothing was checked"
             yield f"kernel {kernel.name}", _plain_report(spec, Check("kernel", Verdict.ERROR, reason), seed)
+
+
+def _placed(report: Report, function: Callable[..., Any]) -> Report:
+    """The report with the place of the function to mend, where there is something to mend."""
+    if report.verdict is Verdict.PASS:
+        return report
+    return dataclasses.replace(report, place=place_of(function))
 
 
 def _cast(value: Any, dtype: str) -> Any:
