@@ -28,13 +28,14 @@ def render(report: Report) -> str:
         else:
             lines += _check_lines(check)
     lines += [f"  note: {note}" for note in report.notes]
-    lines.append(f"  {quiet} other checks passed; {_spent(report)}")
+    lines.append(f"  {quiet} other checks passed; {spent(report)}")
     if report.verdict is not Verdict.PASS and report.again:
         lines.append(f"  again: {report.again}")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _spent(report: Report) -> str:
+def spent(report: Report) -> str:
+    """What the report cost, and what it could not see."""
     calls = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
     text = f"{calls}; seed {report.seed}"
     if report.unseen is None:
@@ -59,14 +60,14 @@ def finding_lines(finding: Finding) -> list[str]:
     if finding.norm:
         lines.append(_labelled("recognised", finding.norm))
     if finding.terms:
-        terms = "   ".join(f"{name} {_coefficient(coefficient)}" for name, coefficient in finding.terms)
+        terms = "   ".join(f"{name} {coefficient(value)}" for name, value in finding.terms)
         lines.append(_labelled("terms", f"{terms}   residual {finding.residual or 0.0:.0e}"))
     if finding.sentence:
         lines.append(f"→ {finding.sentence}")
     return lines
 
 
-def _coefficient(value: float) -> str:
+def coefficient(value: float) -> str:
     """Four digits, or as many as show how far from −1, 0 or 1 it is: the diagnosis took out the noise."""
     whole = float(round(value))
     apart = 0.1 * abs(value - whole) if abs(whole) <= 1 else math.inf

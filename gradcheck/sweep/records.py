@@ -20,12 +20,16 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class SampleCase:
-    """One sample of a registered operation, as its declaration names it, run by one of its kernels."""
+    """One sample of a registered operation, as its declaration names it, run by one of its kernels.
+
+    selected_by: the words of the command line that select it; by default those that name the operation.
+    """
 
     operation: str
     sample: str
     dtype: str = "float64"
     mode: str = "training"
+    selected_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.operation} at {self.sample}"
@@ -33,7 +37,7 @@ class SampleCase:
     @property
     def words(self) -> tuple[str, ...]:
         """The words of the command line that select it: together with the operation's other samples."""
-        return "--op", self.operation
+        return self.selected_by or ("--op", self.operation)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Result:
     kernels_forward, kernels_vjp: the compiled kernels that ran. source: the words of the command line that
     name the user's array or file, where there is one. program: how the command line is called. findings: of
     each wrong gradient, where and in which term it is wrong. place: file:line of a vjp that is not right.
+    notes: what else the reader should know.
     """
 
     configuration: Configuration | SampleCase
@@ -85,6 +90,7 @@ class Result:
     program: str = "python cli.py"
     findings: tuple[Finding, ...] = ()
     place: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
