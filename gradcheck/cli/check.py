@@ -199,10 +199,9 @@ def _write(
         table.show(results, seconds)
         return
     if chosen_format == "json":
-        import tinygrad_bn
         from gradcheck.report.json import render
 
-        text = render(results, seed, {"tinygrad_bn": tinygrad_bn.__version__})
+        text = render(results, seed)
     else:
         text = table.as_svg(results, seconds) if chosen_format == "svg" else table.as_text(results, seconds)
     destination.write(text)

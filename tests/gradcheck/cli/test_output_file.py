@@ -120,7 +120,7 @@ def test_a_link_stays_a_link(run, tmp_path):
     (tmp_path / "r.json").symlink_to(tmp_path / "there" / "real.json")
     run("gradcheck", "--case", QUICK, "--output", tmp_path / "r.json", "--format", "json")
     assert (tmp_path / "r.json").is_symlink()
-    assert json.loads((tmp_path / "there" / "real.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "there" / "real.json").read_text())["schema_version"] == 2
     assert listing(tmp_path / "there") == ["real.json"]
 
 

@@ -1,4 +1,4 @@
-"""The record that a check leaves: of a configuration, or of one sample of a registered operation."""
+"""What a sweep is made of: a task for each configuration or sample, and the record that its check leaves."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from gradcheck.axes import Configuration
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
+from gradcheck.sweep.codec import decode, decode_record, encode
 
-__all__ = ["SCHEMA_VERSION", "Result", "SampleCase"]
+__all__ = ["SCHEMA_VERSION", "Result", "SampleCase", "Task"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of a result as JSON, and of the files that hold results."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,36 @@ class SampleCase:
     def words(self) -> tuple[str, ...]:
         """The words of the command line that select it: together with the operation's other samples."""
         return "--op", self.operation
+
+
+@dataclass(frozen=True)
+class Task:
+    """One check of a sweep, in words: neither an array nor a function has to travel to where it is made.
+
+    configuration: what is checked. seed: of inputs, directions and masks.
+    source: the words of the command line that name the file of the input or of the operation, where there
+        is one; where the check runs, the file must be found by the same name.
+    program: how the command line is called, for the command that repeats the check.
+    """
+
+    configuration: Configuration | SampleCase
+    seed: int = 0
+    source: tuple[str, ...] = ()
+    program: str = "python cli.py"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from the other tasks of a sweep; its result has the same."""
+        return (*self.source, str(self.configuration))
+
+    def as_json(self) -> dict[str, Any]:
+        """As an object, for `from_json`."""
+        return {**_of_configuration(self.configuration), **_of_others(self)}
+
+    @classmethod
+    def from_json(cls, entry: Any) -> Task:
+        """The task that was written so. Raises ValueError where it is none."""
+        return _read(cls, entry)
 
 
 @dataclass(frozen=True)
@@ -104,21 +136,54 @@ class Result:
         words = (*self.source, *self.configuration.words, "--seed", str(self.seed))
         return f"{self.program} gradcheck {shlex.join(words)}"
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from the other results of a sweep; its task has the same."""
+        return (*self.source, str(self.configuration))
+
     def as_json(self) -> dict[str, Any]:
-        """The entry in the list `checks` of a JSON report."""
+        """As an object that holds everything, for `from_json`, and what is read off it, for other readers.
+
+        Numbers that are not finite are the strings "NaN", "Infinity" and "-Infinity". In `checks` and
+        `findings`, fields that are absent are null or empty.
+        """
         worst = self.worst
-        return {
+        read_off = {
             "operation": self.configuration.operation,
-            "configuration": str(self.configuration),
-            "kernel_forward": ", ".join(self.kernels_forward),
-            "kernel_vjp": ", ".join(self.kernels_vjp),
-            "verdict": str(self.verdict),
-            "reasons": list(self.reasons),
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "verdict": self.verdict,
+            "reasons": self.reasons,
             "error": worst.error if worst else None,
             "bar": worst.bar if worst else None,
             "tolerance": worst.tolerance if worst else None,
             "resolution": self.resolution,
-            "seconds": self.seconds,
             "command": self.command,
         }
+        return {**_of_configuration(self.configuration), **encode(read_off), **_of_others(self)}
+
+    @classmethod
+    def from_json(cls, entry: Any) -> Result:
+        """The result that was written so. Raises ValueError where it is none."""
+        return _read(cls, entry)
+
+
+def _of_configuration(configuration: Configuration | SampleCase) -> dict[str, Any]:
+    """Its text; and the parts of a sample, which its text does not tell."""
+    parts = {"sample": encode(configuration)} if isinstance(configuration, SampleCase) else {}
+    return {"configuration": str(configuration), **parts}
+
+
+def _of_others(record: Task | Result) -> dict[str, Any]:
+    """The fields after the configuration, those with their default value too."""
+    return {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)[1:]}
+
+
+def _read(kind: Any, entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        raise ValueError(f"wanted an object, got {entry!r:.60}")
+    if "sample" in entry:
+        configuration = decode(SampleCase, entry["sample"])
+    else:
+        configuration = Configuration.parse(decode(str, entry.get("configuration")))
+    names = {field.name for field in dataclasses.fields(kind)[1:]}
+    values = {name: value for name, value in entry.items() if name in names}
+    return decode_record(kind, values, configuration=configuration)

@@ -99,21 +99,35 @@ def test_the_command_is_one_line_for_a_shell():
 
 
 def test_the_json_entry_of_a_pass_and_of_an_error():
-    assert result(GOOD).as_json() == {
-        "operation": "layer_norm",
+    assert result(ZERO, TWINS, GOOD).as_json() == {
         "configuration": "layer_norm shape=4,5 tail=1",
-        "kernel_forward": "a, b",
-        "kernel_vjp": "c",
-        "verdict": "PASS",
-        "reasons": [],
-        "findings": [],
+        "operation": "layer_norm",
+        "verdict": "FAIL",
+        "reasons": ["twins: the bits differ"],
         "error": 1e-12,
         "bar": 1e-12,
         "tolerance": 2e-12,
         "resolution": 1e-11,
-        "seconds": 0.5,
         "command": result(GOOD).command,
-    }
+        "seed": 3,
+        "checks": [
+            {
+                "name": "gradient", "verdict": "PASS", "reason": "zero, as declared", "input": "weight",
+                "error": 0.0, "bar": 1e-9, "tolerance": 0.0,
+            },
+            {"name": "twins", "verdict": "FAIL", "reason": "the bits differ"},
+            {
+                "name": "gradient", "verdict": "PASS", "input": "input",
+                "error": 1e-12, "bar": 1e-12, "tolerance": 2e-12, "resolution": 1e-11,
+            },
+        ],
+        "kernels_forward": ["a", "b"],
+        "kernels_vjp": ["c"],
+        "seconds": 0.5,
+        "source": [],
+        "program": "python cli.py",
+        "findings": [],
+    }  # fmt: skip
     entry = result(BROKEN).as_json()
     assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]
     assert entry["error"] is entry["bar"] is entry["tolerance"] is entry["resolution"] is None
@@ -139,12 +153,12 @@ def test_a_finding_stands_in_place_of_the_reason_that_it_explains():
     assert "gradient of input: analytic 0.5" in table.as_text([result(OFF_AT, TWINS)], 0.5)
 
 
-def test_a_finding_is_json_too_and_what_is_not_finite_in_it_is_null():
-    report = json.loads(render([result(OFF_AT, findings=(FOUND,))], 0, {}))
+def test_a_finding_is_json_too_and_what_is_not_finite_in_it_is_named():
+    report = json.loads(render([result(OFF_AT, findings=(FOUND,))], 0))
     (finding,) = report["checks"][0]["findings"]
-    assert finding["input"] == "input" and finding["index"] == [3, 2] and finding["residual"] is None
+    assert finding["input"] == "input" and finding["index"] == [3, 2] and finding["residual"] == "NaN"
     assert finding["terms"] == [["mean path", 0.0]] and finding["sentence"] == "the mean path is missing"
-    assert finding.keys() == {field.name for field in dataclasses.fields(Finding)}
+    assert "norm" not in finding  # nothing was recognised
 
 
 def test_the_result_of_a_sample_names_its_operation_in_the_command():
