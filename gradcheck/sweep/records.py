@@ -85,6 +85,14 @@ class Result:
     program: str = "python cli.py"
     findings: tuple[Finding, ...] = ()
 
+    @classmethod
+    def of_error(cls, task: Task, reason: str, seconds: float = 0.0) -> Result:
+        """The result of a task that could not be carried out."""
+        checks = (Check("worker", Verdict.ERROR, reason),)
+        return cls(
+            task.configuration, task.seed, checks, (), (), seconds, source=task.source, program=task.program
+        )
+
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of the checks."""
