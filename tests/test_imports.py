@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "gradcheck.adapters.tinygrad_bn": ("gradcheck", "numpy", "tinygrad_bn"),
     "gradcheck.adapters.torch": ("gradcheck", "numpy", "torch"),
     "gradcheck.calibration": ("gradcheck", "mpmath", "numpy", "tinygrad_bn", "torch"),
-    "gradcheck.cli": ("click", "gradcheck", "numpy", "rich", "sklearn", "tinygrad_bn"),
+    "gradcheck.cli": ("click", "distributed", "gradcheck", "numpy", "rich", "sklearn", "tinygrad_bn"),
     "gradcheck.mutants.against": ("autograd", "gradcheck", "jax", "numpy", "torch"),
     "gradcheck.pytest_plugin": ("gradcheck", "numpy", "pytest"),
     "gradcheck.report.table": ("gradcheck", "numpy", "rich"),

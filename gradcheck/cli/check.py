@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from gradcheck import axes
-from gradcheck.axes import Configuration
-from gradcheck.cli import arrays, plugins, program, target
+from gradcheck.cli import arrays, executing, plugins, program, target
+from gradcheck.cli.executing import Execution
 from gradcheck.cli.output import OutputFile
 from gradcheck.cli.selection import Job, NothingSelected, Selection
+from gradcheck.cli.sweeping import swept
 from gradcheck.cli.target import Target
 from gradcheck.judge import Verdict
-from gradcheck.sweep import Result
+from gradcheck.sweep import Result, SampleCase, Task
 
 if TYPE_CHECKING:
     from tinygrad_bn.registry import OpSpec
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["gradcheck"]
 
 FAILED, NOTHING_SELECTED = 1, 4
-FORMATS = ("terminal", "json", "svg")
+FORMATS = ("terminal", "json", "jsonl", "svg")
 
 
 def _only(
@@ -81,6 +80,12 @@ def _only(
     help="Check at real data: a batch of scikit-learn's digit images.",
 )
 @target.options
+@executing.options
+@click.option(
+    "--resume",
+    metavar="FILE.jsonl",
+    help="Go on with an interrupted sweep: run what has no result in the file, and add it.",
+)
 @click.option("--list", "only_list", is_flag=True, default=False, help="Print what would run, and stop.")
 @click.option(
     "--format",
@@ -133,8 +138,10 @@ def _sweep(
     only_list: bool,
     output_format: str | None,
     plugin_paths: tuple[str, ...],
+    resume: str | None,
     **options: Any,
 ) -> None:
+    execution = Execution(**{field.name: options.pop(field.name) for field in dataclasses.fields(Execution)})
     if only_list and (destination.path or output_format):
         raise click.UsageError("--list prints names to stdout; leave --format and --output out")
     loaded = plugins.opened(context, plugin_paths)
@@ -150,44 +157,36 @@ def _sweep(
         others = f", {len(at_samples)} at samples" if at_samples else ""
         click.echo(f"{len(jobs)} configurations{others}", err=True)
         return
-    start = time.perf_counter()
     sources = {spec.name: ("--plugin", plugin.path) for plugin in loaded for spec in plugin.operations}
     operations = [(spec, sources.get(spec.name, ())) for spec in selection.registered]
-    results = list(_run(jobs, operations, seed))
+    tasks = _tasks(jobs, operations, seed)
     chosen_format = output_format or destination.format(FORMATS) or FORMATS[0]
-    _write(results, chosen_format, destination, seed, time.perf_counter() - start)
-    context.exit(0 if all(result.verdict is Verdict.PASS for result in results) else FAILED)
+    if chosen_format == "jsonl" and destination.path is None:
+        raise click.UsageError("--format jsonl writes results as they come; pass --output FILE.jsonl")
+    start = time.perf_counter()
+    record = destination.path if chosen_format == "jsonl" else None
+    found = swept(tasks, execution, record, resume)
+    _write(found.results, chosen_format, destination, seed, time.perf_counter() - start)
+    if found.status is not None:
+        context.exit(found.status)
+    context.exit(0 if all(result.verdict is Verdict.PASS for result in found.results) else FAILED)
 
 
-def _run(
+def _tasks(
     jobs: Sequence[Job], operations: Sequence[tuple[OpSpec, tuple[str, ...]]], seed: int
-) -> Iterator[Result]:
-    """Run the checks, with a progress bar where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+) -> list[Task]:
+    """A task for each configuration, and for each sample of the operations; none of them twice."""
+    tasks = [
+        Task(configuration, seed, () if batch is None else batch.source, program())
+        for configuration, batch in jobs
+    ]
+    if operations:
+        from gradcheck.adapters.tinygrad_bn import cases
 
-    # The parallel kernels run on tiny inputs here. Threads that wait for each other by spinning, as OpenMP's
-    # do unless told otherwise before they start, make that several times slower on a machine in use.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-    from gradcheck.adapters.tinygrad_bn import check_configuration
-
-    def one(configuration: Configuration, batch: arrays.Batch | None) -> Iterator[Result]:
-        given = () if batch is None else (batch.values, batch.source)
-        try:
-            yield check_configuration(configuration, seed, *given)
-        except MemoryError:
-            raise click.UsageError(
-                f"{configuration}: does not fit in memory; choose a smaller shape"
-            ) from None
-
-    console = Console(stderr=True)
-    checks = [functools.partial(one, *job) for job in jobs]
-    checks += [functools.partial(plugins.results, spec, seed, source) for spec, source in operations]
-    hidden = not console.is_terminal
-    for check in track(checks, "checking gradients", console=console, transient=True, disable=hidden):
-        for result in check():
-            yield dataclasses.replace(result, program=program())
+        for spec, source in operations:
+            samples = (SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed))
+            tasks += [Task(sample, seed, source, program()) for sample in samples]
+    return list(dict.fromkeys(tasks))
 
 
 def _write(
@@ -198,11 +197,14 @@ def _write(
     if chosen_format == "terminal" and destination.path is None:
         table.show(results, seconds)
         return
-    if chosen_format == "json":
+    if chosen_format == "jsonl":
+        text = None
+    elif chosen_format == "json":
         from gradcheck.report.json import render
 
         text = render(results, seed)
     else:
         text = table.as_svg(results, seconds) if chosen_format == "svg" else table.as_text(results, seconds)
-    destination.write(text)
+    if text is not None:
+        destination.write(text)
     click.echo(table.summary(results, seconds), err=True)

@@ -10,9 +10,10 @@ from typing import Any
 from gradcheck.axes import DTYPES, MODES
 from gradcheck.configurations import family
 from gradcheck.judge import Verdict
+from gradcheck.report import terminal
 from gradcheck.sweep import Result
 
-__all__ = ["Outcome", "failures", "groups", "other_reasons", "worst"]
+__all__ = ["Outcome", "explained", "failures", "groups", "other_reasons", "worst"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,11 @@ def other_reasons(result: Result) -> tuple[str, ...]:
     """The reasons of which no finding says more."""
     found = tuple(f"gradient of {finding.input}: " for finding in result.findings)
     return tuple(reason for reason in result.reasons if not reason.startswith(found))
+
+
+def explained(result: Result) -> Iterator[str]:
+    """Why the verdict is not PASS, in lines of text: the mistake in words first, where it was found."""
+    yield from (finding.sentence for finding in result.findings if finding.sentence)
+    for finding in result.findings:
+        yield from (line for line in terminal.finding_lines(finding) if not line.startswith("→"))
+    yield from other_reasons(result)

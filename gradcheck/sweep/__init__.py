@@ -8,6 +8,7 @@ with concurrent.futures.ThreadPoolExecutor(2) as executor:
 
 from gradcheck.sweep.lines import Header, Lines, Mismatch, Recorded, read
 from gradcheck.sweep.records import SCHEMA_VERSION, Result, SampleCase, Task
+from gradcheck.sweep.running import SweepStopped, run
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -17,6 +18,8 @@ __all__ = [
     "Recorded",
     "Result",
     "SampleCase",
+    "SweepStopped",
     "Task",
     "read",
+    "run",
 ]

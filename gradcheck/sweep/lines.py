@@ -6,6 +6,7 @@ a crash is not there, and its configuration is run again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import itertools
@@ -15,14 +16,15 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from gradcheck.sweep.codec import decode, encode
 from gradcheck.sweep.records import SCHEMA_VERSION, Result, Task
 
-__all__ = ["Header", "Lines", "Mismatch", "Recorded", "read", "versions"]
+__all__ = ["Header", "Lines", "Mismatch", "Recorded", "read", "source_fingerprint", "versions"]
 
 PACKAGES = ("numpy", "numba", "llvmlite")
 FRAMEWORK = "tinygrad_bn"
@@ -53,8 +55,8 @@ class Header:
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Header:
         """The header for these tasks, run by this program. Raises ValueError unless they have one seed."""
-        seeds = {task.seed for task in tasks}
-        if len(seeds) != 1:
+        seeds = {task.seed for task in tasks} or {0}
+        if len(seeds) > 1:
             raise ValueError(f"the tasks of a sweep have one seed; got {len(seeds)} among {len(tasks)} tasks")
         return cls(seeds.pop(), len(tasks), _fingerprint(tasks), versions(), source_fingerprint())
 
@@ -136,14 +138,14 @@ class Lines:
 
     def __init__(self, path: str | Path, header: Header) -> None:
         """Begin a new file, in place of any that is there."""
-        self._file: BinaryIO = open(path, "wb")  # noqa: SIM115 -- closed by `close`
+        self._file: FileIO = open(path, "wb", buffering=0)  # noqa: SIM115 -- closed by `close`
         self._write(encode(header))
 
     @classmethod
     def after(cls, path: str | Path, recorded: Recorded) -> Lines:
         """Go on where `recorded`, the content of the file, ends; a torn line is cut off."""
         lines = cls.__new__(cls)
-        lines._file = open(path, "r+b")  # noqa: SIM115
+        lines._file = open(path, "r+b", buffering=0)  # noqa: SIM115
         lines._file.truncate(recorded.size)
         lines._file.seek(0, os.SEEK_END)
         return lines
@@ -154,8 +156,9 @@ class Lines:
 
     def _write(self, entry: dict[str, Any]) -> None:
         text = json.dumps(entry, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-        self._file.write(text.encode() + b"\n")
-        self._file.flush()
+        left = memoryview(text.encode() + b"\n")
+        while left:  # in one call, which no signal interrupts, unless the disk is full
+            left = left[self._file.write(left) :]
 
     def close(self) -> None:
         """Close the file."""
@@ -182,6 +185,7 @@ def versions() -> dict[str, str]:
     return {**found, FRAMEWORK: importlib.import_module(FRAMEWORK).__version__}
 
 
+@functools.cache  # of what runs, should the files be changed later
 def source_fingerprint() -> str:
     """Of every file of the two packages."""
     digest = hashlib.sha256()

@@ -71,6 +71,36 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Task:
+    """One check of a sweep, in words: neither an array nor a function has to travel to where it is made.
+
+    configuration: what is checked. seed: of inputs, directions and masks.
+    source: the words of the command line that name the file of the input or of the operation, where there
+        is one; where the check runs, the file must be found by the same name.
+    program: how the command line is called, for the command that repeats the check.
+    """
+
+    configuration: Configuration | SampleCase
+    seed: int = 0
+    source: tuple[str, ...] = ()
+    program: str = "python cli.py"
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from the other tasks of a sweep; its result has the same."""
+        return (*self.source, str(self.configuration))
+
+    def as_json(self) -> dict[str, Any]:
+        """As an object, for `from_json`."""
+        return {**_of_configuration(self.configuration), **_of_others(self)}
+
+    @classmethod
+    def from_json(cls, entry: Any) -> Task:
+        """The task that was written so. Raises ValueError where it is none."""
+        return _read(cls, entry)
+
+
+@dataclass(frozen=True)
 class Result:
     """What was found about one configuration or sample.
 
@@ -91,6 +121,14 @@ class Result:
     findings: tuple[Finding, ...] = ()
     place: str = ""
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_error(cls, task: Task, reason: str, seconds: float = 0.0) -> Result:
+        """The result of a task that could not be carried out."""
+        checks = (Check("worker", Verdict.ERROR, reason),)
+        return cls(
+            task.configuration, task.seed, checks, (), (), seconds, source=task.source, program=task.program
+        )
 
     @property
     def verdict(self) -> Verdict:
