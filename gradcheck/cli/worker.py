@@ -55,8 +55,10 @@ class Performer:
         """The result of a task. What it checks cannot raise; its source can."""
         case = task.configuration
         try:
-            sampled = isinstance(case, SampleCase)
-            made = self._sample(task, case) if sampled else self._configuration(task, case)
+            if isinstance(case, SampleCase):
+                made = self._sample(task, case)
+            else:
+                made = self._configuration(task, case)
         except MemoryError:
             return Result.of_error(task, "worker ran out of memory; choose a smaller shape")
         return dataclasses.replace(made, program=task.program)

@@ -45,12 +45,12 @@ class Header:
     source: a fingerprint of the source of gradcheck and tinygrad_bn, which change between versions too.
     """
 
+    schema_version: int
     seed: int
     planned: int
     sweep: str
     versions: dict[str, str]
     source: str
-    schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Header:
@@ -58,7 +58,9 @@ class Header:
         seeds = {task.seed for task in tasks} or {0}
         if len(seeds) > 1:
             raise ValueError(f"the tasks of a sweep have one seed; got {len(seeds)} among {len(tasks)} tasks")
-        return cls(seeds.pop(), len(tasks), _fingerprint(tasks), versions(), source_fingerprint())
+        return cls(
+            SCHEMA_VERSION, seeds.pop(), len(tasks), _fingerprint(tasks), versions(), source_fingerprint()
+        )
 
     def require(self, now: Header, path: str) -> None:
         """Raise Mismatch unless a sweep with the header `now` can go on with the file of this one."""

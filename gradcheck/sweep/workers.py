@@ -29,8 +29,8 @@ PROGRAM = "gradcheck.cli.worker"
 IDLE = 30.0
 """Seconds after which a process that has nothing to do ends: a cluster outlives the sweep."""
 
-# Threads that wait by spinning are slow where they outnumber the cores. Two make the parallel kernels parallel;
-# more would take the cores of the neighbours.
+# Threads that wait by spinning are slow where they outnumber the cores. Two make the parallel kernels
+# parallel; more would take the cores of the neighbours.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "NUMBA_NUM_THREADS": "2"}
 
 

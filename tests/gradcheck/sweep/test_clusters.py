@@ -1,0 +1,91 @@
+"""Sweeps on a Dask cluster, and over MPI ranks: real ones, on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import troubles
+from troubles import alive, figures, reasons
+
+from gradcheck.sweep import read, run
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+def test_a_dask_cluster_gives_the_figures_of_this_process(cluster, tasks, here):
+    with cluster.get_client() as client:
+        assert figures(run(tasks, client.get_executor())) == here
+
+
+def test_trouble_on_a_dask_cluster_costs_one_task_each(cluster, plugin):
+    names = ["is killed", "good 0", "hangs", "good 1"]
+    with cluster.get_client() as client:
+        found = reasons(run(troubles.tasks(plugin, *names), client.get_executor(), timeout=3))
+    assert found == {
+        "is killed": ("worker was killed by SIGKILL",),
+        "hangs": ("worker took longer than the timeout of 3 s and was killed",),
+        "good 0": (),
+        "good 1": (),
+    }
+    assert not alive(plugin)
+
+
+PROGRAM = """
+import sys
+
+import troubles
+from mpi4py.futures import MPIPoolExecutor
+
+from gradcheck import sweep
+from gradcheck.axes import Configuration
+
+if __name__ == "__main__":
+    path, plugin, *cases = sys.argv[1:]
+    tasks = [sweep.Task(Configuration.parse(case), seed=3) for case in cases]
+    trouble = troubles.tasks(plugin, "is killed", "good 0", "hangs", "good 1")
+    with MPIPoolExecutor() as executor, sweep.Lines(path, sweep.Header.of([*tasks, *trouble])) as lines:
+        assert executor.num_workers == 1
+        for result in sweep.run([*tasks, *trouble], executor, timeout=3):
+            lines.write(result)
+"""
+
+
+def test_two_mpi_ranks_give_the_figures_of_this_process(tasks, here, plugin, tmp_path):
+    pytest.importorskip("mpi4py", reason="mpi4py is not installed")
+    mpiexec = Path(sysconfig.get_path("scripts"), "mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("the mpich wheel is not installed")
+    program, path = tmp_path / "program.py", tmp_path / "sweep.jsonl"
+    program.write_text(PROGRAM)
+    cases = [str(task.configuration) for task in tasks]
+    done = subprocess.run(
+        [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py.futures", program, path, plugin, *cases],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "gradcheck")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = read(path)
+    assert found.complete
+    assert figures(r for r in found.results if r.configuration in {t.configuration for t in tasks}) == here
+    assert reasons(r for r in found.results if r.source) == {
+        "is killed": ("worker was killed by SIGKILL",),
+        "hangs": ("worker took longer than the timeout of 3 s and was killed",),
+        "good 0": (),
+        "good 1": (),
+    }
+    assert not alive(plugin)
