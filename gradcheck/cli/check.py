@@ -168,6 +168,7 @@ def _sweep(
     found = swept(tasks, execution, record, resume)
     _write(found.results, chosen_format, destination, seed, time.perf_counter() - start)
     if found.status is not None:
+        click.echo(found.unfinished, err=True)
         context.exit(found.status)
     context.exit(0 if all(result.verdict is Verdict.PASS for result in found.results) else FAILED)
 

@@ -20,11 +20,13 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Swept:
-    """What came out of a sweep: the results in the order of the tasks; if it did not end, the exit status."""
+    """What came out of a sweep: the results, in the order of the tasks. Of one that did not end: the exit
+    status, and how much there is of it, in words."""
 
     results: list[Result]
     planned: int
     status: int | None = None
+    unfinished: str = ""
 
 
 def swept(
@@ -78,9 +80,9 @@ def swept(
             status = problem.exit_code
     place = {task.key: number for number, task in enumerate(tasks)}
     results.sort(key=lambda result: place[result.key])
-    if status is not None:
-        click.echo(_unfinished(len(results), len(tasks), resume or record), err=True)
-    return Swept(results, len(tasks), status)
+    if status is None:
+        return Swept(results, len(tasks))
+    return Swept(results, len(tasks), status, _unfinished(len(results), len(tasks), resume or record))
 
 
 def _followed(results: Iterator[Result], done: int, planned: int) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""A plugin whose kernel ends its process, hangs, or raises, at samples that say which; for tests of sweeps."""
+"""A plugin whose kernel ends its process, hangs, or raises, at samples that say which; to test sweeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ SOURCE = '''
 import os
 import signal
 import sys
-import time
 
 import numpy as np
 from tinygrad_bn import Kernel, Sample, operation
@@ -28,9 +27,6 @@ class NumpyKernel:
                 open(plan["beside"] + str(os.getpid()), "w").close()
                 while True:
                     pass
-            case "is slow":
-                open(plan["beside"] + str(os.getpid()), "w").close()
-                time.sleep(0.5)
             case "raises":
                 raise SystemExit("no more")
             case "talks":
@@ -49,7 +45,7 @@ def samples(rng):
     beside = __file__ + "."
     for number in range(4):
         yield Sample(f"good {number}", (rng.normal(size=5),), {"trouble": "", "beside": beside})
-    for trouble in ("exits", "is killed", "hangs", "is slow", "raises", "talks"):
+    for trouble in ("exits", "is killed", "hangs", "raises", "talks"):
         yield Sample(trouble, (rng.normal(size=5),), {"trouble": trouble, "beside": beside})
 
 
@@ -79,7 +75,7 @@ def tasks(path, *samples):
 
 
 def alive(path):
-    """The processes that have said that they hang, or are slow, and still are there."""
+    """The processes that have said that they hang, and still are there."""
     found = []
     for said in path.parent.glob(f"{path.name}.*"):
         pid = int(said.suffix[1:])

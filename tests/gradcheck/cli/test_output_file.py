@@ -43,16 +43,28 @@ def test_svg_is_a_picture_and_any_other_suffix_is_text(run, tmp_path, monkeypatc
     assert text.startswith("operation") and "\x1b" not in text and text.endswith(" s\n")
 
 
+def test_an_interrupt_later_writes_what_is_there(run, tmp_path):
+    cases = ("--case", QUICK, "--case", "rms_norm shape=3,4 tail=1")
+    result = run("gradcheck", *cases, "--output", tmp_path / "r.json")
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "Interrupted: 1 of 2 configurations done."
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["checks"]
+    assert entry["configuration"] == QUICK
+    assert listing(tmp_path) == ["r.json"]
+
+
 def test_a_failure_is_written_too(run, tmp_path, monkeypatch):
     pretend(monkeypatch, Verdict.FAIL)
     assert run("gradcheck", "--case", QUICK, "--output", tmp_path / "r.json").exit_code == 1
     assert json.loads((tmp_path / "r.json").read_text())["checks"][0]["verdict"] == "FAIL"
 
 
-def test_an_interrupt_keeps_the_old_file_and_leaves_nothing_else(run, tmp_path):
+def test_an_interrupt_before_the_first_result_keeps_the_old_file_and_leaves_nothing_else(
+    run, tmp_path, monkeypatch
+):
+    pretend(monkeypatch, KeyboardInterrupt())
     (tmp_path / "r.json").write_text("old")
-    cases = ("--case", QUICK, "--case", "rms_norm shape=3,4 tail=1")
-    assert run("gradcheck", *cases, "--output", tmp_path / "r.json").exit_code == 130
+    assert run("gradcheck", "--case", QUICK, "--output", tmp_path / "r.json").exit_code == 130
     assert (tmp_path / "r.json").read_text() == "old"
     assert run("gradcheck", "--op", "softmax", "--output", tmp_path / "r.json").exit_code == 2
     assert (tmp_path / "r.json").read_text() == "old"
