@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import troubles
+from click.testing import CliRunner
 from troubles import alive, figures, reasons
 
+from gradcheck.cli import cli
 from gradcheck.sweep import read, run
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +44,38 @@ def test_trouble_on_a_dask_cluster_costs_one_task_each(cluster, plugin):
         "good 1": (),
     }
     assert not alive(plugin)
+
+
+def test_a_dask_worker_that_is_killed_loses_and_repeats_nothing(cluster, plugin):
+    """The scheduler hands its task to another, where it hangs again, and is ended at the timeout."""
+    psutil = pytest.importorskip("psutil", reason="distributed, which needs it, is not installed")
+
+    def kill():
+        while not (pids := alive(plugin)):
+            time.sleep(0.01)
+        psutil.Process(pids[0]).parent().kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    names = ["good 0", "hangs", "good 1", "good 2"]
+    with cluster.get_client() as client:
+        results = list(run(troubles.tasks(plugin, *names), client.get_executor(), timeout=3))
+    killer.join()
+    assert len(results) == 4
+    assert reasons(results) == {
+        "hangs": ("worker took longer than the timeout of 3 s and was killed",),
+        **dict.fromkeys(["good 0", "good 1", "good 2"], ()),
+    }
+    assert len(list(plugin.parent.glob(f"{plugin.name}.*"))) > 1 and not alive(plugin)
+
+
+def test_the_command_line_uses_a_dask_cluster(cluster, tasks, here, tmp_path):
+    path = tmp_path / "sweep.jsonl"
+    cases = [word for task in tasks for word in task.configuration.words]
+    words = ["gradcheck", *cases, "--seed", "3", "--dask", cluster.scheduler_address, "--output", str(path)]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert result.exit_code == 0 and result.stderr.startswith(f"{len(tasks)} configurations: ")
+    assert figures(read(path).results) == here
 
 
 PROGRAM = """
