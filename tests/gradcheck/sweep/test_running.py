@@ -6,7 +6,14 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from multiprocessing import get_context
 
 import pytest
@@ -120,9 +127,17 @@ class Broken(Executor):
         return future
 
 
-def test_a_broken_executor_stops_the_sweep(tasks):
-    with pytest.raises(SweepStopped, match=r"^BrokenExecutor: it is gone$"):
-        list(run(tasks[:3], Broken(0, BrokenExecutor("it is gone"))))
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BrokenExecutor("it is gone"), r"^BrokenExecutor: it is gone$"),
+        (CancelledError(), r"^the executor cancelled what was left; has its scheduler ended\?$"),
+    ],
+    ids=str,
+)
+def test_a_broken_executor_stops_the_sweep(tasks, error, message):
+    with pytest.raises(SweepStopped, match=message):
+        list(run(tasks[:3], Broken(0, error)))
 
 
 def test_what_an_executor_says_of_one_task_is_its_result(tasks):
