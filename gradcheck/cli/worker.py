@@ -88,8 +88,9 @@ class Performer:
             self._cases[key] = {case.name: case for case in found}
         report = self._cases[key][sample.sample].check()
         return Result(
-            sample, task.seed, report.checks, (), (), report.seconds, task.source, findings=report.findings
-        )
+            sample, task.seed, report.checks, (), (), report.seconds, task.source,
+            findings=report.findings, place=report.place,
+        )  # fmt: skip
 
 
 def _families(operation: str) -> set[str]:

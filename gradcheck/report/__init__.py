@@ -19,8 +19,9 @@ class Report:
 
     `evaluations` counts calls of forward, `vjps` calls of backward. `findings` says of each wrong gradient
     where and in which term it is wrong, `notes` what else the reader should know, and `again` is a line that
-    repeats the check. `unseen` is the share of backward runs in which a race may show and yet have been
-    missed, with 95 % confidence; None where the runs were not compared. `str(report)` is meant to be read.
+    repeats the check. `place` is where a backward pass that is not right is written, as file:line. `unseen`
+    is the share of backward runs in which a race may show and yet have been missed, with 95 % confidence;
+    None where the runs were not compared. `str(report)` is meant to be read.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Report:
     notes: tuple[str, ...] = ()
     again: str = ""
     unseen: float | None = None
+    place: str = ""
 
     @property
     def verdict(self) -> Verdict:

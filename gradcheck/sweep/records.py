@@ -72,7 +72,7 @@ class Result:
 
     kernels_forward, kernels_vjp: the compiled kernels that ran. source: the words of the command line that
     name the user's array or file, where there is one. program: how the command line is called. findings: of
-    each wrong gradient, where and in which term it is wrong.
+    each wrong gradient, where and in which term it is wrong. place: file:line of a vjp that is not right.
     """
 
     configuration: Configuration | SampleCase
@@ -84,6 +84,7 @@ class Result:
     source: tuple[str, ...] = ()
     program: str = "python cli.py"
     findings: tuple[Finding, ...] = ()
+    place: str = ""
 
     @classmethod
     def of_error(cls, task: Task, reason: str, seconds: float = 0.0) -> Result:

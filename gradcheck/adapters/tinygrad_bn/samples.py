@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ import numpy as np
 from gradcheck.adapters.tinygrad_bn.functions import Adapted, operation_of, public_function
 from gradcheck.harness import check_pair
 from gradcheck.judge import Check, Verdict
+from gradcheck.repeating import place_of
 from gradcheck.report import Report
 from tinygrad_bn import Kernel, OpSpec, Sample
 from tinygrad_bn.fused import DEFINITION, Fused
@@ -107,7 +109,7 @@ def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[
                 assert kernel is not None  # a name that serves is one that runs
                 served.add(kernel)
                 fn = functools.partial(operation, kernel=name, **sample.attributes)
-                check = functools.partial(_report, spec, fn, inputs, seed, sample.attributes)
+                check = functools.partial(_report, spec, fn, inputs, seed, kernel, sample.attributes)
                 yield Case(f"{sample.name}, {name} {dtype}", _dtype(spec, inputs), check)
     for kernel in kernels:
         if kernel not in served:
@@ -122,21 +124,26 @@ def _cast(value: Any, dtype: str) -> Any:
 
 
 def _report(
-    spec: OpSpec, fn: Callable[..., Any], inputs: Sequence[Any], seed: int, attributes: Any = None
+    spec: OpSpec,
+    fn: Callable[..., Any],
+    inputs: Sequence[Any],
+    seed: int,
+    kernel: Kernel | None = None,
+    attributes: Any = None,
 ) -> Report:
-    """The report at one sample; `attributes` where there is a definition to compare a kernel with."""
+    """The report at one sample; a kernel is compared with the definition, which takes `attributes`."""
     gradients = range(len(inputs)) if spec.variadic else spec.gradients
     wanted = tuple(i for i in gradients if inputs[i] is not None and inputs[i].dtype.kind == "f")
     pair = Adapted(fn, inputs, wanted).pair(list(inputs))
     reference: Callable[..., Any] | None = None
     zero: tuple[int, ...] = ()
-    if attributes is not None:
+    if kernel is not None:
         zero = _zero(spec, inputs, attributes, wanted, seed)
 
         def reference(*arrays: Any) -> Any:
             return spec.definition(array_functions, *arrays, **attributes)[0]
 
-    return check_pair(
+    report = check_pair(
         pair.forward,
         pair.backward,
         pair.inputs,
@@ -149,6 +156,9 @@ def _report(
         framework=True,
         seed=seed,
     )
+    if report.verdict is Verdict.PASS:
+        return report
+    return dataclasses.replace(report, place=place_of(kernel.resolve().vjp if kernel else spec.definition))
 
 
 def _zero(

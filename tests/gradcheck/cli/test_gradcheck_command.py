@@ -19,7 +19,7 @@ QUICK = "layer_norm shape=4,5 tail=1"
 DROPOUT = "dropout shape=3,5 mask_axes=0 p=0.25 scaling=upscale_in_train affine=none dtype=float32"
 KEYS = {
     "operation", "configuration", "seed", "kernels_forward", "kernels_vjp", "verdict", "reasons", "checks",
-    "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program",
+    "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program", "place",
 }  # fmt: skip
 
 
