@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import blocks
 
 yaml = pytest.importorskip("yaml", reason="pre-commit, which needs PyYAML, is not installed")
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "how-to" / "check-in-ci.md"
 NORMS = """
 import numpy as np
 
@@ -35,9 +35,9 @@ def backward(saved, cotangent):
 RIGHT, WRONG = "g.mean(axis=-1, keepdims=True)", "0"
 
 
-def blocks():
+def of_page():
     """The YAML of the page."""
-    return [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)]
+    return [yaml.safe_load(text) for text in blocks("check-in-ci.md", "yaml")]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_action_checks_with_the_options_of_the_page(repository, path, mean, 
     assert check["env"] == {"OPTIONS": "${{ inputs.options }}"} and action["inputs"].keys() == {"options"}
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", check["run"]],
-        env={**os.environ, "PATH": path, "OPTIONS": options_of(blocks()[0])},
+        env={**os.environ, "PATH": path, "OPTIONS": options_of(of_page()[0])},
         cwd=repository(mean),
         capture_output=True,
         text=True,
@@ -96,7 +96,7 @@ def test_the_action_checks_with_the_options_of_the_page(repository, path, mean, 
 
 
 def test_the_steps_of_the_page_are_steps():
-    workflow, steps, config = blocks()
+    workflow, steps, config = of_page()
     (job,) = workflow["jobs"].values()
     assert workflow[True] == ["push", "pull_request"]  # `on` is a truth value to YAML 1.1
     for step in [*job["steps"], *steps]:
@@ -122,7 +122,7 @@ def test_the_hook_lets_a_commit_through_or_not(repository, path, tmp_path, mean,
     shutil.copy(ROOT / ".pre-commit-hooks.yaml", ours)
     for words in (["init"], ["add", "."], ["commit", "-m", "hooks"]):
         assert run("git", *words, folder=ours).returncode == 0
-    config = blocks()[2]
+    config = of_page()[2]
     config["repos"][0] |= {
         "repo": str(ours),
         "rev": run("git", "rev-parse", "HEAD", folder=ours).stdout.strip(),

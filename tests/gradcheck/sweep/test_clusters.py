@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import troubles
 from click.testing import CliRunner
+from pages import blocks
 from troubles import alive, figures, reasons
 
 from gradcheck.cli import cli
@@ -98,23 +99,40 @@ if __name__ == "__main__":
 """
 
 
-def test_two_mpi_ranks_give_the_figures_of_this_process(tasks, here, plugin, tmp_path):
+@pytest.fixture
+def over_mpi(tmp_path):
+    """Run a program over two MPI ranks, in a folder of its own; it must print nothing, and end well."""
     pytest.importorskip("mpi4py", reason="mpi4py is not installed")
     mpiexec = Path(sysconfig.get_path("scripts"), "mpiexec")
     if not mpiexec.exists():
         pytest.skip("the mpich wheel is not installed")
-    program, path = tmp_path / "program.py", tmp_path / "sweep.jsonl"
-    program.write_text(PROGRAM)
-    cases = [str(task.configuration) for task in tasks]
-    done = subprocess.run(
-        [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py.futures", program, path, plugin, *cases],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "gradcheck")])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+
+    def run(text, *words):
+        (tmp_path / "over_mpi.py").write_text(text)
+        done = subprocess.run(
+            [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py.futures", "over_mpi.py", *words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "gradcheck")])},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+    return run
+
+
+def test_the_program_of_the_page_runs_over_mpi(over_mpi, tmp_path):
+    (program,) = (text for text in blocks("run-a-sweep-on-many-processes.md", "python") if "mpi4py" in text)
+    over_mpi(program)
+    found = read(tmp_path / "sweep.jsonl")
+    assert found.complete and {result.configuration.operation for result in found.results} == {"rms_norm"}
+
+
+def test_two_mpi_ranks_give_the_figures_of_this_process(tasks, here, plugin, tmp_path, over_mpi):
+    path = tmp_path / "sweep.jsonl"
+    over_mpi(PROGRAM, path, plugin, *(str(task.configuration) for task in tasks))
     found = read(path)
     assert found.complete
     assert figures(r for r in found.results if r.configuration in {t.configuration for t in tasks}) == here
