@@ -157,7 +157,7 @@ class Lines:
         self._write(result.as_json())
 
     def _write(self, entry: dict[str, Any]) -> None:
-        text = json.dumps(entry, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(entry, allow_nan=False, separators=(",", ":"))
         left = memoryview(text.encode() + b"\n")
         while left:  # in one call, which no signal interrupts, unless the disk is full
             left = left[self._file.write(left) :]
