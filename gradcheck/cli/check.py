@@ -11,14 +11,15 @@ import click
 from click.core import ParameterSource
 
 from gradcheck import axes
-from gradcheck.cli import arrays, executing, plugins, program, target
+from gradcheck.cli import arrays, executing, plugins, program, reports, target
 from gradcheck.cli.executing import Execution
-from gradcheck.cli.output import OutputFile
+from gradcheck.cli.reports import Reports
 from gradcheck.cli.selection import Job, NothingSelected, Selection
 from gradcheck.cli.sweeping import swept
 from gradcheck.cli.target import Target
 from gradcheck.judge import Verdict
-from gradcheck.sweep import Result, SampleCase, Task
+from gradcheck.report.groups import Outcome
+from gradcheck.sweep import SampleCase, Task
 
 if TYPE_CHECKING:
     from tinygrad_bn.registry import OpSpec
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["gradcheck"]
 
 FAILED, NOTHING_SELECTED = 1, 4
-FORMATS = ("terminal", "json", "jsonl", "svg")
 
 
 def _only(
@@ -87,15 +87,16 @@ def _only(
     help="Go on with an interrupted sweep: run what has no result in the file, and add it.",
 )
 @click.option("--list", "only_list", is_flag=True, default=False, help="Print what would run, and stop.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(FORMATS),
-    help="Default: by the suffix of --output, or terminal.",
-)
-@click.option("--output", metavar="FILE", help="Write the report to a file instead of stdout.")
+@reports.options
 @click.pass_context
-def gradcheck(context: click.Context, /, output: str | None, seed: int, **options: Any) -> None:
+def gradcheck(
+    context: click.Context,
+    /,
+    report_paths: tuple[str, ...],
+    output_format: str | None,
+    seed: int,
+    **options: Any,
+) -> None:
     """Check analytic gradients against numeric ones: of the built-in operations, over their axis
     configurations, of the operations of plugins, at their samples, or of a function in a file of yours.
 
@@ -103,19 +104,31 @@ def gradcheck(context: click.Context, /, output: str | None, seed: int, **option
     forward pass, float32 against float64, the sequential and the parallel kernel against the definition and
     each other, and facts such as "the gradient sums to zero over the normalized axes".
     """
-    destination = OutputFile(output)  # before the work, so that an unwritable path does not waste it
     of_target = {option.name: options.pop(option.name) for option in _of_target(context)}
     common = {name: options[name] for name in ("dtypes", "input_path")}
+    if options["only_list"] and (report_paths or output_format):
+        raise click.UsageError("--list prints names to stdout; leave --format and --report out")
     if of_target["text"] is None:
         _refuse_given(context, of_target, "is an option of --target FILE.py:FUNCTION; pass that too")
-        _sweep(context, destination, seed, **options)
     else:
         _refuse_given(context, options.keys() - common, "does not go with --target; leave one of them out")
-        if destination.format(FORMATS) is not None:
-            raise click.UsageError(f"--output: of a target the report is text; {output} names another format")
-        report = Target(**of_target, **common).check(seed)
-        destination.write(str(report))
-        context.exit(0 if report.verdict is Verdict.PASS else FAILED)
+    wanted = Reports(
+        report_paths, output_format
+    )  # before the work, so that an unwritable path does not waste it
+    if of_target["text"] is None:
+        _sweep(context, wanted, seed, **options)
+    else:
+        _target(context, wanted, seed, Target(**of_target, **common))
+
+
+def _target(context: click.Context, wanted: Reports, seed: int, target: Target) -> None:
+    """Check one function; what is printed for people is its report, not a table with one row."""
+    if wanted.lines:
+        raise click.UsageError(f"--report: {wanted.lines[0]} is for sweeps; of a target write .json")
+    report = target.check(seed)
+    outcome = Outcome([target.result(report)], seed, report.seconds, planned=1)
+    wanted.write(outcome, str(report))
+    context.exit(0 if report.verdict is Verdict.PASS else FAILED)
 
 
 def _of_target(context: click.Context) -> list[click.Parameter]:
@@ -133,17 +146,14 @@ def _refuse_given(context: click.Context, names: Collection[str], why: str) -> N
 
 def _sweep(
     context: click.Context,
-    destination: OutputFile,
+    wanted: Reports,
     seed: int,
     only_list: bool,
-    output_format: str | None,
     plugin_paths: tuple[str, ...],
     resume: str | None,
     **options: Any,
 ) -> None:
     execution = Execution(**{field.name: options.pop(field.name) for field in dataclasses.fields(Execution)})
-    if only_list and (destination.path or output_format):
-        raise click.UsageError("--list prints names to stdout; leave --format and --output out")
     loaded = plugins.opened(context, plugin_paths)
     selection = Selection(**options, declared=tuple(spec for plugin in loaded for spec in plugin.operations))
     try:
@@ -160,16 +170,20 @@ def _sweep(
     sources = {spec.name: ("--plugin", plugin.path) for plugin in loaded for spec in plugin.operations}
     operations = [(spec, sources.get(spec.name, ())) for spec in selection.registered]
     tasks = _tasks(jobs, operations, seed)
-    chosen_format = output_format or destination.format(FORMATS) or FORMATS[0]
-    if chosen_format == "jsonl" and destination.path is None:
-        raise click.UsageError("--format jsonl writes results as they come; pass --output FILE.jsonl")
     start = time.perf_counter()
-    record = destination.path if chosen_format == "jsonl" else None
-    found = swept(tasks, execution, record, resume)
-    _write(found.results, chosen_format, destination, seed, time.perf_counter() - start)
+    found = swept(tasks, execution, wanted.lines, resume)
+    outcome = Outcome(
+        found.results,
+        seed,
+        time.perf_counter() - start,
+        planned=found.planned,
+        interrupted=found.status is not None,
+    )
+    wanted.write(outcome)
     if found.status is not None:
+        click.echo(found.unfinished, err=True)
         context.exit(found.status)
-    context.exit(0 if all(result.verdict is Verdict.PASS for result in found.results) else FAILED)
+    context.exit(0 if outcome.verdict is Verdict.PASS else FAILED)
 
 
 def _tasks(
@@ -187,24 +201,3 @@ def _tasks(
             samples = (SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed))
             tasks += [Task(sample, seed, source, program()) for sample in samples]
     return list(dict.fromkeys(tasks))
-
-
-def _write(
-    results: list[Result], chosen_format: str, destination: OutputFile, seed: int, seconds: float
-) -> None:
-    from gradcheck.report import table
-
-    if chosen_format == "terminal" and destination.path is None:
-        table.show(results, seconds)
-        return
-    if chosen_format == "jsonl":
-        text = None
-    elif chosen_format == "json":
-        from gradcheck.report.json import render
-
-        text = render(results, seed)
-    else:
-        text = table.as_svg(results, seconds) if chosen_format == "svg" else table.as_text(results, seconds)
-    if text is not None:
-        destination.write(text)
-    click.echo(table.summary(results, seconds), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -98,6 +99,8 @@ def _client(address: str) -> Iterator[Any]:
         raise click.UsageError(
             "--dask needs distributed, which is not installed; pip install distributed"
         ) from None
+    # A connection that fails is told in one line, below or by the sweep that it stops.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECTING)
     except (OSError, ValueError, TypeError) as error:

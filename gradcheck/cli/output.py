@@ -24,10 +24,10 @@ class OutputFile:
         if self.path is None:
             return
         if os.path.isdir(self.path) or not path:  # of pathlib's, some raise on a name that is too long
-            raise click.UsageError(f"--output: {path or 'the empty path'} is a folder; name a file in it")
+            raise click.UsageError(f"--report: {path or 'the empty path'} is a folder; name a file in it")
         folder = self.path.parent
         if not os.path.isdir(folder):
-            raise click.UsageError(f"--output: there is no folder {folder}; make it, or choose another path")
+            raise click.UsageError(f"--report: there is no folder {folder}; make it, or choose another path")
         try:
             if not self._replaceable:
                 return
@@ -77,7 +77,7 @@ class OutputFile:
 
     def _unwritable(self, error: OSError) -> click.UsageError:
         return click.UsageError(
-            f"--output: {self.path} cannot be written ({error.strerror}); choose another path"
+            f"--report: {self.path} cannot be written ({error.strerror}); choose another path"
         )
 
 

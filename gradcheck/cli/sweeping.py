@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,20 +21,22 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Swept:
-    """What came out of a sweep: the results in the order of the tasks; if it did not end, the exit status."""
+    """What came out of a sweep: the results, in the order of the tasks. Of one that did not end: the exit
+    status, and how much there is of it, in words."""
 
     results: list[Result]
     planned: int
     status: int | None = None
+    unfinished: str = ""
 
 
 def swept(
-    tasks: Sequence[Task], execution: Execution, record: Path | None = None, resume: str | None = None
+    tasks: Sequence[Task], execution: Execution, lines: Sequence[Path] = (), resume: str | None = None
 ) -> Swept:
     """Carry out the tasks, with a progress bar where stderr is a terminal.
 
     Args:
-        record: a file to write each result to as it comes.
+        lines: files to write each result to as it comes.
         resume: such a file, of which the tasks without a result are carried out.
 
     Raises:
@@ -48,19 +51,19 @@ def swept(
         if resume is not None:
             found = _read(resume, Header.of(tasks))
             results += found.results
-        if record is not None:
-            _refuse_to_overwrite(record, resume)
+        for path in lines:
+            _refuse_to_overwrite(path, resume)
         perform = stack.enter_context(execution.opened())  # before a file is touched
         if resume is not None and found is not None:
             records.append(
                 stack.enter_context(_Record("--resume", resume, lambda: Lines.after(resume, found)))
             )
-        if record is not None and not _same(record, resume):
-            records.append(
-                stack.enter_context(_Record("--output", record, lambda: Lines(record, Header.of(tasks))))
-            )
-            for result in results:
-                records[-1].write(result)
+        for path in lines:
+            if not _same(path, resume):
+                opening = functools.partial(Lines, path, Header.of(tasks))
+                records.append(stack.enter_context(_Record("--report", path, opening)))
+                for result in results:
+                    records[-1].write(result)
         done = {result.key for result in results}
         left = [task for task in tasks if task.key not in done]
         try:
@@ -78,9 +81,11 @@ def swept(
             status = problem.exit_code
     place = {task.key: number for number, task in enumerate(tasks)}
     results.sort(key=lambda result: place[result.key])
-    if status is not None:
-        click.echo(_unfinished(len(results), len(tasks), resume or record), err=True)
-    return Swept(results, len(tasks), status)
+    if status is None:
+        return Swept(results, len(tasks))
+    return Swept(
+        results, len(tasks), status, _unfinished(len(results), len(tasks), resume or next(iter(lines), None))
+    )
 
 
 def _followed(results: Iterator[Result], done: int, planned: int) -> Iterator[Result]:
@@ -120,7 +125,7 @@ def _read(path: str, header: Header) -> Recorded:
         found.header.require(header, path)
     except FileNotFoundError:
         raise click.UsageError(
-            f"--resume: there is no file {path}; begin one with --output FILE.jsonl"
+            f"--resume: there is no file {path}; begin one with --report FILE.jsonl"
         ) from None
     except OSError as error:
         raise click.UsageError(f"--resume: {path} cannot be read ({error.strerror})") from None
@@ -142,7 +147,7 @@ def _refuse_to_overwrite(path: Path, resume: str | None) -> None:
     if not found.complete:
         done = _progress(len(found.results), found.header.planned)
         raise click.UsageError(
-            f"--output: {path} holds an interrupted sweep ({done}); go on with --resume {path}, or delete it"
+            f"--report: {path} holds an interrupted sweep ({done}); go on with --resume {path}, or delete it"
         )
 
 

@@ -39,24 +39,28 @@ class Performer:
     def __init__(self) -> None:
         self._batches: dict[tuple[str, ...], list[arrays.Batch]] = {}
         self._cases: dict[tuple[str, int], dict[str, Case]] = {}
-        self._compiled: set[str] = set()
+        self._prepared: set[str] = set()
 
     def prepare(self, task: Task) -> None:
         """See to it that the kernels are loaded, not compiled here: then figures are the same everywhere."""
-        families = _families(task.configuration.operation) - self._compiled
-        if families:
-            from tinygrad_bn.kernels.cpu.compiling import compile_elsewhere
+        operation = task.configuration.operation
+        if operation not in self._prepared:
+            self._prepared.add(operation)
+            families = _families(operation)
+            if families:
+                from tinygrad_bn.kernels.cpu.compiling import compile_elsewhere
 
-            for family in sorted(families):
-                compile_elsewhere(family)
-            self._compiled |= families
+                for family in sorted(families):
+                    compile_elsewhere(family)
 
     def __call__(self, task: Task) -> Result:
         """The result of a task. What it checks cannot raise; its source can."""
         case = task.configuration
         try:
-            sampled = isinstance(case, SampleCase)
-            made = self._sample(task, case) if sampled else self._configuration(task, case)
+            if isinstance(case, SampleCase):
+                made = self._sample(task, case)
+            else:
+                made = self._configuration(task, case)
         except MemoryError:
             return Result.of_error(task, "worker ran out of memory; choose a smaller shape")
         return dataclasses.replace(made, program=task.program)

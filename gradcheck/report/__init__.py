@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
@@ -55,3 +56,9 @@ class Report:
 
     def __str__(self) -> str:
         return terminal.render(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: pictures where jinja2 is installed, and the text where it is not."""
+        from gradcheck.report import html
+
+        return html.fragment(self) if html.available() else f"<pre>{escape(str(self))}</pre>"

@@ -64,7 +64,7 @@ def groups(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]
 
 
 def worst(group: Sequence[Result]) -> tuple[str, str]:
-    """The error that came nearest to what is allowed, and what is allowed there; empty where none is known."""
+    """The error that came nearest to what is allowed, and what is allowed there; empty where there is none."""
     checks = [(result.verdict, check) for result in group if (check := result.worst) is not None]
     if not checks:
         return "", ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
+from gradcheck.report.picture import picture
 
 if TYPE_CHECKING:
     from gradcheck.report import Report
@@ -57,6 +58,7 @@ def finding_lines(finding: Finding) -> list[str]:
         _labelled(element, numbers),
         _labelled("", f"{extent}; {finding.pattern}" if finding.pattern else extent),
     ]
+    lines += [_labelled("", line) for line in picture(finding)]
     if finding.norm:
         lines.append(_labelled("recognised", finding.norm))
     if finding.terms:

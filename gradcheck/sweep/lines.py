@@ -45,12 +45,12 @@ class Header:
     source: a fingerprint of the source of gradcheck and tinygrad_bn, which change between versions too.
     """
 
+    schema_version: int
     seed: int
     planned: int
     sweep: str
     versions: dict[str, str]
     source: str
-    schema_version: int = SCHEMA_VERSION
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Header:
@@ -58,7 +58,9 @@ class Header:
         seeds = {task.seed for task in tasks} or {0}
         if len(seeds) > 1:
             raise ValueError(f"the tasks of a sweep have one seed; got {len(seeds)} among {len(tasks)} tasks")
-        return cls(seeds.pop(), len(tasks), _fingerprint(tasks), versions(), source_fingerprint())
+        return cls(
+            SCHEMA_VERSION, seeds.pop(), len(tasks), _fingerprint(tasks), versions(), source_fingerprint()
+        )
 
     def require(self, now: Header, path: str) -> None:
         """Raise Mismatch unless a sweep with the header `now` can go on with the file of this one."""
@@ -155,7 +157,7 @@ class Lines:
         self._write(result.as_json())
 
     def _write(self, entry: dict[str, Any]) -> None:
-        text = json.dumps(entry, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(entry, allow_nan=False, separators=(",", ":"))
         left = memoryview(text.encode() + b"\n")
         while left:  # in one call, which no signal interrupts, unless the disk is full
             left = left[self._file.write(left) :]

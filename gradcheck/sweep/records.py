@@ -22,13 +22,15 @@ SCHEMA_VERSION = 2
 class SampleCase:
     """One sample of a registered operation, as its declaration names it, run by one of its kernels.
 
-    selected_by: the words of the command line that select it; by default those that name the operation.
+    command, selected_by: the command that checks it, and the words that select it; by default those that
+        name the operation.
     """
 
     operation: str
     sample: str
     dtype: str = "float64"
     mode: str = "training"
+    command: str = "gradcheck"
     selected_by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -38,36 +40,6 @@ class SampleCase:
     def words(self) -> tuple[str, ...]:
         """The words of the command line that select it: together with the operation's other samples."""
         return self.selected_by or ("--op", self.operation)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One check of a sweep, in words: neither an array nor a function has to travel to where it is made.
-
-    configuration: what is checked. seed: of inputs, directions and masks.
-    source: the words of the command line that name the file of the input or of the operation, where there
-        is one; where the check runs, the file must be found by the same name.
-    program: how the command line is called, for the command that repeats the check.
-    """
-
-    configuration: Configuration | SampleCase
-    seed: int = 0
-    source: tuple[str, ...] = ()
-    program: str = "python cli.py"
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """What tells it from the other tasks of a sweep; its result has the same."""
-        return (*self.source, str(self.configuration))
-
-    def as_json(self) -> dict[str, Any]:
-        """As an object, for `from_json`."""
-        return {**_of_configuration(self.configuration), **_of_others(self)}
-
-    @classmethod
-    def from_json(cls, entry: Any) -> Task:
-        """The task that was written so. Raises ValueError where it is none."""
-        return _read(cls, entry)
 
 
 @dataclass(frozen=True)
@@ -179,7 +151,8 @@ class Result:
     def command(self) -> str:
         """The command that repeats this check."""
         words = (*self.source, *self.configuration.words, "--seed", str(self.seed))
-        return f"{self.program} gradcheck {shlex.join(words)}"
+        command = self.configuration.command if isinstance(self.configuration, SampleCase) else "gradcheck"
+        return f"{self.program} {command} {shlex.join(words)}"
 
     @property
     def key(self) -> tuple[str, ...]:

@@ -54,9 +54,9 @@ def run(
 def _result(future: Future, task: Task) -> Result:
     try:
         return Result.from_json(future.result())
-    except (BrokenExecutor, CancelledError, WorkerUnavailable) as error:
-        raise SweepStopped(
-            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        ) from error
+    except CancelledError as error:
+        raise SweepStopped("the executor cancelled what was left; has its scheduler ended?") from error
+    except (BrokenExecutor, WorkerUnavailable) as error:
+        raise SweepStopped(f"{type(error).__name__}: {error}") from error
     except Exception as error:  # of the executor, about this task
         return Result.of_error(task, f"worker was lost: {type(error).__name__}: {error}")

@@ -29,8 +29,11 @@ PROGRAM = "gradcheck.cli.worker"
 IDLE = 30.0
 """Seconds after which a process that has nothing to do ends: a cluster outlives the sweep."""
 
-# Threads that wait by spinning are slow where they outnumber the cores. Two make the parallel kernels parallel;
-# more would take the cores of the neighbours.
+CLOSING = 5.0
+"""Seconds within which a process that says no more has ended."""
+
+# Threads that wait by spinning are slow where they outnumber the cores. Two make the parallel kernels
+# parallel; more would take the cores of the neighbours.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "NUMBA_NUM_THREADS": "2"}
 
 
@@ -59,7 +62,7 @@ def carry_out(entry: dict[str, Any], timeout: float | None, sweep: str, source: 
         if worker is not None:
             worker.end()
         worker = _thread.worker = _Worker(sweep)
-    return worker.carry_out(Task.from_json(entry), timeout).as_json()
+    return worker.carry_out(entry, timeout)
 
 
 def end_all(sweep: str) -> None:
@@ -84,7 +87,7 @@ class _Worker:
         self._over = False
         _workers.add(self)
 
-    def carry_out(self, task: Task, timeout: float | None) -> Result:
+    def carry_out(self, task: dict[str, Any], timeout: float | None) -> dict[str, Any]:
         """The result of a task: an ERROR where the process died of it, or was killed at the timeout."""
         with self._busy:
             self._rest.cancel()
@@ -111,7 +114,7 @@ class _Worker:
             finally:
                 self._busy.release()
 
-    def _result(self, task: Task, timeout: float | None) -> Result:
+    def _result(self, task: dict[str, Any], timeout: float | None) -> dict[str, Any]:
         began = time.perf_counter()
         late = threading.Event()
         try:
@@ -126,16 +129,16 @@ class _Worker:
             reason = (
                 f"took longer than the timeout of {timeout:g} s and was killed" if late.is_set() else died
             )
-            return Result.of_error(task, f"worker {reason}", seconds)
-        return Result.from_json(answer["result"])
+            return Result.of_error(Task.from_json(task), f"worker {reason}", seconds).as_json()
+        return answer["result"]
 
-    def _handed_over(self, task: Task) -> dict[str, Any]:
+    def _handed_over(self, task: dict[str, Any]) -> dict[str, Any]:
         """What the process says when it begins with the task, or, where it cannot, the result."""
         for last in (False, True):
             try:
                 process = self._running()
                 assert process.stdin is not None
-                process.stdin.write(json.dumps(task.as_json()).encode() + b"\n")
+                process.stdin.write(json.dumps(task).encode() + b"\n")
                 process.stdin.flush()
                 return self._answer()
             except (_Died, OSError):  # of something else: it had not begun
@@ -173,7 +176,11 @@ class _Worker:
         assert process is not None and process.stdout is not None
         line = process.stdout.readline()
         if not line.endswith(b"\n"):
-            raise _Died(_how(process.wait()))
+            try:
+                raise _Died(_how(process.wait(CLOSING)))
+            except subprocess.TimeoutExpired:
+                self._kill()
+                raise _Died("closed its pipe") from None
         return json.loads(line)
 
     @contextlib.contextmanager

@@ -91,7 +91,7 @@ def _of_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[Ca
         fn = (lambda *parts, call=call: call(parts)) if spec.variadic else call
         inputs = _arrays(sample.inputs)
         check = functools.partial(_report, spec, fn, inputs, seed)
-        yield Case(sample.name, _dtype(spec, inputs), functools.partial(_placed, check, spec.definition))
+        yield Case(sample.name, _dtype(spec, inputs), check)
 
 
 def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[Case]:
@@ -109,9 +109,8 @@ def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[
                 assert kernel is not None  # a name that serves is one that runs
                 served.add(kernel)
                 fn = functools.partial(operation, kernel=name, **sample.attributes)
-                check = functools.partial(_report, spec, fn, inputs, seed, sample.attributes)
-                placed = functools.partial(_placed, check, kernel.resolve().vjp)
-                yield Case(f"{sample.name}, {name} {dtype}", _dtype(spec, inputs), placed)
+                check = functools.partial(_report, spec, fn, inputs, seed, kernel, sample.attributes)
+                yield Case(f"{sample.name}, {name} {dtype}", _dtype(spec, inputs), check)
     for kernel in kernels:
         if kernel not in served:
             reason = f"kernel {kernel.name!r} ({kernel.target}) serves no sample, so nothing was checked"
@@ -120,34 +119,31 @@ def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[
             yield Case(f"kernel {kernel.name}", "float64", check)
 
 
-def _placed(check: Callable[[], Report], function: Callable[..., Any]) -> Report:
-    """The report, with the place of the function to mend where there is something to mend."""
-    report = check()
-    if report.verdict is Verdict.PASS:
-        return report
-    return dataclasses.replace(report, place=place_of(function))
-
-
 def _cast(value: Any, dtype: str) -> Any:
     return value.astype(dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
 
 
 def _report(
-    spec: OpSpec, fn: Callable[..., Any], inputs: Sequence[Any], seed: int, attributes: Any = None
+    spec: OpSpec,
+    fn: Callable[..., Any],
+    inputs: Sequence[Any],
+    seed: int,
+    kernel: Kernel | None = None,
+    attributes: Any = None,
 ) -> Report:
-    """The report at one sample; `attributes` where there is a definition to compare a kernel with."""
+    """The report at one sample; a kernel is compared with the definition, which takes `attributes`."""
     gradients = range(len(inputs)) if spec.variadic else spec.gradients
     wanted = tuple(i for i in gradients if inputs[i] is not None and inputs[i].dtype.kind == "f")
     pair = Adapted(fn, inputs, wanted).pair(list(inputs))
     reference: Callable[..., Any] | None = None
     zero: tuple[int, ...] = ()
-    if attributes is not None:
+    if kernel is not None:
         zero = _zero(spec, inputs, attributes, wanted, seed)
 
         def reference(*arrays: Any) -> Any:
             return spec.definition(array_functions, *arrays, **attributes)[0]
 
-    return check_pair(
+    report = check_pair(
         pair.forward,
         pair.backward,
         pair.inputs,
@@ -160,6 +156,9 @@ def _report(
         framework=True,
         seed=seed,
     )
+    if report.verdict is Verdict.PASS:
+        return report
+    return dataclasses.replace(report, place=place_of(kernel.resolve().vjp if kernel else spec.definition))
 
 
 def _zero(

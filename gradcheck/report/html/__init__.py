@@ -6,6 +6,7 @@ The page needs neither the network nor scripts to be read: pictures are inside i
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,16 @@ from gradcheck.sweep.lines import versions
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["MISSING", "fragment", "page"]
+__all__ = ["MISSING", "available", "fragment", "page"]
 
 MISSING = "HTML needs jinja2, which is not installed; pip install 'tinygrad-bn[report]'"
 SHOWN = 40
 """How many failures are shown with their pictures: of each operation those that differ in kind come first."""
+
+
+def available() -> bool:
+    """Whether jinja2 is installed."""
+    return importlib.util.find_spec("jinja2") is not None
 
 
 def page(outcome: Outcome) -> str:
@@ -34,14 +40,18 @@ def page(outcome: Outcome) -> str:
     shown = _telling(failed)
     anchors = {id(result): f"f{number}" for number, result in enumerate([*shown, *_others(failed, shown)], 1)}
     counts = Counter(result.verdict for result in outcome.results)
-    return _environment().get_template("page.html").render(
-        outcome=outcome,
-        counts=[(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]],
-        rows=list(_rows(outcome.results, anchors)),
-        regimes=list(regimes(outcome.results).values()),
-        entries=[of_result(result, anchors[id(result)]) for result in shown],
-        others=[(anchors[id(result)], result) for result in _others(failed, shown)],
-        versions=versions(),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            outcome=outcome,
+            counts=[(verdict, counts[verdict]) for verdict in Verdict if counts[verdict]],
+            rows=list(_rows(outcome.results, anchors)),
+            regimes=list(regimes(outcome.results).values()),
+            entries=[of_result(result, anchors[id(result)]) for result in shown],
+            others=[(anchors[id(result)], result) for result in _others(failed, shown)],
+            versions=versions(),
+        )
     )
 
 

@@ -124,7 +124,10 @@ def _gradients(checks: Sequence[Check]) -> tuple[Gradient, ...]:
             plot=None if check.curve is None else plot(check.curve),
         )
         for check in checks
-        if check.name == "gradient" and check.input and check.analytic is not None and check.numeric is not None
+        if check.name == "gradient"
+        and check.input
+        and check.analytic is not None
+        and check.numeric is not None
     )
 
 

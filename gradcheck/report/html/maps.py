@@ -63,7 +63,15 @@ def maps(finding: Finding) -> tuple[Map, ...]:
     largest = float(np.max(finite[np.isfinite(finite)], initial=0.0)) or 1.0
     where, reading = arranged(elements), described(elements, finding.shape)
     pictures = [
-        _map(title, "diverging", values / largest / 2 + 0.5, where, f"{-largest:.2g}", f"{largest:.2g}", reading)
+        _map(
+            title,
+            "diverging",
+            values / largest / 2 + 0.5,
+            where,
+            f"{-largest:.2g}",
+            f"{largest:.2g}",
+            reading,
+        )
         for title, values in (("analytic", analytic), ("numeric", numeric))
     ]
     return (*pictures, _log_error(np.abs(analytic - numeric), bar, where, reading))

@@ -19,7 +19,7 @@ QUICK = "layer_norm shape=4,5 tail=1"
 DROPOUT = "dropout shape=3,5 mask_axes=0 p=0.25 scaling=upscale_in_train affine=none dtype=float32"
 KEYS = {
     "operation", "configuration", "seed", "kernels_forward", "kernels_vjp", "verdict", "reasons", "checks",
-    "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program",
+    "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program", "place",
 }  # fmt: skip
 
 
@@ -219,7 +219,7 @@ def test_nothing_selected_is_status_4(run, words):
         (("--layout", "diagonal"), "'diagonal' is not one of 'contiguous', 'transposed'"),
         (("--seed", -1), "-1 is not in the range 0<=x<=18446744073709551615"),
         (("--seed", 2**64), "is not in the range"),
-        (("--format", "xml"), "'xml' is not one of 'terminal', 'json', 'svg'."),
+        (("--format", "xml"), "'xml' is not one of 'terminal', 'json', 'jsonl', 'svg'."),
         (("--data", "mnist"), "'mnist' is not"),
         (("--frobnicate",), "No such option"),
         (("everything",), "Got unexpected extra argument (everything)"),
@@ -227,8 +227,8 @@ def test_nothing_selected_is_status_4(run, words):
         (("--input", "x.npy", "--data", "digits"), "--input and --data each say where the input comes from"),
         (("--exhaustive", "--case", QUICK), "--exhaustive widens what is chosen, but --case"),
         (("--exhaustive", "--data", "digits"), "leave one out"),
-        (("--list", "--format", "json"), "--list prints names to stdout; leave --format and --output out"),
-        (("--list", "--output", "names.txt"), "--list prints names to stdout"),
+        (("--list", "--format", "json"), "--list prints names to stdout; leave --format and --report out"),
+        (("--list", "--report", "names.txt"), "--list prints names to stdout"),
         (("--case", ""), "--case: '' is no operation; begin with one of batch_norm"),
         (("--case", "layer_norm shape=4 tail=2"), "--case: layer_norm: tail is 2, wanted the number"),
         (
@@ -320,10 +320,18 @@ def test_the_command_that_repeats_a_failure_is_as_the_program_was_called(monkeyp
 
 
 def test_an_interrupt_is_status_130_and_prints_no_traceback(monkeypatch, capsys):
-    pretend(monkeypatch, Verdict.PASS, KeyboardInterrupt())
+    pretend(monkeypatch, KeyboardInterrupt())
     assert ends(monkeypatch, "gradcheck", "--case", QUICK, "--case", DROPOUT) == 130
     streams = capsys.readouterr()
     assert streams.out == "" and streams.err == "Interrupted.\n"
+
+
+def test_an_interrupt_keeps_what_was_found_until_then(monkeypatch, capsys):
+    pretend(monkeypatch, Verdict.FAIL, KeyboardInterrupt())
+    assert ends(monkeypatch, "gradcheck", "--case", QUICK, "--case", DROPOUT) == 130
+    streams = capsys.readouterr()
+    assert "FAIL  layer_norm shape=4,5" in streams.out
+    assert streams.err == "Interrupted: 1 of 2 configurations done.\n"
 
 
 @pytest.mark.parametrize("words", [(), ("gradcheck",), ("ops",), ("ops", "explain")])

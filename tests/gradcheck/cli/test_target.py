@@ -116,7 +116,7 @@ def test_a_file_needs_no_name_that_python_could_import(run, folder, name):
 
 
 def test_the_report_can_be_written_to_a_file(run, folder):
-    assert check(run, "my_numpy.py:scale,scale_backward", *PAIR, "--output", "report.txt").exit_code == 0
+    assert check(run, "my_numpy.py:scale,scale_backward", *PAIR, "--report", "report.txt").exit_code == 0
     assert (folder / "report.txt").read_text().startswith("PASS  scale")
 
 
@@ -245,10 +245,10 @@ SCALE = "my_numpy.py:scale,scale_backward"
         ),
         ((SCALE, *PAIR, "--op", "layer_norm"), "--op does not go with --target; leave one of them out"),
         ((SCALE, *PAIR, "--format", "json"), "--format does not go with --target"),
-        ((SCALE, *PAIR, "--output", "r.json"), "of a target the report is text; r.json names another format"),
+        ((SCALE, *PAIR, "--report", "r.json"), "of a target the report is text; r.json names another format"),
         (
-            (SCALE, *PAIR, "--output", "r.SVG"),
-            "--output: of a target the report is text; r.SVG names another",
+            (SCALE, *PAIR, "--report", "r.SVG"),
+            "--report: of a target the report is text; r.SVG names another",
         ),
         (
             (SCALE, "--input", "text.npz"),

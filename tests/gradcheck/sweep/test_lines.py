@@ -45,6 +45,14 @@ def test_each_line_is_there_when_write_returns(path):
     assert [json.loads(line)["configuration"] for line in rest] == [str(t.configuration) for t in TASKS]
 
 
+def test_names_that_are_no_text_are_kept(path):
+    """A path may hold bytes that are no UTF-8; Python has surrogates for them."""
+    result = dataclasses.replace(RESULTS[0], source=("--input", "\udcff ½ 🙂\n.npy"))
+    with Lines(path, Header.of(TASKS)) as lines:
+        lines.write(result)
+    assert read(path).results == (result,)
+
+
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_line_is_cut_off_and_the_file_goes_on(begun, cut):
     begun.write_bytes(begun.read_bytes()[:-cut])

@@ -127,6 +127,7 @@ def test_the_json_entry_of_a_pass_and_of_an_error():
         "source": [],
         "program": "python cli.py",
         "findings": [],
+        "place": "",
     }  # fmt: skip
     entry = result(BROKEN).as_json()
     assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]
