@@ -250,3 +250,18 @@ def test_control_c_leaves_a_valid_file_and_no_process_and_the_sweep_goes_on(tmp_
     status, _, err = finish(start(*words, "--timeout", "1", "--resume", str(path)))
     assert status == 1 and err.splitlines()[0] == f"{path}: {len(done)} of 9 configurations done"
     assert read(path).complete and read(path).results[: len(done)] == done
+
+
+def test_a_program_that_is_killed_leaves_a_valid_file_and_no_process(tmp_path):
+    plugin, path = troubles.write(tmp_path), tmp_path / "sweep.jsonl"
+    process = start("gradcheck", "--plugin", str(plugin), "--jobs", "2", "--output", str(path))
+    while not alive(plugin):
+        time.sleep(0.05)  # until one hangs
+    process.kill()
+    finish(process)
+    for _ in range(100):
+        if not alive(plugin):
+            break
+        time.sleep(0.05)
+    assert not alive(plugin)
+    assert not read(path).complete

@@ -22,6 +22,7 @@ from troubles import alive, figures, reasons
 
 from gradcheck.judge import Verdict
 from gradcheck.sweep import SweepStopped, run, workers
+from gradcheck.sweep.lines import source_fingerprint
 
 GOOD = [f"good {number}" for number in range(4)]
 
@@ -81,6 +82,17 @@ def test_an_idle_worker_that_is_gone_costs_nothing(plugin, monkeypatch):
     with ThreadPoolExecutor(1) as executor:
         results = list(run(troubles.tasks(plugin, *GOOD), executor))
     assert [result.reasons for result in results] == [()] * 4
+
+
+def test_a_worker_that_dies_between_two_tasks_costs_neither(plugin):
+    first, second = (task.as_json() for task in troubles.tasks(plugin, "good 0", "good 1"))
+    source = source_fingerprint()
+    try:
+        assert workers.carry_out(first, None, "sweep", source)["verdict"] == "PASS"
+        workers._thread.worker._process.kill()
+        assert workers.carry_out(second, None, "sweep", source)["verdict"] == "PASS"
+    finally:
+        workers.end_all("sweep")
 
 
 def test_what_the_checked_code_prints_and_reads_is_not_taken_for_an_answer(plugin, capfd):
