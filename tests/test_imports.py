@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "gradcheck.cli": ("click", "distributed", "gradcheck", "numpy", "rich", "sklearn", "tinygrad_bn"),
     "gradcheck.mutants.against": ("autograd", "gradcheck", "jax", "numpy", "torch"),
     "gradcheck.pytest_plugin": ("gradcheck", "numpy", "pytest"),
+    "gradcheck.report.html": ("gradcheck", "jinja2", "numpy"),
     "gradcheck.report.table": ("gradcheck", "numpy", "rich"),
     "gradcheck.strategies": ("gradcheck", "hypothesis", "numpy"),
     "tinygrad_bn": ("numpy", "tinygrad_bn"),

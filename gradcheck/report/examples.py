@@ -39,7 +39,8 @@ UNTIL_INTERRUPTED = 9
 @functools.cache
 def outcomes() -> dict[str, Outcome]:
     """The three sweeps by name."""
-    right = [result for operation in OPERATIONS.values() for result in _right(operation)]
+    checked = (result for operation in OPERATIONS.values() for result in _right(operation))
+    right = [result for result in checked if result.verdict is Verdict.PASS]  # one has nothing to check
     wrong = [_wrong(kind) for kind in KINDS]
     return {
         "passing": _outcome(right),
@@ -111,7 +112,7 @@ def write(folder: Path) -> list[Path]:
 def main() -> None:
     """The command."""
     if len(sys.argv) != 2:
-        sys.exit(f"usage: {' '.join(COMMAND)} FOLDER")
+        sys.exit("usage: python -m gradcheck.report.examples FOLDER")
     began = time.perf_counter()
     written = write(Path(sys.argv[1]))
     print(*written, sep="\n")

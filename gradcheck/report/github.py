@@ -22,7 +22,8 @@ def _annotation(result: Result) -> str:
     where = {} if found is None else {"file": found[1], "line": found[2]}
     properties = {**where, "title": f"{result.verdict} {result.configuration}"}
     given = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::error {given}::{_data(chr(10).join([*explained(result), f'again: {result.command}']))}"
+    lines = [*(" ".join(line.split()) for line in explained(result)), f"again: {result.command}"]
+    return f"::error {given}::{_data(chr(10).join(lines))}"
 
 
 def _data(text: str) -> str:

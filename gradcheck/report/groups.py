@@ -64,7 +64,7 @@ def groups(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]
 
 
 def worst(group: Sequence[Result]) -> tuple[str, str]:
-    """The error that came nearest to what is allowed, and what is allowed there; empty where there is none."""
+    """The error that came nearest to what is allowed, and what is allowed there; or nothing."""
     checks = [(result.verdict, check) for result in group if (check := result.worst) is not None]
     if not checks:
         return "", ""
@@ -87,5 +87,5 @@ def explained(result: Result) -> Iterator[str]:
     """Why the verdict is not PASS, in lines of text: the mistake in words first, where it was found."""
     yield from (finding.sentence for finding in result.findings if finding.sentence)
     for finding in result.findings:
-        yield from (line for line in terminal.finding_lines(finding) if not line.startswith("→"))
+        yield from (line for line in terminal.finding_lines(finding, small=True) if not line.startswith("→"))
     yield from other_reasons(result)

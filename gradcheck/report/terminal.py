@@ -45,8 +45,11 @@ def spent(report: Report) -> str:
     return f"{text}\n  a race in fewer than {rate} of the runs would not be seen (stress= repeats more)"
 
 
-def finding_lines(finding: Finding) -> list[str]:
-    """The worst element of a wrong gradient, the pattern of the error, the terms, the mistake in words."""
+def finding_lines(finding: Finding, small: bool = False) -> list[str]:
+    """The worst element of a wrong gradient, the pattern of the error, the terms, the mistake in words.
+
+    small: without the picture.
+    """
     element = (
         f"d{finding.input}[{', '.join(map(str, finding.index))}]" if finding.index else f"d{finding.input}"
     )
@@ -58,7 +61,7 @@ def finding_lines(finding: Finding) -> list[str]:
         _labelled(element, numbers),
         _labelled("", f"{extent}; {finding.pattern}" if finding.pattern else extent),
     ]
-    lines += [_labelled("", line) for line in picture(finding)]
+    lines += [] if small else [_labelled("", line) for line in picture(finding)]
     if finding.norm:
         lines.append(_labelled("recognised", finding.norm))
     if finding.terms:
