@@ -18,7 +18,8 @@ hypothesis.settings.load_profile("ci")
 
 REQUIRE_ORACLES = "TGBN_REQUIRE_ORACLES"
 ORACLE = re.compile(
-    r"\b(autograd|distributed|jax|mpi4py|mpich|mpmath|oracle|pre-commit|randomgen|scikit-learn|sklearn|torch)\b"
+    r"\b(autograd|chromium|distributed|jax|jinja2|jsonschema|junitparser|mpi4py|mpich|mpmath|oracle|playwright"
+    r"|pre-commit|randomgen|scikit-learn|sklearn|torch)\b"
 )
 
 

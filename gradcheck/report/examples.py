@@ -32,6 +32,7 @@ SUFFIXES = {
 }  # fmt: skip
 KINDS = ("formula", "tiny", "local", "index", "axis", "contract", "state", "mode", "rng", "numerics")
 """One mistake of each is shown."""
+SHOWN = len(KINDS)
 SEED = 0
 UNTIL_INTERRUPTED = 9
 

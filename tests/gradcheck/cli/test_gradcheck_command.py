@@ -20,6 +20,7 @@ DROPOUT = "dropout shape=3,5 mask_axes=0 p=0.25 scaling=upscale_in_train affine=
 KEYS = {
     "operation", "configuration", "seed", "kernels_forward", "kernels_vjp", "verdict", "reasons", "checks",
     "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program", "place",
+    "notes",
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_json_has_an_object_with_the_promised_entries(run):
     )
     assert result.exit_code == 0
     report = strictly(result.stdout)
-    assert report.keys() == {"schema_version", "seed", "versions", "checks"}
+    assert report.keys() == {"schema_version", "seed", "versions", "planned", "interrupted", "checks"}
     assert report["schema_version"] == 2 and report["seed"] == 3
     assert report["versions"].keys() >= {"python", "numpy", "numba"}
     assert {entry["operation"] for entry in report["checks"]} == {"rms_norm", "dropout"}
@@ -219,7 +220,7 @@ def test_nothing_selected_is_status_4(run, words):
         (("--layout", "diagonal"), "'diagonal' is not one of 'contiguous', 'transposed'"),
         (("--seed", -1), "-1 is not in the range 0<=x<=18446744073709551615"),
         (("--seed", 2**64), "is not in the range"),
-        (("--format", "xml"), "'xml' is not one of 'terminal', 'json', 'jsonl', 'svg'."),
+        (("--format", "xml"), "'xml' is not one of 'terminal', 'json', 'junit', 'github',"),
         (("--data", "mnist"), "'mnist' is not"),
         (("--frobnicate",), "No such option"),
         (("everything",), "Got unexpected extra argument (everything)"),

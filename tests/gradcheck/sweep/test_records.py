@@ -12,6 +12,7 @@ from gradcheck.axes import Configuration
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import table
+from gradcheck.report.groups import Outcome
 from gradcheck.report.json import render
 from gradcheck.sweep import Result, SampleCase
 
@@ -128,6 +129,7 @@ def test_the_json_entry_of_a_pass_and_of_an_error():
         "program": "python cli.py",
         "findings": [],
         "place": "",
+        "notes": [],
     }  # fmt: skip
     entry = result(BROKEN).as_json()
     assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]
@@ -144,18 +146,18 @@ OFF_AT = Check("gradient", Verdict.FAIL, "analytic 0.5, numeric 0.25 ± 1e-13: o
 
 
 def test_a_finding_stands_in_place_of_the_reason_that_it_explains():
-    text = table.as_text([result(OFF_AT, TWINS, findings=(FOUND,))], 0.5)
+    text = table.as_text(Outcome([result(OFF_AT, TWINS, findings=(FOUND,))], 3, 0.5))
     lines = [line.strip() for line in text.splitlines()]
     start = next(place for place, line in enumerate(lines) if line.startswith("dinput[3, 2]"))
     assert lines[start].endswith("analytic 0.5   numeric 0.25 ± 1e-13   ratio 2")
     assert lines[start + 1] == "20 of 20 elements differ; constant along axis 1"
     assert lines[start + 3 : start + 5] == ["→ the mean path is missing", "twins: the bits differ"]
     assert "off" not in text
-    assert "gradient of input: analytic 0.5" in table.as_text([result(OFF_AT, TWINS)], 0.5)
+    assert "gradient of input: analytic 0.5" in table.as_text(Outcome([result(OFF_AT, TWINS)], 3, 0.5))
 
 
 def test_a_finding_is_json_too_and_what_is_not_finite_in_it_is_named():
-    report = json.loads(render([result(OFF_AT, findings=(FOUND,))], 0))
+    report = json.loads(render(Outcome([result(OFF_AT, findings=(FOUND,))], 0, 0.5)))
     (finding,) = report["checks"][0]["findings"]
     assert finding["input"] == "input" and finding["index"] == [3, 2] and finding["residual"] == "NaN"
     assert finding["terms"] == [["mean path", 0.0]] and finding["sentence"] == "the mean path is missing"
@@ -168,4 +170,4 @@ def test_the_result_of_a_sample_names_its_operation_in_the_command():
     assert made.command == "python cli.py gradcheck --plugin 'my norm.py' --op mine::norm --seed 3"
     assert made.worst is ROUGH
     assert made.as_json()["configuration"] == "mine::norm at (4, 3), numpy float32"
-    assert "mine::norm  samples float32  1  1 PASS" in table.as_text([made], 0.5)
+    assert "mine::norm  samples float32  1  1 PASS" in table.as_text(Outcome([made], 3, 0.5))
