@@ -14,10 +14,11 @@ LONGEST = 64
 """A vector longer than that is broken into rows."""
 
 
-def arranged(elements: Elements) -> np.ndarray:
+def arranged(elements: Elements, aspect: float = 1.5) -> np.ndarray:
     """Which element stands where: [rows, columns] of positions in row-major order, −1 between the panels.
 
     The last two axes are the rows and columns of a panel; there is one for each place along the other axes.
+    The picture is about `aspect` times as wide as high.
     """
     shape = elements.shape
     size = math.prod(shape)
@@ -26,7 +27,8 @@ def arranged(elements: Elements) -> np.ndarray:
         return _broken(positions)
     rows, columns = shape[-2:]
     panels = positions.reshape(-1, rows, columns)
-    across = _panels_across(len(panels), rows, columns)
+    across = round(math.sqrt(aspect * len(panels) * (rows + 1) / (columns + 1)))
+    across = min(len(panels), max(1, across))
     down = -(-len(panels) // across)
     picture = np.full((down * (rows + 1) - 1, across * (columns + 1) - 1), -1)
     for k, panel in enumerate(panels):
@@ -44,11 +46,6 @@ def _broken(positions: np.ndarray) -> np.ndarray:
     picture = np.full(rows * columns, -1)
     picture[: len(positions)] = positions
     return picture.reshape(rows, columns)
-
-
-def _panels_across(count: int, rows: int, columns: int) -> int:
-    """So many panels side by side that the picture is about one and a half times as wide as high."""
-    return min(count, max(1, round(math.sqrt(1.5 * count * (rows + 1) / (columns + 1)))))
 
 
 def described(elements: Elements, shape: tuple[int, ...]) -> str:

@@ -15,6 +15,7 @@ SHADES = "·░▒▓█"
 PLAIN = ".-+*#"
 ROWS, COLUMNS = 8, 48
 RIGHT, LARGEST, UNKNOWN, BETWEEN = 0, 4, -1, -2
+ASPECT = 8.0  # in characters, which are higher than wide
 DECADES = 3.0
 """Errors down to this many decades below the largest have shades of their own."""
 
@@ -30,7 +31,7 @@ def picture(finding: Finding) -> list[str]:
     levels = _levels(*(np.array(part) for part in (elements.analytic, elements.numeric, elements.bar)))
     if len(set(levels.tolist())) == 1:
         return []
-    grid = np.append(levels, BETWEEN)[arranged(elements)]
+    grid = np.append(levels, BETWEEN)[arranged(elements, ASPECT)]
     characters = dict(enumerate(_shades())) | {UNKNOWN: "?", BETWEEN: " "}
     lines = ["".join(characters[level] for level in row) for row in _worst_of_each_block(grid).tolist()]
     return [*lines[:-1], f"{lines[-1]}   {described(elements, finding.shape)}"]

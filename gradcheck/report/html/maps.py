@@ -86,7 +86,7 @@ def _log_error(error: np.ndarray, bar: np.ndarray, where: np.ndarray, reading: s
     with np.errstate(all="ignore"):
         level = np.log(error / floor) / math.log(top / floor)
     level = np.where(error <= floor, 0.0, level)
-    return _map("error, logarithmic", "rising", level, where, f"≤ {floor:.0e}", f"{top:.0e}", reading)
+    return _map("log error", "rising", level, where, f"≤ {floor:.0e}", f"{top:.0e}", reading)
 
 
 def _map(

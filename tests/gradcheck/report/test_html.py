@@ -75,7 +75,7 @@ def test_the_maps_show_the_wrong_element_and_tell_it_from_what_is_not_finite():
     analytic = np.ones((2, 3))
     analytic[1, 2], analytic[0, 0], analytic[0, 1] = 2.0, np.nan, np.inf
     found = maps(finding((2, 3), analytic, np.ones((2, 3))))
-    assert [each.title for each in found] == ["analytic", "numeric", "error, logarithmic"]
+    assert [each.title for each in found] == ["analytic", "numeric", "log error"]
     assert [(each.width, each.height) for each in found] == [(3, 2)] * 3
     assert found[0].low == "-2" and found[0].high == "2" and found[2].high == "1e+00"
     assert "grey: no value" in found[0].text and "black: infinite" in found[0].text
