@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 
 from gradcheck.sweep import SampleCase, Task
 
@@ -84,6 +85,15 @@ def alive(path):
         except ProcessLookupError:
             continue
         found.append(pid)
+    return found
+
+
+def wait_until(condition, seconds=60):
+    """Until the condition holds, and what it gives; a test that waits for what never comes fails."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain"
+        time.sleep(0.02)
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 import troubles
 from test_gradcheck_command import pretend
 from test_program import finish, start
-from troubles import alive
+from troubles import alive, wait_until
 
 from gradcheck.judge import Verdict
 from gradcheck.sweep import Lines, read
@@ -219,7 +219,7 @@ def test_what_befalls_a_worker_is_reported_like_any_other_failure(tmp_path):
     plugin = troubles.write(tmp_path)
     path = tmp_path / "sweep.jsonl"
     words = ("gradcheck", "--plugin", str(plugin), "--jobs", "2", "--timeout", "2", "--report", str(path))
-    status, out, err = finish(start(*words))
+    status, out, _ = finish(start(*words))
     assert status == 1
     assert "9 configurations: 5 PASS, 4 ERROR in " in out
     assert not alive(plugin)
@@ -241,8 +241,7 @@ def test_control_c_leaves_a_valid_file_and_no_process_and_the_sweep_goes_on(tmp_
     plugin, path = troubles.write(tmp_path), tmp_path / "sweep.jsonl"
     words = ("gradcheck", "--plugin", str(plugin), "--jobs", "2")
     process = start(*words, "--report", str(path))
-    while not (alive(plugin) and path.exists() and len(read(path).results) > 3):
-        time.sleep(0.05)  # until one hangs
+    wait_until(lambda: process.poll() is not None or (alive(plugin) and len(read(path).results) > 3))
     process.send_signal(signal.SIGINT)
     status, out, err = finish(process)
     assert status == 130 and " of 9 configurations: " in out and not alive(plugin)
@@ -258,13 +257,8 @@ def test_control_c_leaves_a_valid_file_and_no_process_and_the_sweep_goes_on(tmp_
 def test_a_program_that_is_killed_leaves_a_valid_file_and_no_process(tmp_path):
     plugin, path = troubles.write(tmp_path), tmp_path / "sweep.jsonl"
     process = start("gradcheck", "--plugin", str(plugin), "--jobs", "2", "--report", str(path))
-    while not alive(plugin):
-        time.sleep(0.05)  # until one hangs
+    wait_until(lambda: process.poll() is not None or alive(plugin))
     process.kill()
     finish(process)
-    for _ in range(100):
-        if not alive(plugin):
-            break
-        time.sleep(0.05)
-    assert not alive(plugin)
+    wait_until(lambda: not alive(plugin))
     assert not read(path).complete

@@ -7,14 +7,13 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import troubles
 from click.testing import CliRunner
 from pages import blocks
-from troubles import alive, figures, reasons
+from troubles import alive, figures, reasons, wait_until
 
 from gradcheck.cli import cli
 from gradcheck.sweep import read, run
@@ -52,9 +51,7 @@ def test_a_dask_worker_that_is_killed_loses_and_repeats_nothing(cluster, plugin)
     psutil = pytest.importorskip("psutil", reason="distributed, which needs it, is not installed")
 
     def kill():
-        while not (pids := alive(plugin)):
-            time.sleep(0.01)
-        psutil.Process(pids[0]).parent().kill()
+        psutil.Process(wait_until(lambda: alive(plugin))[0]).parent().kill()
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -18,7 +17,7 @@ from multiprocessing import get_context
 
 import pytest
 import troubles
-from troubles import alive, figures, reasons
+from troubles import alive, figures, reasons, wait_until
 
 from gradcheck.judge import Verdict
 from gradcheck.sweep import SweepStopped, run, workers
@@ -65,9 +64,7 @@ def test_whatever_a_worker_does_is_a_result_and_the_sweep_goes_on(plugin):
 
 def test_a_worker_that_is_killed_from_outside_costs_one_task(plugin):
     def kill():
-        while not (pids := alive(plugin)):
-            time.sleep(0.01)
-        os.kill(pids[0], signal.SIGKILL)
+        os.kill(wait_until(lambda: alive(plugin))[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -117,8 +114,7 @@ def test_leaving_a_sweep_ends_its_workers(plugin):
     with ThreadPoolExecutor(2) as executor:
         results = run(troubles.tasks(plugin, "good 0", "hangs", "good 1", "good 2"), executor)
         assert next(results).verdict is Verdict.PASS
-        while not alive(plugin):
-            time.sleep(0.01)
+        wait_until(lambda: alive(plugin))
         results.close()
         assert not alive(plugin)
 
