@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import re
 import struct
@@ -78,6 +79,10 @@ def test_the_maps_show_the_wrong_element_and_tell_it_from_what_is_not_finite():
     assert [each.title for each in found] == ["analytic", "numeric", "log error"]
     assert [(each.width, each.height) for each in found] == [(3, 2)] * 3
     assert found[0].low == "-2" and found[0].high == "2" and found[2].high == "1e+00"
+    pixels = [decoded(base64.b64decode(each.image.partition(",")[2])) for each in found]
+    unknown, infinite, largest = 251, 252, 249
+    assert pixels[0].tolist() == [[unknown, infinite, 187], [187, 187, largest]]
+    assert pixels[2].tolist() == [[unknown, infinite, 0], [0, 0, largest]]
     assert "grey: no value" in found[0].text and "black: infinite" in found[0].text
     assert "grey" not in found[1].text
     assert worst_elements(finding((2, 3), analytic, np.ones((2, 3))))[2].index == "1, 2"
