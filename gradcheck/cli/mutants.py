@@ -48,9 +48,7 @@ T = TypeVar("T")
     help="Compare with the checkers of other libraries: torch,jax,autograd, or some of them.",
 )
 @click.option("--format", "output_format", type=click.Choice(("terminal", "json")), help="Default: terminal.")
-@click.option(
-    "--report", "report_path", metavar="FILE", help="Write the report to a file instead of stdout."
-)
+@click.option("--report", "report_path", metavar="FILE", help="Write the report to a file instead of stdout.")
 @click.pass_context
 def mutants(
     context: click.Context,

@@ -261,7 +261,7 @@ def test_a_kernel_that_cannot_be_imported_is_an_error(monkeypatch, target):
     assert bad["reasons"] == [
         f"kernel: {twin}: RegistryError: kernel {twin!r}: {target} cannot be imported: no compiler here"
     ]
-    assert not any(target in name for name in bad["kernels_forward"])
+    assert target not in bad["kernels_forward"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
