@@ -46,7 +46,7 @@ $(ENVIRONMENT): pyproject.toml
 	echo "Install one (on Debian and Ubuntu python3 and python3-venv), or say: make PYTHON=/path/to/python" >&2; \
 	exit 1
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install --quiet --editable ".[data]" --group test
+	@$(BIN)/python -m pip install --quiet --editable ".[data,report]" --group test
 	@touch $@
 
 $(LINTERS): $(ENVIRONMENT)

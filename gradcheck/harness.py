@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import sys
@@ -23,7 +24,7 @@ from gradcheck.derivatives.second_order import COTANGENT, check_second_order
 from gradcheck.diagnosis import findings
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
-from gradcheck.repeating import repeating_line
+from gradcheck.repeating import place_of, place_of_vjp, repeating_line
 from gradcheck.report import Report
 from gradcheck.subject import Subject, Violation, make_subject, names_of, positions
 
@@ -114,7 +115,8 @@ def check_pair(
         unseen=run.unseen,
     )
     options = {"differentiable": differentiable, "zero": zero, "state": state, "stress": stress}
-    return _repeatable(report, "check_pair", {"forward": forward, "backward": backward}, options)
+    place = "" if framework else place_of(backward)
+    return _repeatable(report, "check_pair", {"forward": forward, "backward": backward}, options, place)
 
 
 def check(
@@ -169,14 +171,18 @@ def check(
         report = with_second_order(report, pair, options.get("input_names"))
     report = dataclasses.replace(report, notes=(*report.notes, *pair.remarks))
     also = {"order": order} if order > 1 else {}
-    return _repeatable(report, "check", {"fn": fn}, {"attributes": attributes, **also, **options})
+    place = place_of_vjp(function)
+    return _repeatable(report, "check", {"fn": fn}, {"attributes": attributes, **also, **options}, place)
 
 
-def _repeatable(report: Report, entrance: str, functions: dict[str, Any], options: dict[str, Any]) -> Report:
-    """The report with the line that repeats its check, where somebody may want to."""
+def _repeatable(
+    report: Report, entrance: str, functions: dict[str, Any], options: dict[str, Any], place: str
+) -> Report:
+    """The report with the line that repeats its check, where somebody may want to, and the place to mend."""
     if report.verdict is Verdict.PASS:
         return report
-    return dataclasses.replace(report, again=repeating_line(entrance, functions, report.seed, options))
+    again = repeating_line(entrance, functions, report.seed, options)
+    return dataclasses.replace(report, again=again, place=place)
 
 
 def _adapter(fn: Callable[..., Any] | str, inputs: Sequence[Any]) -> ModuleType:
@@ -270,6 +276,7 @@ class _Run:
                 self.notes += notes
             if explain:
                 self._explain(exact, gradients)
+                self._draw_curves(gradients)
         if exact.dtype != subject.dtype:
             self.checks += accuracy.check_low_precision(subject, exact, rng, output=reference is None)
 
@@ -279,6 +286,14 @@ class _Run:
             if check.verdict is Verdict.FAIL and check.input is not None:
                 place = gradients.elsewhere.get(check.input, subject)
                 self.findings += findings.find(place, (check,), subject.terms, self._rng)
+
+    def _draw_curves(self, gradients: Gradients) -> None:
+        """Let each gradient that did not pass show how its numeric derivative came about."""
+        for check, direction in zip(gradients.checks, gradients.directions, strict=False):
+            if check.verdict is not Verdict.PASS:
+                with contextlib.suppress(Violation):  # of a step so wide that it leaves the domain
+                    at = self.checks.index(check)
+                    self.checks[at] = dataclasses.replace(check, curve=direction.curve())
 
 
 def _constant_inputs(subject: Subject) -> list[str]:

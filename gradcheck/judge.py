@@ -30,12 +30,32 @@ class Verdict(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """Differences of the forward pass along one direction and through one cotangent, at many steps.
+
+    differences: the central difference at each of `steps`, which fall.
+    analytic: the derivative that the gradient claims. numeric: the one of the forward pass, known to ± `bar`;
+        `step` is the smallest from which it was extrapolated.
+    noise: the standard deviation of the output's rounding: a difference at h is off by noise / (√2·h).
+    """
+
+    steps: tuple[float, ...]
+    differences: tuple[float, ...]
+    analytic: float
+    numeric: float
+    bar: float
+    step: float
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One question that was asked of a pair, and its answer.
 
     For a gradient, `analytic` and `numeric` are the two directional derivatives of the worst projection,
     `error` their distance, `bar` the uncertainty of the numeric one, `tolerance` the measured rounding of the
     analytic one, and `resolution` the smallest error, relative to `scale`, that this check would have seen.
+    `curve` shows how the numeric one came about, where the verdict is not PASS.
     """
 
     name: str
@@ -49,6 +69,7 @@ class Check:
     tolerance: float | None = None
     scale: float | None = None
     resolution: float | None = None
+    curve: Curve | None = None
 
     @property
     def allowed(self) -> float:

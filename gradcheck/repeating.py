@@ -1,4 +1,4 @@
-"""The line of Python that repeats a check, with the place where the function under test is written."""
+"""The line of Python that repeats a check, and where the functions under test are written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["repeating_line"]
+__all__ = ["place_of", "place_of_vjp", "repeating_line"]
 
 
 def repeating_line(entrance: str, functions: Mapping[str, Any], seed: int, options: Mapping[str, Any]) -> str:
@@ -22,7 +22,7 @@ def repeating_line(entrance: str, functions: Mapping[str, Any], seed: int, optio
     given = [f"{key}={value!r}" for key, value in options.items() if value and isinstance(value, plain)]
     line = f"gradcheck.{entrance}({', '.join([*names.values(), 'inputs', *given, f'seed={seed}'])})"
     for role, function in functions.items():
-        place = _place(function)
+        place = place_of(function)
         if place:
             return f"{line}   # {names[role]} is at {place}"
     return line
@@ -37,7 +37,17 @@ def _written(role: str, function: Any) -> str:
     return name if name.isidentifier() else role
 
 
-def _place(function: Any) -> str:
+def place_of_vjp(function: Any) -> str:
+    """Where the backward pass of a framework's function is written, or else the function; as place_of."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type) and hasattr(owner, "backward"):  # the apply of an autograd.Function
+        return place_of(owner.backward)
+    rule = getattr(function, "bwd", None)  # of a custom_vjp
+    declared = getattr(getattr(function, "spec", None), "definition", None)  # of a registered operation
+    return place_of(next((each for each in (rule, declared) if callable(each)), function))
+
+
+def place_of(function: Any) -> str:
     """file:line, the file as seen from the current folder; empty where there is no source."""
     while isinstance(function, functools.partial):
         function = function.func

@@ -17,7 +17,10 @@ hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile("ci")
 
 REQUIRE_ORACLES = "TGBN_REQUIRE_ORACLES"
-ORACLE = re.compile(r"\b(autograd|jax|mpmath|oracle|randomgen|scikit-learn|sklearn|torch)\b")
+ORACLE = re.compile(
+    r"\b(autograd|chromium|distributed|jax|jinja2|jsonschema|junitparser|mpi4py|mpich|mpmath|oracle|playwright"
+    r"|pre-commit|randomgen|scikit-learn|sklearn|torch)\b"
+)
 
 
 @pytest.hookimpl(wrapper=True)

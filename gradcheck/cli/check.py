@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from gradcheck import axes
-from gradcheck.axes import Configuration
-from gradcheck.cli import arrays, plugins, program, target
-from gradcheck.cli.output import OutputFile
+from gradcheck.cli import arrays, executing, plugins, program, reports, target
+from gradcheck.cli.executing import Execution
+from gradcheck.cli.reports import Reports
 from gradcheck.cli.selection import Job, NothingSelected, Selection
+from gradcheck.cli.sweeping import swept
 from gradcheck.cli.target import Target
 from gradcheck.judge import Verdict
-from gradcheck.sweep import Result
+from gradcheck.report.groups import Outcome
+from gradcheck.sweep import SampleCase, Task
 
 if TYPE_CHECKING:
     from tinygrad_bn.registry import OpSpec
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["gradcheck"]
 
 FAILED, NOTHING_SELECTED = 1, 4
-FORMATS = ("terminal", "json", "svg")
 
 
 def _only(
@@ -81,16 +80,23 @@ def _only(
     help="Check at real data: a batch of scikit-learn's digit images.",
 )
 @target.options
-@click.option("--list", "only_list", is_flag=True, default=False, help="Print what would run, and stop.")
+@executing.options
 @click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(FORMATS),
-    help="Default: by the suffix of --output, or terminal.",
+    "--resume",
+    metavar="FILE.jsonl",
+    help="Go on with an interrupted sweep: run what has no result in the file, and add it.",
 )
-@click.option("--output", metavar="FILE", help="Write the report to a file instead of stdout.")
+@click.option("--list", "only_list", is_flag=True, default=False, help="Print what would run, and stop.")
+@reports.options
 @click.pass_context
-def gradcheck(context: click.Context, /, output: str | None, seed: int, **options: Any) -> None:
+def gradcheck(
+    context: click.Context,
+    /,
+    report_paths: tuple[str, ...],
+    output_format: str | None,
+    seed: int,
+    **options: Any,
+) -> None:
     """Check analytic gradients against numeric ones: of the built-in operations, over their axis
     configurations, of the operations of plugins, at their samples, or of a function in a file of yours.
 
@@ -98,19 +104,31 @@ def gradcheck(context: click.Context, /, output: str | None, seed: int, **option
     forward pass, float32 against float64, the sequential and the parallel kernel against the definition and
     each other, and facts such as "the gradient sums to zero over the normalized axes".
     """
-    destination = OutputFile(output)  # before the work, so that an unwritable path does not waste it
     of_target = {option.name: options.pop(option.name) for option in _of_target(context)}
     common = {name: options[name] for name in ("dtypes", "input_path")}
+    if options["only_list"] and (report_paths or output_format):
+        raise click.UsageError("--list prints names to stdout; leave --format and --report out")
     if of_target["text"] is None:
         _refuse_given(context, of_target, "is an option of --target FILE.py:FUNCTION; pass that too")
-        _sweep(context, destination, seed, **options)
     else:
         _refuse_given(context, options.keys() - common, "does not go with --target; leave one of them out")
-        if destination.format(FORMATS) is not None:
-            raise click.UsageError(f"--output: of a target the report is text; {output} names another format")
-        report = Target(**of_target, **common).check(seed)
-        destination.write(str(report))
-        context.exit(0 if report.verdict is Verdict.PASS else FAILED)
+    wanted = Reports(
+        report_paths, output_format
+    )  # before the work, so that an unwritable path does not waste it
+    if of_target["text"] is None:
+        _sweep(context, wanted, seed, **options)
+    else:
+        _target(context, wanted, seed, Target(**of_target, **common))
+
+
+def _target(context: click.Context, wanted: Reports, seed: int, target: Target) -> None:
+    """Check one function; what is printed for people is its report, not a table with one row."""
+    if wanted.lines:
+        raise click.UsageError(f"--report: {wanted.lines[0]} is for sweeps; of a target write .json")
+    report = target.check(seed)
+    outcome = Outcome([target.result(report)], seed, report.seconds, planned=1)
+    wanted.write(outcome, str(report))
+    context.exit(0 if report.verdict is Verdict.PASS else FAILED)
 
 
 def _of_target(context: click.Context) -> list[click.Parameter]:
@@ -128,15 +146,14 @@ def _refuse_given(context: click.Context, names: Collection[str], why: str) -> N
 
 def _sweep(
     context: click.Context,
-    destination: OutputFile,
+    wanted: Reports,
     seed: int,
     only_list: bool,
-    output_format: str | None,
     plugin_paths: tuple[str, ...],
+    resume: str | None,
     **options: Any,
 ) -> None:
-    if only_list and (destination.path or output_format):
-        raise click.UsageError("--list prints names to stdout; leave --format and --output out")
+    execution = Execution(**{field.name: options.pop(field.name) for field in dataclasses.fields(Execution)})
     loaded = plugins.opened(context, plugin_paths)
     selection = Selection(**options, declared=tuple(spec for plugin in loaded for spec in plugin.operations))
     try:
@@ -150,60 +167,37 @@ def _sweep(
         others = f", {len(at_samples)} at samples" if at_samples else ""
         click.echo(f"{len(jobs)} configurations{others}", err=True)
         return
-    start = time.perf_counter()
     sources = {spec.name: ("--plugin", plugin.path) for plugin in loaded for spec in plugin.operations}
     operations = [(spec, sources.get(spec.name, ())) for spec in selection.registered]
-    results = list(_run(jobs, operations, seed))
-    chosen_format = output_format or destination.format(FORMATS) or FORMATS[0]
-    _write(results, chosen_format, destination, seed, time.perf_counter() - start)
-    context.exit(0 if all(result.verdict is Verdict.PASS for result in results) else FAILED)
+    tasks = _tasks(jobs, operations, seed)
+    start = time.perf_counter()
+    found = swept(tasks, execution, wanted.lines, resume)
+    outcome = Outcome(
+        found.results,
+        seed,
+        time.perf_counter() - start,
+        planned=found.planned,
+        interrupted=found.status is not None,
+    )
+    wanted.write(outcome)
+    if found.status is not None:
+        click.echo(found.unfinished, err=True)
+        context.exit(found.status)
+    context.exit(0 if outcome.verdict is Verdict.PASS else FAILED)
 
 
-def _run(
+def _tasks(
     jobs: Sequence[Job], operations: Sequence[tuple[OpSpec, tuple[str, ...]]], seed: int
-) -> Iterator[Result]:
-    """Run the checks, with a progress bar where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
+) -> list[Task]:
+    """A task for each configuration, and for each sample of the operations; none of them twice."""
+    tasks = [
+        Task(configuration, seed, () if batch is None else batch.source, program())
+        for configuration, batch in jobs
+    ]
+    if operations:
+        from gradcheck.adapters.tinygrad_bn import cases
 
-    # The parallel kernels run on tiny inputs here. Threads that wait for each other by spinning, as OpenMP's
-    # do unless told otherwise before they start, make that several times slower on a machine in use.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-    from gradcheck.adapters.tinygrad_bn import check_configuration
-
-    def one(configuration: Configuration, batch: arrays.Batch | None) -> Iterator[Result]:
-        given = () if batch is None else (batch.values, batch.source)
-        try:
-            yield check_configuration(configuration, seed, *given)
-        except MemoryError:
-            raise click.UsageError(
-                f"{configuration}: does not fit in memory; choose a smaller shape"
-            ) from None
-
-    console = Console(stderr=True)
-    checks = [functools.partial(one, *job) for job in jobs]
-    checks += [functools.partial(plugins.results, spec, seed, source) for spec, source in operations]
-    hidden = not console.is_terminal
-    for check in track(checks, "checking gradients", console=console, transient=True, disable=hidden):
-        for result in check():
-            yield dataclasses.replace(result, program=program())
-
-
-def _write(
-    results: list[Result], chosen_format: str, destination: OutputFile, seed: int, seconds: float
-) -> None:
-    from gradcheck.report import table
-
-    if chosen_format == "terminal" and destination.path is None:
-        table.show(results, seconds)
-        return
-    if chosen_format == "json":
-        import tinygrad_bn
-        from gradcheck.report.json import render
-
-        text = render(results, seed, {"tinygrad_bn": tinygrad_bn.__version__})
-    else:
-        text = table.as_svg(results, seconds) if chosen_format == "svg" else table.as_text(results, seconds)
-    destination.write(text)
-    click.echo(table.summary(results, seconds), err=True)
+        for spec, source in operations:
+            samples = (SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed))
+            tasks += [Task(sample, seed, source, program()) for sample in samples]
+    return list(dict.fromkeys(tasks))

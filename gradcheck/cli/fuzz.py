@@ -65,6 +65,7 @@ def fuzz(context: click.Context, /, operations: tuple[str, ...], examples: int, 
     from rich.progress import Progress
 
     from gradcheck.report import table
+    from gradcheck.report.groups import Outcome
 
     results: dict[Configuration, Result] = {}
     console = Console(stderr=True)
@@ -81,7 +82,7 @@ def fuzz(context: click.Context, /, operations: tuple[str, ...], examples: int, 
 
         smallest = smallest_failing(fails, operations or axes.OPERATIONS, examples=examples, seed=seed)
     if smallest is not None:
-        table.show([results[smallest]], results[smallest].seconds)
-    counts = table.summary(list(results.values()), time.perf_counter() - began)
+        table.show(Outcome([results[smallest]], seed, results[smallest].seconds))
+    counts = str(Outcome(list(results.values()), seed, time.perf_counter() - began))
     click.echo(counts, err=smallest is not None)
     context.exit(0 if smallest is None else FAILED)

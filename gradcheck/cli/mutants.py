@@ -48,7 +48,7 @@ T = TypeVar("T")
     help="Compare with the checkers of other libraries: torch,jax,autograd, or some of them.",
 )
 @click.option("--format", "output_format", type=click.Choice(("terminal", "json")), help="Default: terminal.")
-@click.option("--output", metavar="FILE", help="Write the report to a file instead of stdout.")
+@click.option("--report", "report_path", metavar="FILE", help="Write the report to a file instead of stdout.")
 @click.pass_context
 def mutants(
     context: click.Context,
@@ -58,7 +58,7 @@ def mutants(
     only_list: bool,
     against: str | None,
     output_format: str | None,
-    output: str | None,
+    report_path: str | None,
 ) -> None:
     """Grade the checker: wrong gradients that it must catch, and right ones that it must not accuse.
 
@@ -67,7 +67,7 @@ def mutants(
     """
     from gradcheck.mutants import collection, report
 
-    destination = OutputFile(output)
+    destination = OutputFile(report_path)
     as_json = (output_format or destination.format(("json",))) == "json"
     jobs = collection.choose(kinds, operations, seed)
     if not jobs:

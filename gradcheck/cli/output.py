@@ -19,7 +19,7 @@ class OutputFile:
         click.UsageError: at once where the file could not be written, before any work is wasted.
     """
 
-    def __init__(self, path: str | None, option: str = "--output") -> None:
+    def __init__(self, path: str | None, option: str = "--report") -> None:
         self._option = option
         self.path = None if path is None else Path(os.path.realpath(path))
         if self.path is None:

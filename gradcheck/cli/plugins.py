@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from gradcheck.cli.loading import Unloadable, loaded, one_line
-from gradcheck.sweep import Result, SampleCase
 
 if TYPE_CHECKING:
     from tinygrad_bn.registry import OpSpec
 
-__all__ = ["PLUGIN_ERROR", "Plugin", "PluginError", "opened", "option", "registered", "results"]
+__all__ = ["PLUGIN_ERROR", "Plugin", "PluginError", "opened", "opening", "option", "registered"]
 
 PLUGIN_ERROR = 3
 
@@ -46,11 +45,12 @@ option = click.option(
 
 def opened(context: click.Context, paths: Sequence[str]) -> list[Plugin]:
     """Load plugin files for as long as the command runs. Raises PluginError."""
-    return [context.with_resource(_open(path)) for path in dict.fromkeys(paths)]
+    return [context.with_resource(opening(path)) for path in dict.fromkeys(paths)]
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[Plugin]:
+def opening(path: str) -> Iterator[Plugin]:
+    """Load a plugin file for as long as it is in use. Raises PluginError."""
     from tinygrad_bn import REGISTRY
 
     before = {spec.name: spec for spec in REGISTRY}
@@ -98,15 +98,3 @@ def registered(name: str) -> OpSpec:
         broken = name.partition("::")[0] in {plugin.namespace for plugin in REGISTRY.broken}
         kind = PluginError if broken else click.UsageError
         raise kind(f"--op: {problem}") from None
-
-
-def results(spec: OpSpec, seed: int, source: tuple[str, ...]) -> Iterator[Result]:
-    """The check of one operation at each of its samples, by each of its kernels."""
-    from gradcheck.adapters.tinygrad_bn import check_operation
-
-    for sample, report in check_operation(spec, seed):
-        dtype = next((name for name in spec.dtypes if any(name in text for text in report.inputs)), "float64")
-        case = SampleCase(spec.name, sample, dtype)
-        yield Result(
-            case, seed, report.checks, (), (), report.seconds, source=source, findings=report.findings
-        )

@@ -17,6 +17,7 @@ import numpy as np
 from gradcheck.adapters import shared
 from gradcheck.cli import arrays, program
 from gradcheck.cli.loading import Unloadable, loaded
+from gradcheck.sweep import Result, SampleCase
 
 if TYPE_CHECKING:
     from gradcheck.report import Report
@@ -137,6 +138,17 @@ class Target:
                 click.echo(problem.trace, err=True)
             raise click.UsageError(f"--target: {problem}") from None
         return dataclasses.replace(report, again=self._command(seed))
+
+    def result(self, report: Report) -> Result:
+        """The report as the result of a sweep of one."""
+        words = tuple(shlex.split(self._command(report.seed)))
+        selecting = words[words.index("gradcheck") + 1 : words.index("--seed")]
+        (dtype,) = self.dtypes or DTYPES[:1]
+        case = SampleCase(report.name, ", ".join(report.inputs), dtype, selected_by=selecting)
+        return Result(
+            case, report.seed, report.checks, (), (), report.seconds, program=program(),
+            findings=report.findings, place=report.place, notes=report.notes,
+        )  # fmt: skip
 
     def _check(self, module: types.ModuleType, inputs: list[np.ndarray], seed: int) -> Report:
         from gradcheck import harness

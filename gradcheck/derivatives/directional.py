@@ -16,7 +16,7 @@ import numpy as np
 from gradcheck import budget
 from gradcheck.derivatives.numeric import LOWEST_PRECISION, Estimate, Line, direction
 from gradcheck.derivatives.point import Point
-from gradcheck.judge import Check, Evidence, Verdict
+from gradcheck.judge import Check, Curve, Evidence, Verdict
 from gradcheck.subject import Arrays, Violation
 
 __all__ = ["GOAL", "Direction"]
@@ -97,6 +97,21 @@ class Direction:
     def jumps(self) -> np.ndarray:
         """Which elements of the output have a slope that jumps at the input, or near it."""
         return self._line.jumps.reshape(self._point.output.shape)
+
+    def curve(self) -> Curve:
+        """Differences at many steps, through the cotangent along which the two sides are furthest apart."""
+        evidence = self.evidence
+        apart = np.abs(evidence.analytic - evidence.numeric) / (2 * evidence.bar + evidence.tolerance)
+        at, steps = int(np.argmax(np.where(np.isnan(apart), np.inf, apart))), self._line.widths()
+        return Curve(
+            steps=tuple(steps.tolist()),
+            differences=tuple(self._line.differences(steps, at).tolist()),
+            analytic=float(evidence.analytic[at]),
+            numeric=float(evidence.numeric[at]),
+            bar=float(evidence.bar[at]),
+            step=float(self._step[at]),
+            noise=float(self.noise[at]),
+        )
 
     def tangents(self) -> Arrays:
         """The direction, one entry per input of the pair: zero where it stays, None if not differentiable."""
@@ -251,6 +266,7 @@ class Direction:
         self._moved = np.where(self._outlier, moved, self._moved)
 
     def _evidence(self, estimate: Estimate, bars: _Bars) -> Evidence:
+        self._step = estimate.step
         return Evidence(
             analytic=self.analytic,
             numeric=estimate.value,

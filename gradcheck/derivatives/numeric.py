@@ -67,12 +67,14 @@ class Estimate:
     """Directional derivatives, one per cotangent: value ± bar, of which `noise` is rounding.
 
     `kink` comes on top of the bar: how far a jump of the slope, seen at the finest step, may have moved it.
+    `step` is the smallest step that each was extrapolated from, `shift` tells the ladder.
     """
 
     value: np.ndarray
     bar: np.ndarray
     noise: np.ndarray
     kink: np.ndarray
+    step: np.ndarray
     shift: int
 
     def overruled_by(self, finer: Estimate) -> Estimate:
@@ -84,6 +86,7 @@ class Estimate:
             np.where(keep, self.bar, finer.bar),
             np.where(keep, self.noise, finer.noise),
             np.where(keep, self.kink, finer.kink),
+            np.where(keep, self.step, finer.step),
             self.shift if keep.all() else finer.shift,
         )
 
@@ -171,14 +174,15 @@ class Line:
         """The derivative from the steps 2⁻² … 2⁻¹⁰, all multiplied by factor·2^shift."""
         steps = STEPS * 2.0**shift * factor
         column = steps[:, None]
-        plus, minus = np.split(self._changes(np.concatenate([steps, -steps])), 2)
+        plus, minus = self._both_sides(steps)
         differences = plus - minus
         slopes = differences @ self._cotangents.T / (2 * column)
         bends = np.abs(plus + minus) / column
         finest = differences[-1]
         if shift < 0 and not finest.any() and self.slope.any():  # rounded away inside the forward pass
             nothing = np.zeros(len(self._cotangents))
-            return Estimate(slopes[-1], np.full_like(nothing, np.inf), self.noise, nothing, shift)
+            unknown, step = np.full_like(nothing, np.inf), np.full_like(nothing, steps[-1])
+            return Estimate(slopes[-1], unknown, self.noise, nothing, step, shift)
         slope = np.abs(finest) / (2 * steps[-1])
         slope[~np.isfinite(slope)] = 0  # the bar of such a ladder is infinite
         inside, straddled = self._jumps(bends, float(np.max(slope)), steps)
@@ -194,16 +198,30 @@ class Line:
         # What the rounding of x + t·u does to the output is what a random direction of that length would do.
         typical = length(self._cotangents * self.slope, axis=1) + np.abs(slopes[-1])
         rounding = self._rounding(float(steps[-1])) * typical
-        estimate, rougher = self._extrapolate(
-            slopes, self._noise_of_slopes(rounding, steps), kink, crossing, shift
-        )
+        noise = self._noise_of_slopes(rounding, steps)
+        estimate, rougher = self._extrapolate(slopes, noise, kink, crossing, steps, shift)
         if rougher and self._borrowed:
             # Few-bit directions can meet rounding errors that cancel: the other line did, this one does not.
             self.noise, self._borrowed = np.fmax(self.noise, self._measure_noise()[0]), False
-            estimate, _ = self._extrapolate(
-                slopes, self._noise_of_slopes(rounding, steps), kink, crossing, shift
-            )
+            noise = self._noise_of_slopes(rounding, steps)
+            estimate, _ = self._extrapolate(slopes, noise, kink, crossing, steps, shift)
         return estimate
+
+    def _both_sides(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        plus, minus = np.split(self._changes(np.concatenate([steps, -steps])), 2)
+        return plus, minus
+
+    def differences(self, steps: np.ndarray, cotangent: int) -> np.ndarray:
+        """The central differences at these steps, through one of the cotangents."""
+        plus, minus = self._both_sides(steps)
+        slopes: np.ndarray = (plus - minus) @ self._cotangents[cotangent] / (2 * steps)
+        return slopes
+
+    def widths(self) -> np.ndarray:
+        """Steps from 1/2 down to the smallest that still moves x by many ulp, each a quarter of the last."""
+        steps = 2.0 ** -np.arange(1, 46, 2)
+        wide: np.ndarray = steps[steps >= max(self._least, float(np.finfo(self._x.dtype).eps))]
+        return wide
 
     def _noise_of_slopes(self, rounding: np.ndarray, steps: np.ndarray) -> np.ndarray:
         """The standard deviation of each slope, [steps, cotangents]; `rounding` is that of the points."""
@@ -234,10 +252,15 @@ class Line:
 
     @staticmethod
     def _extrapolate(
-        slopes: np.ndarray, noise: np.ndarray, kink: np.ndarray, straddled: np.ndarray, shift: int
+        slopes: np.ndarray,
+        noise: np.ndarray,
+        kink: np.ndarray,
+        straddled: np.ndarray,
+        steps: np.ndarray,
+        shift: int,
     ) -> tuple[Estimate, bool]:
         """The extrapolation with the smallest bar; also say whether the finest ones show more noise."""
-        weights, from_fine, from_coarse, to_finer, finest_entries = _romberg()
+        weights, from_fine, from_coarse, to_finer, finest_entries, smallest = _romberg()
         broken = ~np.isfinite(slopes + noise).all(axis=1)
         values, rough = np.where(broken[:, None], 0, (slopes, noise))
         table = weights @ values
@@ -260,7 +283,8 @@ class Line:
         bar = np.where(trusted, bar, np.fmax(bar, far))
         bar[~np.isfinite(far + kink) | broken[-1]] = np.inf
         kink = np.where(np.isfinite(kink), kink, 0)
-        return Estimate(value, bar, amplified[best, each], kink, shift), bool(np.any(seen > 1))
+        estimate = Estimate(value, bar, amplified[best, each], kink, steps[smallest[best]], shift)
+        return estimate, bool(np.any(seen > 1))
 
 
 @functools.cache
@@ -273,9 +297,9 @@ def _differences() -> np.ndarray:
 
 
 @functools.cache
-def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of each extrapolation: its weights on the slopes, how far they are from those of either parent and of
-    the one in the same column a step finer, and whether it is one of the finest."""
+    the one in the same column a step finer, if it is one of the finest, and its smallest step's place."""
     table = {(i, 0): row for i, row in enumerate(np.eye(len(STEPS)))}
     for j in range(1, COLUMNS):
         for i in range(j, len(STEPS)):
@@ -287,4 +311,4 @@ def _romberg() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarr
     from_coarse = weights - np.array([table[i - 1, j - 1] for i, j in entries])
     to_finer = weights - np.array([table[min(i + 1, len(STEPS) - 1), j] for i, j in entries])
     finest = np.array([i >= len(STEPS) - 2 and j >= COLUMNS // 2 for i, j in entries])
-    return weights, from_fine, from_coarse, to_finer, finest
+    return weights, from_fine, from_coarse, to_finer, finest, np.array([i for i, _ in entries])

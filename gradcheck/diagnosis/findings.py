@@ -19,7 +19,35 @@ from gradcheck.diagnosis.terms import Family, Mask, Norm
 from gradcheck.judge import FLOAT32, Check, Verdict, like_float32
 from gradcheck.subject import Subject
 
-__all__ = ["Finding", "find"]
+__all__ = ["Elements", "Finding", "find"]
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """A gradient, element by element: those that were looked at, which form a grid.
+
+    grid: the indices of the elements along each axis of the input.
+    analytic, numeric, bar: one number for each, in row-major order; numeric is known to ± bar.
+    """
+
+    grid: tuple[tuple[int, ...], ...]
+    analytic: tuple[float, ...]
+    numeric: tuple[float, ...]
+    bar: tuple[float, ...]
+
+    @classmethod
+    def of(cls, place: Place) -> Elements:
+        """The numbers of a Place as plain tuples."""
+        numbers = (place.analytic, place.numeric, place.bar)
+        return cls(
+            tuple(tuple(indices.tolist()) for indices in place.grid),
+            *(tuple(np.ravel(array).tolist()) for array in numbers),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many elements the grid has along each axis."""
+        return tuple(map(len, self.grid))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +63,7 @@ class Finding:
     terms, residual: the coefficient of each named term in the wrong gradient, and what part of it they leave
         unexplained; () and None where the family of the operation is not known.
     sentence: the mistake in words, or that no combination of terms explains it.
+    elements: the gradient that was looked at.
     """
 
     input: str
@@ -50,6 +79,7 @@ class Finding:
     terms: tuple[tuple[str, float], ...] = ()
     residual: float | None = None
     sentence: str = ""
+    elements: Elements | None = None
 
 
 def find(
@@ -163,6 +193,7 @@ class _Run:
             terms=() if diagnosis is None else diagnosis.terms,
             residual=None if diagnosis is None else diagnosis.residual,
             sentence=_rounded(place) if diagnosis is None else self._with_names(diagnosis.sentence, family),
+            elements=Elements.of(place),
         )
 
     def _with_names(self, sentence: str, family: Family | None) -> str:

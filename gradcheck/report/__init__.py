@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
@@ -19,8 +20,9 @@ class Report:
 
     `evaluations` counts calls of forward, `vjps` calls of backward. `findings` says of each wrong gradient
     where and in which term it is wrong, `notes` what else the reader should know, and `again` is a line that
-    repeats the check. `unseen` is the share of backward runs in which a race may show and yet have been
-    missed, with 95 % confidence; None where the runs were not compared. `str(report)` is meant to be read.
+    repeats the check. `place` is where a backward pass that is not right is written, as file:line. `unseen`
+    is the share of backward runs in which a race may show and yet have been missed, with 95 % confidence;
+    None where the runs were not compared. `str(report)` is meant to be read.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Report:
     notes: tuple[str, ...] = ()
     again: str = ""
     unseen: float | None = None
+    place: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -53,3 +56,9 @@ class Report:
 
     def __str__(self) -> str:
         return terminal.render(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: pictures where jinja2 is installed, and the text where it is not."""
+        from gradcheck.report import html
+
+        return html.fragment(self) if html.available() else f"<pre>{escape(str(self))}</pre>"

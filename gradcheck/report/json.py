@@ -1,48 +1,34 @@
-"""A sweep as JSON, for machines. Numbers that are not finite become null: JSON has none."""
+"""A sweep as JSON, for machines. `schema.json`, beside this file, is its JSON Schema."""
 
 from __future__ import annotations
 
+import functools
 import json
-import math
-import platform
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from importlib import resources
 from typing import Any
 
-from gradcheck.sweep import SCHEMA_VERSION, Result
+from gradcheck.report.groups import Outcome
+from gradcheck.sweep import SCHEMA_VERSION
+from gradcheck.sweep.lines import versions
 
-__all__ = ["render"]
-
-PACKAGES = ("numpy", "numba", "llvmlite")
+__all__ = ["render", "schema"]
 
 
-def render(results: Sequence[Result], seed: int, versions: Mapping[str, str]) -> str:
-    """An object with schema_version, seed, versions, and checks: one object per configuration.
-
-    versions: those of what was checked; those of Python and the packages below are added.
-    """
+def render(outcome: Outcome) -> str:
+    """An object with what the sweep was, and one object per configuration."""
     report = {
         "schema_version": SCHEMA_VERSION,
-        "seed": seed,
-        "versions": {**_versions(), **versions},
-        "checks": [_finite(result.as_json()) for result in results],
+        "seed": outcome.seed,
+        "versions": versions(),
+        "planned": outcome.planned,
+        "interrupted": outcome.interrupted,
+        "checks": [result.as_json() for result in outcome.results],
     }
     return json.dumps(report, indent=1, allow_nan=False)
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # installed by other means than a Python package
-            continue
-    return found
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of what `render` makes; `$defs/result` is that of a line of JSON lines."""
+    text = resources.files(__package__ or "").joinpath("schema.json").read_text(encoding="utf-8")
+    return json.loads(text)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
+from gradcheck.report.picture import picture
 
 if TYPE_CHECKING:
     from gradcheck.report import Report
@@ -28,13 +29,14 @@ def render(report: Report) -> str:
         else:
             lines += _check_lines(check)
     lines += [f"  note: {note}" for note in report.notes]
-    lines.append(f"  {quiet} other checks passed; {_spent(report)}")
+    lines.append(f"  {quiet} other checks passed; {spent(report)}")
     if report.verdict is not Verdict.PASS and report.again:
         lines.append(f"  again: {report.again}")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _spent(report: Report) -> str:
+def spent(report: Report) -> str:
+    """What the report cost, and what it could not see."""
     calls = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
     text = f"{calls}; seed {report.seed}"
     if report.unseen is None:
@@ -43,8 +45,11 @@ def _spent(report: Report) -> str:
     return f"{text}\n  a race in fewer than {rate} of the runs would not be seen (stress= repeats more)"
 
 
-def finding_lines(finding: Finding) -> list[str]:
-    """The worst element of a wrong gradient, the pattern of the error, the terms, the mistake in words."""
+def finding_lines(finding: Finding, small: bool = False) -> list[str]:
+    """The worst element of a wrong gradient, the pattern of the error, the terms, the mistake in words.
+
+    small: without the picture.
+    """
     element = (
         f"d{finding.input}[{', '.join(map(str, finding.index))}]" if finding.index else f"d{finding.input}"
     )
@@ -56,17 +61,18 @@ def finding_lines(finding: Finding) -> list[str]:
         _labelled(element, numbers),
         _labelled("", f"{extent}; {finding.pattern}" if finding.pattern else extent),
     ]
+    lines += [] if small else [_labelled("", line) for line in picture(finding)]
     if finding.norm:
         lines.append(_labelled("recognised", finding.norm))
     if finding.terms:
-        terms = "   ".join(f"{name} {_coefficient(coefficient)}" for name, coefficient in finding.terms)
+        terms = "   ".join(f"{name} {coefficient(value)}" for name, value in finding.terms)
         lines.append(_labelled("terms", f"{terms}   residual {finding.residual or 0.0:.0e}"))
     if finding.sentence:
         lines.append(f"→ {finding.sentence}")
     return lines
 
 
-def _coefficient(value: float) -> str:
+def coefficient(value: float) -> str:
     """Four digits, or as many as show how far from −1, 0 or 1 it is: the diagnosis took out the noise."""
     whole = float(round(value))
     apart = 0.1 * abs(value - whole) if abs(whole) <= 1 else math.inf

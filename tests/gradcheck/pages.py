@@ -7,9 +7,9 @@ from pathlib import Path
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 # Times, what a search cost, errors at the level of rounding; and what follows from the cotangent drawn:
-# the element that is furthest off, and the values.
+# the element that is furthest off, the values, and how dark the picture of the error is.
 CHANGING = re.compile(
-    r"[\d.]+ (?:ms|s|forward|backward)\b|[\d.]+e[-+]\d+|-?\d+\.\d{3,}|(?<=dx\[)[\d, ]+(?=\])"
+    r"[\d.]+ (?:ms|s|forward|backward)\b|[\d.]+e[-+]\d+|-?\d+\.\d{3,}|[·░▒▓█]+|(?<=dx\[)[\d, ]+(?=\])"
 )
 
 

@@ -2,6 +2,6 @@
 
 from gradcheck.adapters.tinygrad_bn.configurations import call, check_configuration
 from gradcheck.adapters.tinygrad_bn.functions import by_name, pair, recognises
-from gradcheck.adapters.tinygrad_bn.samples import check_operation
+from gradcheck.adapters.tinygrad_bn.samples import cases, check_operation
 
-__all__ = ["by_name", "call", "check_configuration", "check_operation", "pair", "recognises"]
+__all__ = ["by_name", "call", "cases", "check_configuration", "check_operation", "pair", "recognises"]

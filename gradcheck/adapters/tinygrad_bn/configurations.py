@@ -19,6 +19,7 @@ from gradcheck.axes import Arrays, Configuration
 from gradcheck.diagnosis import terms
 from gradcheck.harness import check_pair, with_second_order
 from gradcheck.judge import Check, Verdict
+from gradcheck.repeating import place_of
 from gradcheck.report import Report
 from gradcheck.sweep import Result
 from tinygrad_bn import OpSpec, Tensor, functional
@@ -104,7 +105,7 @@ def check_configuration(
     kernels_forward, kernels_vjp, problems = _kernels_that_run(configuration, arrays, seed)
     report = None if problems else _report(configuration, arrays, seed)
     checks = problems if report is None else [*report.checks, *_comparisons(configuration, arrays, seed)]
-    return Result(
+    result = Result(
         configuration,
         seed,
         tuple(checks),
@@ -114,6 +115,17 @@ def check_configuration(
         source=source,
         findings=() if report is None else report.findings,
     )
+    if result.verdict is Verdict.PASS:
+        return result
+    return dataclasses.replace(result, place=_place(_spec(configuration), kernels_vjp))
+
+
+def _place(spec: OpSpec, ran: Sequence[str]) -> str:
+    """Where the vjp of the kernel that ran is written; where none did, the declaration."""
+    for kernel in spec.kernels:
+        if ran and ran[0].startswith(f"{kernel.target}.vjp"):
+            return place_of(kernel.resolve().vjp)
+    return place_of(spec.definition)
 
 
 def _kernels_that_run(

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gradcheck.adapters.tinygrad_bn.functions import Adapted, operation_of, public_function
 from gradcheck.harness import check_pair
 from gradcheck.judge import Check, Verdict
+from gradcheck.repeating import place_of
 from gradcheck.report import Report
 from tinygrad_bn import Kernel, OpSpec, Sample
 from tinygrad_bn.fused import DEFINITION, Fused
 from tinygrad_bn.namespace import arrays as array_functions
 from tinygrad_bn.registry import Samples
 
-__all__ = ["check_operation"]
+__all__ = ["Case", "cases", "check_operation"]
 
 
-def check_operation(spec: OpSpec, seed: int = 0) -> list[tuple[str, Report]]:
-    """A name and a report for each sample, by each kernel on the CPU and in each dtype that this serves.
+class Case(NamedTuple):
+    """One check of an operation: at a sample, by a kernel."""
+
+    name: str
+    dtype: str
+    check: Callable[[], Report]
+
+
+def cases(spec: OpSpec, seed: int = 0) -> list[Case]:
+    """A case for each sample, by each kernel on the CPU and in each dtype that this serves. Nothing is run.
 
     A kernel's gradient is judged by the numeric derivative of its own forward pass, its output by the
     definition. Error samples must raise what they say, and every kernel must serve a sample.
@@ -31,13 +42,30 @@ def check_operation(spec: OpSpec, seed: int = 0) -> list[tuple[str, Report]]:
         spec: the record of the operation.
         seed: an integer, at least 0, of the samples, directions and cotangents.
     """
-    reports: list[tuple[str, Report]] = []
+    found: list[Case] = []
     if spec.gradients:
-        check = _check_kernels if spec.kernels else _check_rules
-        reports += check(spec, [*_drawn(spec.samples, seed), *_drawn(spec.hard_samples, seed)], seed)
+        of_samples = _of_kernels if spec.kernels else _of_rules
+        found += of_samples(spec, [*_drawn(spec.samples, seed), *_drawn(spec.hard_samples, seed)], seed)
     for sample in _drawn(spec.error_samples, seed):
-        reports.append((f"error sample {sample.name}", _check_raises(spec, sample, seed)))
-    return reports
+        check = functools.partial(_check_raises, spec, sample, seed)
+        found.append(Case(f"error sample {sample.name}", "float64", check))
+    return _with_names_of_their_own(found)
+
+
+def check_operation(spec: OpSpec, seed: int = 0) -> list[tuple[str, Report]]:
+    """The name and the report of every case."""
+    return [(case.name, case.check()) for case in cases(spec, seed)]
+
+
+def _with_names_of_their_own(found: Sequence[Case]) -> list[Case]:
+    """The second of a name, and those after it, are numbered."""
+    seen: Counter[str] = Counter()
+    named = []
+    for case in found:
+        seen[case.name] += 1
+        number = f" ({seen[case.name]})" if seen[case.name] > 1 else ""
+        named.append(case._replace(name=case.name + number))
+    return named
 
 
 def _drawn(samples: Samples | None, seed: int) -> list[Sample]:
@@ -49,16 +77,24 @@ def _arrays(inputs: Sequence[Any]) -> list[Any]:
     return [np.asarray(value) if isinstance(value, (np.generic, float)) else value for value in inputs]
 
 
-def _check_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
+def _dtype(spec: OpSpec, inputs: Sequence[Any]) -> str:
+    """The dtype that a case is counted under: that of its first input."""
+    first = next((value.dtype.name for value in inputs if value is not None), "float64")
+    return first if first in spec.dtypes else "float64"
+
+
+def _of_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[Case]:
     """The rules of a primitive, or the definition of a fused operation without kernels."""
     operation = operation_of(spec)
     for sample in samples:
         call = functools.partial(operation, **sample.attributes)
         fn = (lambda *parts, call=call: call(parts)) if spec.variadic else call
-        yield sample.name, _report(spec, fn, _arrays(sample.inputs), seed)
+        inputs = _arrays(sample.inputs)
+        check = functools.partial(_report, spec, fn, inputs, seed)
+        yield Case(sample.name, _dtype(spec, inputs), check)
 
 
-def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[tuple[str, Report]]:
+def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[Case]:
     operation = Fused(spec)
     kernels = [kernel for kernel in spec.kernels if kernel.device == "cpu"]
     served: set[Kernel] = set()
@@ -73,11 +109,14 @@ def _check_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterat
                 assert kernel is not None  # a name that serves is one that runs
                 served.add(kernel)
                 fn = functools.partial(operation, kernel=name, **sample.attributes)
-                yield f"{sample.name}, {name} {dtype}", _report(spec, fn, inputs, seed, sample.attributes)
+                check = functools.partial(_report, spec, fn, inputs, seed, kernel, sample.attributes)
+                yield Case(f"{sample.name}, {name} {dtype}", _dtype(spec, inputs), check)
     for kernel in kernels:
         if kernel not in served:
             reason = f"kernel {kernel.name!r} ({kernel.target}) serves no sample, so nothing was checked"
-            yield f"kernel {kernel.name}", _plain_report(spec, Check("kernel", Verdict.ERROR, reason), seed)
+            found = Check("kernel", Verdict.ERROR, reason)
+            check = functools.partial(_plain_report, spec, found, seed)
+            yield Case(f"kernel {kernel.name}", "float64", check)
 
 
 def _cast(value: Any, dtype: str) -> Any:
@@ -85,21 +124,26 @@ def _cast(value: Any, dtype: str) -> Any:
 
 
 def _report(
-    spec: OpSpec, fn: Callable[..., Any], inputs: Sequence[Any], seed: int, attributes: Any = None
+    spec: OpSpec,
+    fn: Callable[..., Any],
+    inputs: Sequence[Any],
+    seed: int,
+    kernel: Kernel | None = None,
+    attributes: Any = None,
 ) -> Report:
-    """The report at one sample; `attributes` where there is a definition to compare a kernel with."""
+    """The report at one sample; a kernel is compared with the definition, which takes `attributes`."""
     gradients = range(len(inputs)) if spec.variadic else spec.gradients
     wanted = tuple(i for i in gradients if inputs[i] is not None and inputs[i].dtype.kind == "f")
     pair = Adapted(fn, inputs, wanted).pair(list(inputs))
     reference: Callable[..., Any] | None = None
     zero: tuple[int, ...] = ()
-    if attributes is not None:
+    if kernel is not None:
         zero = _zero(spec, inputs, attributes, wanted, seed)
 
         def reference(*arrays: Any) -> Any:
             return spec.definition(array_functions, *arrays, **attributes)[0]
 
-    return check_pair(
+    report = check_pair(
         pair.forward,
         pair.backward,
         pair.inputs,
@@ -112,6 +156,9 @@ def _report(
         framework=True,
         seed=seed,
     )
+    if report.verdict is Verdict.PASS:
+        return report
+    return dataclasses.replace(report, place=place_of(kernel.resolve().vjp if kernel else spec.definition))
 
 
 def _zero(

@@ -83,7 +83,7 @@ class Destination:
     """Where a report goes, and in which format. Raises click.UsageError where it cannot be written."""
 
     def __init__(self, output: str | None, output_format: str | None, picture: bool = False):
-        self._file = OutputFile(output)
+        self._file = OutputFile(output, "--output")
         suffix = self._file.format((*FORMATS, *SUFFIXES))
         self._format = output_format or SUFFIXES.get(suffix or "", suffix) or FORMATS[0]
         if self._format == "svg" and not picture:

@@ -154,6 +154,14 @@ def test_a_kernel_that_serves_no_sample_is_an_error():
     assert "serves no sample" in str(reports["kernel idle"])
 
 
+def test_samples_of_one_name_are_told_apart():
+    def samples(rng):
+        return [Sample("same", (rng.normal(size=3),)), Sample("same", (rng.normal(size=4),))]
+
+    found = adapter.cases(declared(hard_samples=samples))
+    assert [case.name for case in found] == ["one", "scalar", "same", "same (2)"]
+
+
 def test_error_samples_must_raise_what_they_say():
     def errors(rng):
         yield Sample("integers", (np.arange(3),), {}, TypeError, "dtype int64")

@@ -18,8 +18,9 @@ from gradcheck.sweep import Result
 QUICK = "layer_norm shape=4,5 tail=1"
 DROPOUT = "dropout shape=3,5 mask_axes=0 p=0.25 scaling=upscale_in_train affine=none dtype=float32"
 KEYS = {
-    "operation", "configuration", "kernel_forward", "kernel_vjp", "verdict", "reasons", "findings",
-    "error", "bar", "tolerance", "resolution", "seconds", "command",
+    "operation", "configuration", "seed", "kernels_forward", "kernels_vjp", "verdict", "reasons", "checks",
+    "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program", "place",
+    "notes",
 }  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def test_json_has_an_object_with_the_promised_entries(run):
     )
     assert result.exit_code == 0
     report = strictly(result.stdout)
-    assert report.keys() == {"schema_version", "seed", "versions", "checks"}
-    assert report["schema_version"] == 1 and report["seed"] == 3
+    assert report.keys() == {"schema_version", "seed", "versions", "planned", "interrupted", "checks"}
+    assert report["schema_version"] == 2 and report["seed"] == 3
     assert report["versions"].keys() >= {"python", "numpy", "numba"}
     assert {entry["operation"] for entry in report["checks"]} == {"rms_norm", "dropout"}
     assert len(report["checks"]) > 15
@@ -66,10 +67,11 @@ def test_json_has_an_object_with_the_promised_entries(run):
         assert Configuration.parse(entry["configuration"]).operation == entry["operation"]
         assert entry["verdict"] == "PASS" and entry["reasons"] == []
         assert 0 <= entry["error"] <= 2 * entry["bar"] + entry["tolerance"]
-        float32 = entry["kernel_forward"].endswith("float32")
+        float32 = entry["kernels_forward"][0].endswith("float32")
         assert entry["resolution"] is None or 0 < entry["resolution"] < (1e-3 if float32 else 1e-6)
         assert entry["seconds"] > 0
-        assert entry["kernel_forward"].count(".forward ") == entry["kernel_vjp"].count(".vjp ") == 2
+        for phase in ("forward", "vjp"):
+            assert [f".{phase} " in name for name in entry[f"kernels_{phase}"]] == [True, True]
     assert f"{len(report['checks'])} configurations: " in result.stderr
 
 
@@ -98,11 +100,12 @@ def test_the_command_repeats_a_check_on_an_array_of_the_users(run, tmp_path):
         assert {**entry, "seconds": 0} == {**again, "seconds": 0}
 
 
-def test_numbers_that_are_not_finite_are_null(run, monkeypatch):
+def test_numbers_that_are_not_finite_are_named(run, monkeypatch):
     pretend(monkeypatch, Verdict.FAIL, error=math.nan, bar=math.inf, tolerance=-math.inf, resolution=math.inf)
     result = run("gradcheck", "--case", QUICK, "--format", "json")
     (entry,) = strictly(result.stdout)["checks"]
-    assert entry["error"] is entry["bar"] is entry["tolerance"] is entry["resolution"] is None
+    figures = [entry[name] for name in ("error", "bar", "tolerance", "resolution")]
+    assert figures == ["NaN", "Infinity", "-Infinity", "Infinity"]
     assert entry["verdict"] == "FAIL" and entry["reasons"] == ["gradient of input: because of FAIL"]
 
 
@@ -217,7 +220,7 @@ def test_nothing_selected_is_status_4(run, words):
         (("--layout", "diagonal"), "'diagonal' is not one of 'contiguous', 'transposed'"),
         (("--seed", -1), "-1 is not in the range 0<=x<=18446744073709551615"),
         (("--seed", 2**64), "is not in the range"),
-        (("--format", "xml"), "'xml' is not one of 'terminal', 'json', 'svg'."),
+        (("--format", "xml"), "'xml' is not one of 'terminal', 'json', 'junit', 'github',"),
         (("--data", "mnist"), "'mnist' is not"),
         (("--frobnicate",), "No such option"),
         (("everything",), "Got unexpected extra argument (everything)"),
@@ -225,8 +228,8 @@ def test_nothing_selected_is_status_4(run, words):
         (("--input", "x.npy", "--data", "digits"), "--input and --data each say where the input comes from"),
         (("--exhaustive", "--case", QUICK), "--exhaustive widens what is chosen, but --case"),
         (("--exhaustive", "--data", "digits"), "leave one out"),
-        (("--list", "--format", "json"), "--list prints names to stdout; leave --format and --output out"),
-        (("--list", "--output", "names.txt"), "--list prints names to stdout"),
+        (("--list", "--format", "json"), "--list prints names to stdout; leave --format and --report out"),
+        (("--list", "--report", "names.txt"), "--list prints names to stdout"),
         (("--case", ""), "--case: '' is no operation; begin with one of batch_norm"),
         (("--case", "layer_norm shape=4 tail=2"), "--case: layer_norm: tail is 2, wanted the number"),
         (
@@ -318,10 +321,18 @@ def test_the_command_that_repeats_a_failure_is_as_the_program_was_called(monkeyp
 
 
 def test_an_interrupt_is_status_130_and_prints_no_traceback(monkeypatch, capsys):
-    pretend(monkeypatch, Verdict.PASS, KeyboardInterrupt())
+    pretend(monkeypatch, KeyboardInterrupt())
     assert ends(monkeypatch, "gradcheck", "--case", QUICK, "--case", DROPOUT) == 130
     streams = capsys.readouterr()
     assert streams.out == "" and streams.err == "Interrupted.\n"
+
+
+def test_an_interrupt_keeps_what_was_found_until_then(monkeypatch, capsys):
+    pretend(monkeypatch, Verdict.FAIL, KeyboardInterrupt())
+    assert ends(monkeypatch, "gradcheck", "--case", QUICK, "--case", DROPOUT) == 130
+    streams = capsys.readouterr()
+    assert "FAIL  layer_norm shape=4,5" in streams.out
+    assert streams.err == "Interrupted: 1 of 2 configurations done.\n"
 
 
 @pytest.mark.parametrize("words", [(), ("gradcheck",), ("ops",), ("ops", "explain")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 
@@ -116,8 +117,27 @@ def test_a_file_needs_no_name_that_python_could_import(run, folder, name):
 
 
 def test_the_report_can_be_written_to_a_file(run, folder):
-    assert check(run, "my_numpy.py:scale,scale_backward", *PAIR, "--output", "report.txt").exit_code == 0
+    assert check(run, "my_numpy.py:scale,scale_backward", *PAIR, "--report", "report.txt").exit_code == 0
     assert (folder / "report.txt").read_text().startswith("PASS  scale")
+
+
+def test_a_target_has_the_reports_that_a_sweep_has(run, folder):
+    words = (
+        "my_numpy.py:scale,forgetful",
+        *PAIR,
+        "--seed",
+        3,
+        "--report",
+        "report.json",
+        "--report",
+        "r.xml",
+    )
+    result = check(run, *words)
+    assert result.exit_code == 1 and result.stdout.startswith("FAIL  scale")
+    (entry,) = json.loads((folder / "report.json").read_text())["checks"]
+    assert entry["verdict"] == "FAIL" and entry["place"].startswith("my_numpy.py:")
+    assert f"again: {entry['command']}" in result.stdout
+    assert "failure" in (folder / "r.xml").read_text()
 
 
 TINYGRAD = """
@@ -244,12 +264,8 @@ SCALE = "my_numpy.py:scale,scale_backward"
             "both.py imports jax and tinygrad_bn; say which with --framework",
         ),
         ((SCALE, *PAIR, "--op", "layer_norm"), "--op does not go with --target; leave one of them out"),
-        ((SCALE, *PAIR, "--format", "json"), "--format does not go with --target"),
-        ((SCALE, *PAIR, "--output", "r.json"), "of a target the report is text; r.json names another format"),
-        (
-            (SCALE, *PAIR, "--output", "r.SVG"),
-            "--output: of a target the report is text; r.SVG names another",
-        ),
+        ((SCALE, *PAIR, "--report", "r.jsonl"), "r.jsonl is for sweeps; of a target write .json"),
+        ((SCALE, *PAIR, "--report", "r.pdf"), "--report: the suffix of r.pdf names no format"),
         (
             (SCALE, "--input", "text.npz"),
             "--input: text.npz:x has dtype <U1, wanted floats or integers",

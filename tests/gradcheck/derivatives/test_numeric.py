@@ -90,7 +90,7 @@ def test_a_finer_ladder_overrules_a_coarser_one_only_where_they_disagree():
 
 def test_the_finer_of_two_that_disagree_is_believed_though_its_bar_is_wider():
     def estimate(value, bar):
-        return Estimate(np.array([value]), np.array([bar]), np.array([bar]), np.zeros(1), shift=0)
+        return Estimate(np.array([value]), np.array([bar]), np.array([bar]), np.zeros(1), np.ones(1), shift=0)
 
     assert estimate(1.0, 1e-12).overruled_by(estimate(2.0, 1e-6)).value == 2.0
     assert estimate(1.0, 1e-12).overruled_by(estimate(1.0 + 1e-6, 1e-6)).value == 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,8 @@ def test_what_is_no_norm_has_a_place_and_a_pattern_only() -> None:
 def test_without_an_explanation_the_verdict_is_the_same_and_costs_less() -> None:
     explained = check_pair(batch_norm, without_mean_path, INPUTS)
     report = check_pair(batch_norm, without_mean_path, INPUTS, explain=False)
-    assert report.checks == explained.checks and report.findings == ()
+    without_curves = tuple(dataclasses.replace(check, curve=None) for check in explained.checks)
+    assert report.checks == without_curves and report.findings == ()
     assert report.evaluations < explained.evaluations
 
 

@@ -100,7 +100,7 @@ def test_the_command_on_a_small_choice():
 def test_the_command_as_json(tmp_path):
     path = tmp_path / "matrix.json"
     result = run(
-        "--kind", "rng", "--operation", "channel_dropout", "--kind", "formula", "--output", str(path)
+        "--kind", "rng", "--operation", "channel_dropout", "--kind", "formula", "--report", str(path)
     )
     assert result.exit_code == 0 and result.stdout == ""
     document = json.loads(path.read_text())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import platform
 import re
+import select
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -126,3 +129,47 @@ def test_a_twin_that_is_lost_from_the_disk_cache_still_gives_the_same_bits(run_p
         assert lost
         for file in lost:
             file.unlink()
+
+
+ELSEWHERE_PROGRAM = """
+from tinygrad_bn.kernels.cpu.compiling import compile_elsewhere, drivers
+compile_elsewhere("dropout")
+found = [driver[dtype].stats for driver, dtype in drivers("dropout")]
+print(len(found), all(stats.cache_hits and not stats.cache_misses for stats in found))
+"""
+
+
+def test_what_is_compiled_elsewhere_is_loaded_here(run_python, tmp_path):
+    for _ in range(2):  # with a cold cache, and with a warm one
+        assert run_python(ELSEWHERE_PROGRAM, NUMBA_CACHE_DIR=str(tmp_path)) == ["6 True"]
+
+
+def test_without_a_cache_nothing_is_compiled_elsewhere(run_python):
+    program = NO_CACHE_PROGRAM.replace("from tinygrad_bn.kernels.cpu import rows\n", """
+from tinygrad_bn.kernels.cpu import compiling, rows
+compiling.subprocess.run = None
+compiling.compile_elsewhere("rows")
+""")  # fmt: skip
+    assert run_python(program) == ["[[-1.0, 1.0]]"]
+
+
+LOCKED_PROGRAM = """
+from pathlib import Path
+from tinygrad_bn.kernels.cpu import compiling
+with compiling._locked(Path(compiling.__file__)):
+    print("alone", flush=True)
+    input()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_processes_that_want_the_same_kernels_wait_for_each_other():
+    words = [sys.executable, "-c", LOCKED_PROGRAM]
+    started = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    waiting = {process.stdout: process for process in started}
+    for _ in started:
+        (first,), _, _ = select.select(list(waiting), [], [], 60)
+        assert first.readline() == b"alone\n"
+        process = waiting.pop(first)
+        assert select.select(list(waiting), [], [], 0.5)[0] == []
+        process.communicate(b"\n")

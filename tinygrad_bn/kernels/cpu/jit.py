@@ -100,10 +100,36 @@ class Driver:
                     hit = other.stats.cache_hits
                     twin._compiled[dtype] = twin._compile(dtype, cached=False) if hit else other
 
+    def load(self, dtype: np.dtype) -> bool:
+        """Take it from the disk cache; False where it is not there. Where there is no cache it may not be."""
+        with self._lock:
+            if dtype in self._compiled:
+                return True
+            dispatcher = self._dispatcher(dtype)
+            try:
+                dispatcher.enable_caching()
+            except RuntimeError:  # as below
+                return True
+            signature = self._signature(numba.from_dtype(dtype))
+            if dispatcher._cache.load_overload(signature, dispatcher.targetctx) is None:
+                return False
+            self._load(dtype)
+            return True
+
+    @property
+    def dtypes(self) -> tuple[np.dtype, ...]:
+        """Those that make a difference to its types."""
+        single, double = np.dtype(np.float32), np.dtype(np.float64)
+        alike = self._signature(numba.from_dtype(single)) == self._signature(numba.from_dtype(double))
+        return (double,) if alike else (single, double)
+
+    def _dispatcher(self, dtype: np.dtype) -> Any:
+        return numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
+
     def _compile(self, dtype: np.dtype, *, cached: bool) -> Any:
         # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python threads
         # enter it; and without it a small kernel beside a busy Python thread is much slower.
-        dispatcher = numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
+        dispatcher = self._dispatcher(dtype)
         if cached:
             with contextlib.suppress(RuntimeError):  # where no folder can be written, compile anew each time
                 dispatcher.enable_caching()

@@ -12,6 +12,7 @@ from gradcheck.axes import Configuration
 from gradcheck.diagnosis.findings import Finding
 from gradcheck.judge import Check, Verdict
 from gradcheck.report import table
+from gradcheck.report.groups import Outcome
 from gradcheck.report.json import render
 from gradcheck.sweep import Result, SampleCase
 
@@ -99,21 +100,37 @@ def test_the_command_is_one_line_for_a_shell():
 
 
 def test_the_json_entry_of_a_pass_and_of_an_error():
-    assert result(GOOD).as_json() == {
-        "operation": "layer_norm",
+    assert result(ZERO, TWINS, GOOD).as_json() == {
         "configuration": "layer_norm shape=4,5 tail=1",
-        "kernel_forward": "a, b",
-        "kernel_vjp": "c",
-        "verdict": "PASS",
-        "reasons": [],
-        "findings": [],
+        "operation": "layer_norm",
+        "verdict": "FAIL",
+        "reasons": ["twins: the bits differ"],
         "error": 1e-12,
         "bar": 1e-12,
         "tolerance": 2e-12,
         "resolution": 1e-11,
-        "seconds": 0.5,
         "command": result(GOOD).command,
-    }
+        "seed": 3,
+        "checks": [
+            {
+                "name": "gradient", "verdict": "PASS", "reason": "zero, as declared", "input": "weight",
+                "error": 0.0, "bar": 1e-9, "tolerance": 0.0,
+            },
+            {"name": "twins", "verdict": "FAIL", "reason": "the bits differ"},
+            {
+                "name": "gradient", "verdict": "PASS", "input": "input",
+                "error": 1e-12, "bar": 1e-12, "tolerance": 2e-12, "resolution": 1e-11,
+            },
+        ],
+        "kernels_forward": ["a", "b"],
+        "kernels_vjp": ["c"],
+        "seconds": 0.5,
+        "source": [],
+        "program": "python cli.py",
+        "findings": [],
+        "place": "",
+        "notes": [],
+    }  # fmt: skip
     entry = result(BROKEN).as_json()
     assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]
     assert entry["error"] is entry["bar"] is entry["tolerance"] is entry["resolution"] is None
@@ -129,22 +146,22 @@ OFF_AT = Check("gradient", Verdict.FAIL, "analytic 0.5, numeric 0.25 ± 1e-13: o
 
 
 def test_a_finding_stands_in_place_of_the_reason_that_it_explains():
-    text = table.as_text([result(OFF_AT, TWINS, findings=(FOUND,))], 0.5)
+    text = table.as_text(Outcome([result(OFF_AT, TWINS, findings=(FOUND,))], 3, 0.5))
     lines = [line.strip() for line in text.splitlines()]
     start = next(place for place, line in enumerate(lines) if line.startswith("dinput[3, 2]"))
     assert lines[start].endswith("analytic 0.5   numeric 0.25 ± 1e-13   ratio 2")
     assert lines[start + 1] == "20 of 20 elements differ; constant along axis 1"
     assert lines[start + 3 : start + 5] == ["→ the mean path is missing", "twins: the bits differ"]
     assert "off" not in text
-    assert "gradient of input: analytic 0.5" in table.as_text([result(OFF_AT, TWINS)], 0.5)
+    assert "gradient of input: analytic 0.5" in table.as_text(Outcome([result(OFF_AT, TWINS)], 3, 0.5))
 
 
-def test_a_finding_is_json_too_and_what_is_not_finite_in_it_is_null():
-    report = json.loads(render([result(OFF_AT, findings=(FOUND,))], 0, {}))
+def test_a_finding_is_json_too_and_what_is_not_finite_in_it_is_named():
+    report = json.loads(render(Outcome([result(OFF_AT, findings=(FOUND,))], 0, 0.5)))
     (finding,) = report["checks"][0]["findings"]
-    assert finding["input"] == "input" and finding["index"] == [3, 2] and finding["residual"] is None
+    assert finding["input"] == "input" and finding["index"] == [3, 2] and finding["residual"] == "NaN"
     assert finding["terms"] == [["mean path", 0.0]] and finding["sentence"] == "the mean path is missing"
-    assert finding.keys() == {field.name for field in dataclasses.fields(Finding)}
+    assert "norm" not in finding  # nothing was recognised
 
 
 def test_the_result_of_a_sample_names_its_operation_in_the_command():
@@ -153,4 +170,4 @@ def test_the_result_of_a_sample_names_its_operation_in_the_command():
     assert made.command == "python cli.py gradcheck --plugin 'my norm.py' --op mine::norm --seed 3"
     assert made.worst is ROUGH
     assert made.as_json()["configuration"] == "mine::norm at (4, 3), numpy float32"
-    assert "mine::norm  samples float32  1  1 PASS" in table.as_text([made], 0.5)
+    assert "mine::norm  samples float32  1  1 PASS" in table.as_text(Outcome([made], 3, 0.5))

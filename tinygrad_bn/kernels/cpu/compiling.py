@@ -1,0 +1,76 @@
+"""Compiling the kernels in a process of their own, so that those that run them load them from the disk cache.
+
+Code that is loaded differs in the last bits of sums from code that was compiled in the same process (see
+`jit.Driver`). Where figures are to be the same in every process, all of them must load:
+
+    python -m tinygrad_bn.kernels.cpu.compiling rows split
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from .jit import Driver, Twins
+
+__all__ = ["compile_elsewhere", "drivers"]
+
+
+def drivers(family: str) -> list[tuple[Driver, np.dtype]]:
+    """Every driver of a module beside this one, with each dtype that it is made for."""
+    module = importlib.import_module(f".{family}", __package__)
+    found = (driver for twins in vars(module).values() if isinstance(twins, Twins) for driver in twins)
+    return [(driver, dtype) for driver in found for dtype in driver.dtypes]
+
+
+def compile_elsewhere(family: str) -> None:
+    """Load the drivers of a module; compile those that the disk cache lacks, in another process, once.
+
+    Processes that want the same wait for the first. What cannot be compiled is left to the first call, which
+    says why.
+    """
+    wanted = drivers(family)
+    if all(driver.load(dtype) for driver, dtype in wanted):
+        return
+    with _locked(Path(__file__).with_name(f"{family}.py")):
+        if all(driver.load(dtype) for driver, dtype in wanted):
+            return
+        paths = os.pathsep.join(filter(None, sys.path))
+        subprocess.run(
+            [sys.executable, "-m", __name__, family],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among the processes of this machine, where it can lock files; nothing is written."""
+    with open(path, "rb") as file:
+        _lock(file)
+        yield
+
+
+def _lock(file: IO[bytes]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: the processes may compile the same, each for itself
+        return
+    with contextlib.suppress(OSError):  # a network file system may not lock what is open for reading only
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:]:
+        for driver, dtype in drivers(each):
+            driver[dtype]
