@@ -156,9 +156,11 @@ def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
 
 
 # The compiled kernels work piece by piece, and what joins the pieces runs only where there is more than one:
-# a run of values is summed in chunks of 1024; rows are handed out in tasks of 16384 values, their gradients
-# summed over at most 64 rows; channels last are cut into tiles of 128 rows by 1024 columns; masks are drawn,
-# and spread over the elements, in tasks of 65536. These shapes are a little longer, with an odd last piece.
+# a run of values is summed in chunks of 2048, and few rows that are longer are differentiated in blocks of so
+# many columns; rows are handed out in tasks of 16384 values, their gradients summed over at most 64 rows;
+# channels last are joined to rows of about 512, four of which are summed at a time, and cut into tiles of 128
+# rows by 1024 columns, as are many short stretches of channels first; masks are drawn, and spread over the
+# elements, in tasks of 65536. These shapes are a little longer, with an odd last piece.
 
 
 def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
@@ -175,15 +177,18 @@ def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str,
     elif operation == "batch_norm":
         yield (2, 2, 2053), first
         yield (3, 1027), first
-        yield (133, 3), first
+        yield (1101, 3), first
+        yield (133, 259), first
+        yield (17, 349, 3), first
         yield (2, 2, 2053), {**first, "mode": "inference"}
-        yield (131, 3), {**first, "mode": "inference"}
+        yield (1101, 3), {**first, "mode": "inference"}
+        yield (17, 349, 3), {**first, "mode": "inference"}
     elif operation == "instance_norm":
         yield (2, 2, 2053), first
-        yield (2, 131, 3), last
+        yield (2, 733, 3), last
     else:
         yield (2, 4, 1031), {**first, "groups": 2}
-        yield (2, 131, 6), {**last, "groups": 3}
+        yield (2, 733, 6), {**last, "groups": 3}
 
 
 def _corner_places(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:

@@ -145,6 +145,26 @@ ROWS = ("prange((x.shape[0] + step - 1) // step)", "prange(max(1, x.shape[0] // 
 PIECES = {
     "chunks": ("sums.py", "add_moments", *CHUNKS, "layer_norm shape=8,2053 tail=1"),
     "the merge": ("sums.py", "merge_moments", "delta * delta * (", "0 * (", "layer_norm shape=8,2053 tail=1"),
+    "blocks of a long row": (
+        "rows.py", "backward_long", "totals[0, r] += totals[task, r]", "totals[0, r] += 0",
+        "layer_norm shape=8,2053 tail=1",
+    ),
+    "rows of columns, four at a time": (
+        "cols.py", "tile_moments", "a + max(whole - a, 0) // 4 * 4", "a + max(whole - a, 0)",
+        "batch_norm shape=1101,3 channel_axis=1",
+    ),
+    "joined rows": (
+        "cols.py", "gather", "range(M, row.size, M)", "range(M, row.size - M, M)",
+        "batch_norm shape=1101,3 channel_axis=1",
+    ),
+    "tiles below each other": (
+        "cols.py", "merge_statistics", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
+        "batch_norm shape=133,259 channel_axis=1",
+    ),
+    "short stretches": (
+        "cols.py", "merge_sums", "weight[m] * dbias", "weight[s] * dbias",
+        "batch_norm shape=17,349,3 channel_axis=1",
+    ),
     "chunks backwards": ("sums.py", "cotangent_sums", *CHUNKS, "batch_norm shape=2,2,2053 channel_axis=1"),
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),

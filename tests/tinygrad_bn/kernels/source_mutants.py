@@ -38,9 +38,9 @@ LONGEST = 1.0  # seconds for one case: an edited loop may never end
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
     "sums": {"CHUNK": 4},
-    "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 2, "BACKWARD_TASKS": 1},
+    "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 2, "BACKWARD_TASKS": 1, "BLOCK": 8},
     "split": {},
-    "cols": {"TILE_ROWS": 2, "TILE_COLUMNS": 4},
+    "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
     "dropout": {"TASK": 16},
 }
 
@@ -48,18 +48,22 @@ NAMED = (
     ("rows", "normalize_rows", "row_variance = squares / length", "row_variance = squares / (length - 1)"),
     ("rows", "normalize_rows", "np.sqrt(row_variance + eps)", "(np.sqrt(row_variance) + eps)"),
     ("rows", "normalize_rows", "+ bias[j]", "+ bias[0]"),
-    ("rows", "differentiate_rows", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
+    ("rows", "sum_row", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
     ("rows", "differentiate_rows", "if centred else zero", "if True else zero"),
-    ("rows", "differentiate_rows", "dweight[j] += g[j]", "dweight[j] = g[j]"),
+    ("rows", "sum_row", "dweight[j] += g[j]", "dweight[j] = g[j]"),
+    ("rows", "backward_long", "if centred else 0.0", "if True else 0.0"),
+    ("rows", "sum_block", "moments[r] = moment", "moments[r] = total"),
     ("split", "normalize_statistic", "bias[s * K + k]", "bias[s + k]"),
     ("split", "normalize_statistic", "squares / count", "squares / (count - 1)"),
     ("split", "differentiate_statistic", "* moment / count", "* moment / (count - 1)"),
     ("split", "differentiate_statistic", "- rstd[i] * total / count", ""),
     ("split", "differentiate_statistic", "weight[s * K + k] * gx_sum", "weight[s * K] * gx_sum"),
     ("split", "differentiate_statistic", "if training:\n              ", "if True:\n              "),
-    ("cols", "pool_tiles", "tile_squares[j] + delta * delta * count", "tile_squares[j]"),
-    ("cols", "pool_tiles", "min(TILE_ROWS, A - t * TILE_ROWS)", "TILE_ROWS"),
-    ("cols", "normalize_tile", "(c + j) // B", "j // B"),
+    ("cols", "merge_statistics", "/ n\n        rstd", "/ (n - 1)\n        rstd"),
+    ("cols", "tile_moments", "(d2 * d2 + d3 * d3)", "(d2 * d2 + d3 * d2)"),
+    ("cols", "tile_sums", "(g2[j] + g3[j])", "(g2[j] + g2[j])"),
+    ("cols", "gather", "result[j] += row[start + j]", "result[j] += row[j]"),
+    ("cols", "normalize_tile", "max(s * B, c)", "s * B"),
     ("cols", "merge_sums", "-rstd[i] * total / (A * B)", "-rstd[i] * total / A"),
     ("cols", "merge_sums", "rest * dbias[z, m]", "rest"),
     ("cols", "differentiate_tile", "* scale[j] + (", "* scale[0] + ("),
@@ -199,9 +203,19 @@ def cases(file: str) -> Iterator[Case]:
         yield from _mask_cases(rng)
         return
     plans: dict[str, list[Any]] = {
-        "rows": [views.Rows(5, 7, EPS), views.Rows(6, 4, EPS, centred=False)],
+        "rows": [
+            views.Rows(5, 7, EPS),
+            views.Rows(6, 4, EPS, centred=False),
+            views.Rows(3, 19, EPS),
+            views.Rows(3, 17, EPS, centred=False),
+        ],
         "split": [views.Split(2, 1, 2, 2, 3, EPS), views.Split(1, 3, 2, 1, 2, EPS)],
-        "cols": [views.Cols(2, 5, 6, 3, EPS), views.Cols(1, 5, 5, 1, EPS)],
+        "cols": [
+            views.Cols(2, 5, 6, 3, EPS),
+            views.Cols(1, 13, 5, 1, EPS),
+            views.Cols(1, 19, 2, 1, EPS),
+            views.Cols(1, 9, 6, 3, EPS, repeat=3),
+        ],
     }
     for plan in plans[file]:
         size = plan.length if file == "rows" else plan.channels
@@ -272,7 +286,8 @@ def _reference(case: Case) -> Callable[..., np.ndarray]:
     elif isinstance(plan, views.Split):
         shape, axes, affine = plan.shape, (1, 3, 4), (1, 1, plan.S, plan.K, 1)
     else:
-        shape, axes, affine = (plan.Z, plan.A, plan.M // plan.B, plan.B), (1, 3), (1, 1, -1, plan.B)
+        shape, axes = (plan.Z, plan.A, plan.M // plan.B, plan.B), (1, 3)
+        affine = (1, 1, -1, 1 if plan.repeat > 1 else plan.B)
 
     def reference(
         x: np.ndarray, weight: np.ndarray | None = None, bias: np.ndarray | None = None

@@ -10,9 +10,9 @@ are those of *split*::
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
     dweight = Σ_{z, a} cotangent · x̂             dbias = Σ_{z, a} cotangent
 
-with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. Sums, and tiles
-whose factors, are near the ends of the range of float32 are done in float64: ``sums`` says how, and what range
-that gives.
+with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. Sums and
+factors near the ends of the range of float32 are done in float64: ``sums`` says how, and what
+range that gives.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from .sums import SAMPLES, add_up, fits, is_finite, reliable, sample_step, settl
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
 TILE_COLUMNS = 1024
+# Rows of a small M are joined up to about this length.
+JOINED = 512
 
 
 @body
@@ -337,8 +339,8 @@ def backward(
 
 
 def width_of(plan: Cols) -> int:
-    """The length of the rows that x is read as: M, or the largest multiple of a small M in a tile."""
-    return plan.M * max(1, min(TILE_COLUMNS // plan.M, plan.A))
+    """The length of the rows that x is read as: M, or the largest multiple of a small M up to JOINED."""
+    return plan.M * max(1, min(JOINED // plan.M, plan.A))
 
 
 def down(plan: Cols) -> int:

@@ -32,9 +32,9 @@ FORWARD_TASK = 16384
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
 MOST_BACKWARD_ROWS = 64
 BACKWARD_TASKS = 16
-# Few rows that are longer than this are handed out in blocks of columns instead: no task then has partial sums
-# of dweight and dbias as long as a row.
-BLOCK = 4096
+# Few rows that are longer than this are handed out in blocks of columns instead, so that no task has partial
+# sums of dweight and dbias as long as a row.
+BLOCK = 2048
 
 
 @body

@@ -17,7 +17,7 @@ from .jit import body
 
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
-CHUNK = 4096
+CHUNK = 2048
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
 
@@ -46,7 +46,7 @@ def fits(factor, values):
 
 @body
 def sample_step(n):
-    """The distance of SAMPLES values spread over n: odd, so that they do not all lie at the edge of an image."""
+    """The distance of SAMPLES values spread over n: odd, so that they do not all lie at an image's edge."""
     return (n // SAMPLES - 1) | 1 if n >= SAMPLES else 1
 
 
