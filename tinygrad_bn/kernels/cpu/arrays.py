@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,22 @@ def contiguous(array: Array, shape: Sequence[int]) -> Array:
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned):
         array = array.copy(order="C")
-    return array.reshape(shape)
+    return array if array.shape == shape else array.reshape(shape)
 
 
 def affine(array: Array | None, absent: float, dtype: np.dtype, size: int) -> Array:
     """Weight or bias as a flat array, filled with the number that changes nothing where it is absent."""
     if array is None:
-        return np.full(size, absent, dtype)
+        return _constant(size, absent, dtype)
     return contiguous(array, (size,))
+
+
+@lru_cache(maxsize=64)
+def _constant(size: int, value: float, dtype: np.dtype) -> Array:
+    """A read-only array of one value, which the calls of a model ask for again and again."""
+    array = np.full(size, value, dtype)
+    array.flags.writeable = False
+    return array
 
 
 def new_statistics(count: int, x: Array) -> Statistics:
@@ -51,8 +60,13 @@ def gradients(
     """
     like = bias if weight is None else weight
     shape = dweight.shape[1:] if like is None else like.shape
+
+    def total(parts: Array) -> Array:
+        whole = (parts[0] if len(parts) == 1 else parts.sum(axis=0)).astype(dx.dtype)
+        return whole if whole.shape == shape else whole.reshape(shape)
+
     return (
         dx if needs[0] else None,
-        dweight.sum(axis=0).astype(dx.dtype).reshape(shape) if needs[1] else None,
-        dbias.sum(axis=0).astype(dx.dtype).reshape(shape) if needs[2] else None,
+        total(dweight) if needs[1] else None,
+        total(dbias) if needs[2] else None,
     )
