@@ -150,11 +150,7 @@ PIECES = {
         "layer_norm shape=8,2053 tail=1",
     ),
     "rows of columns, four at a time": (
-        "cols.py", "tile_moments", "a + max(whole - a, 0) // 4 * 4", "a + max(whole - a, 0)",
-        "batch_norm shape=1101,3 channel_axis=1",
-    ),
-    "joined rows": (
-        "cols.py", "gather", "range(M, row.size, M)", "range(M, row.size - M, M)",
+        "cols.py", "tile_moments", "(d0 + d1) + (d2 + d3)", "(d0 + d1) + (d2 + d2)",
         "batch_norm shape=1101,3 channel_axis=1",
     ),
     "tiles below each other": (

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tinygrad_bn import REGISTRY, registry
+
 ROOT = Path(__file__).parents[3]
 QUICK = ("--against", "numpy", "--threads", "1", "--rounds", "1")
 LAYER_NORM = ("--op", "layer_norm", "--shape", "3,4", *QUICK)
@@ -42,15 +44,21 @@ def definition(xp, x):
 
 
 @pytest.fixture
-def plugin(tmp_path):
-    """A file with an operation of a third party, whose kernel multiplies by `factor`; it dies at 13 rows."""
+def plugin(tmp_path, monkeypatch):
+    """A file with an operation of a third party, whose kernel multiplies by `factor`; it dies at 13 rows.
+
+    The registry forgets it after the test.
+    """
+    list(REGISTRY)
+    monkeypatch.setattr(REGISTRY, "_specs", dict(REGISTRY._specs))
 
     def write(name, factor):
         path = tmp_path / f"{name}.py"
         path.write_text(COMMON.replace("NAME", name).replace("FACTOR", str(factor)))
         return str(path)
 
-    return write
+    yield write
+    registry._resolve.cache_clear()
 
 
 def test_a_bench_as_json(run):

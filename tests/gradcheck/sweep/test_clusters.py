@@ -72,7 +72,7 @@ def test_the_command_line_uses_a_dask_cluster(cluster, tasks, here, tmp_path):
     cases = [word for task in tasks for word in task.configuration.words]
     words = ["gradcheck", *cases, "--seed", "3", "--dask", cluster.scheduler_address, "--report", str(path)]
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
-    assert result.exit_code == 0 and result.stderr.startswith(f"{len(tasks)} configurations: ")
+    assert result.exit_code == 0 and f"{len(tasks)} configurations: " in result.stdout
     assert figures(read(path).results) == here
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -36,6 +37,14 @@ def results(name, case, folder, **options):
     made = worker.Worker(name)
     made.prepare(dataclasses.asdict(case), **{k: str(folder) for k in options})
     return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _precision_of_jax():
+    """The library of JAX is made for a process of its own, and lets arrays keep 64 bits there."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -128,6 +137,9 @@ def test_a_worker_has_its_threads_and_stands_still_between_its_turns():
             environment = file.read().split("\0")
         for name in ("NUMBA", "OMP", "OPENBLAS", "MKL"):
             assert f"{name}_NUM_THREADS=1" in environment
+        deadline = time.monotonic() + 10  # the signal need not have arrived yet
+        while _state(pid) != "T" and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert _state(pid) == "T"
     assert not os.path.exists(f"/proc/{pid}")
 
