@@ -232,7 +232,9 @@ class Primitive:
         """The result, which shares the version of the input if it shares its memory."""
         output = result._array
         if output.base is not array and not (
-            devices.is_array(array) and np.may_share_memory(output, array)
+            devices.is_array(array)
+            and devices.on_device(array) == devices.on_device(output)
+            and np.may_share_memory(output, array)
         ):
             return result
         if type(value) is not Tensor:  # whoever holds the array could change it behind the tape's back

@@ -401,7 +401,9 @@ class Tensor:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         """Of a tensor on a GPU; others have no such attribute."""
-        interface = self._array.__cuda_array_interface__  # type: ignore[attr-defined]
+        interface = getattr(self._array, "__cuda_array_interface__", None)
+        if interface is None:
+            raise AttributeError(f"__cuda_array_interface__: this tensor is on {self.device}, not on a GPU")
         self._check_exportable("__cuda_array_interface__")
         return interface
 
