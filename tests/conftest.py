@@ -1,4 +1,4 @@
-"""How every test runs: the same examples everywhere, no oracle missing where none may be, and the tests of CUDA
+"""How every test runs: the same examples everywhere, no oracle missing where none may be, and those of CUDA
 kernels where they can.
 """
 

@@ -48,9 +48,8 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
     """Compile and assemble a kernel for a compute capability. `folder` is for files in between."""
     signature = types.void(*kernel.types)
     # The functions that a kernel calls are compiled for "the current device".
-    with mock.patch.object(
-        dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=capability)
-    ):
+    pretended = SimpleNamespace(compute_capability=capability)
+    with mock.patch.object(dispatcher, "get_current_device", return_value=pretended):
         ptx, _ = cuda.compile_ptx(
             kernel.function, signature, cc=capability, device=False, launch_bounds=kernel.threads
         )
