@@ -21,6 +21,7 @@ COMMANDS = {
     "calibrate": ("gradcheck.cli.calibrate:calibrate", "How far the checker can be trusted, measured."),
     "mutants": ("gradcheck.cli.mutants:mutants", "Grade the checker with gradients known to be wrong."),
     "bench": ("gradcheck.cli.bench:bench", "Time the operations beside torch, JAX and NumPy."),
+    "doctor": ("gradcheck.cli.doctor:doctor", "What is installed here, what is missing, and how to mend it."),
     "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
 INTERNAL_ERROR, INTERRUPTED = 3, 130

@@ -46,7 +46,9 @@ class Memory:
 
     def __init__(self, array: np.ndarray):
         if not array.flags.c_contiguous:
-            raise ValueError(f"a kernel was given an array of strides {array.strides}, wanted a contiguous one")
+            raise ValueError(
+                f"a kernel was given an array of strides {array.strides}, wanted a contiguous one"
+            )
         self._values = array.view(np.ndarray).reshape(-1)
         self._size = array.size
         self.dtype = array.dtype
