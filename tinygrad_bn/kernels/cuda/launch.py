@@ -23,9 +23,11 @@ def arithmetic(storage: np.dtype) -> type:
 
 
 def new(shape: Sequence[int] | int, dtype: Any, like: Any) -> Any:
-    """Memory for a result, on the device of `like`; not initialized."""
+    """Memory for a result, on the device of `like`; not initialized, and in the simulator full of NaN."""
     if isinstance(like, np.ndarray):
-        return np.empty(shape, dtype).view(type(like))
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8).fill(0xFF)
+        return array.view(type(like))
     import cupy
 
     return cupy.empty(shape, dtype)
