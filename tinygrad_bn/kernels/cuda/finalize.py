@@ -9,8 +9,8 @@ moments [3, Z, tiles, M]   the mean, rounded; what that lost; Σ (x − mean)²
 sums    [2, Z, tiles, M]   Σ cotangent · x̂; Σ cotangent
 ======= ================== =================================================
 
-A statistic is made of the tiles of B neighbours along M, in the order z · (M / B) + m // B; a channel, with one
-weight and one bias, of the tiles of `repeat` neighbours and all z, at m // repeat:
+A statistic is made of the tiles of B neighbours along M, in the order z · (M / B) + m // B; a channel, with
+one weight and one bias, of the tiles of `repeat` neighbours and all z, at m // repeat:
 
 ====== =========================== =========================== ========
 view   moments                     sums                        `repeat`
