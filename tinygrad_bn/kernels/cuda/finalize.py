@@ -9,8 +9,8 @@ moments [3, Z, tiles, M]   the mean, rounded; what that lost; Σ (x − mean)²
 sums    [2, Z, tiles, M]   Σ cotangent · x̂; Σ cotangent
 ======= ================== =================================================
 
-A statistic is made of the tiles of B neighbours along M, in the order z · (M / B) + m // B; a channel, with
-one weight and one bias, of the tiles of `repeat` neighbours and all z, at m // repeat:
+A statistic is made of the tiles of B neighbours along M, in the order z · (M / B) + m // B. A channel, with
+one weight and one bias, is made of the tiles of `repeat` neighbours and all z, at m // repeat.
 
 ====== =========================== =========================== ========
 view   moments                     sums                        `repeat`
@@ -208,7 +208,7 @@ def statistics_of_moments(moments: Any, B: int, full: int, count: int, eps: floa
     return statistics
 
 
-def statistics_of_running(running_mean: Any, running_var: Any, T: type, eps: float) -> Any:
+def statistics_of_running(T: type, eps: float, running_mean: Any, running_var: Any) -> Any:
     """statistics [4, channels] of what inference is given; in float64, float32 or 16 bits, both alike."""
     mean, variance = (stored(contiguous(array)) for array in (running_mean, running_var))
     if variance.dtype != mean.dtype:
