@@ -125,7 +125,7 @@ class Block:
         point = _simulator.interface.Dim3
         block = point(*place)
         threads = [
-            Thread(lambda: self._function(*arguments), block, point(x, y, z), number)
+            Thread(lambda: self._call(*arguments), block, point(x, y, z), number)
             for number, (z, y, x) in enumerate(np.ndindex(*self._shape[::-1]))
         ]
         running = threads[::-1] if _backward else threads
@@ -137,6 +137,10 @@ class Block:
                 for thread in threads:
                     if not thread.dead:
                         thread.throw()
+
+    def _call(self, *arguments: Any) -> None:
+        with np.errstate(all="ignore"):  # a GPU divides by zero in silence; greenlets do not share this setting
+            self._function(*arguments)
 
     def _resume(self, running: list[Thread]) -> list[Thread]:
         """Run each thread until it waits or ends; those that are left."""
