@@ -20,6 +20,7 @@ from . import columns as kernels
 from .compat import Launcher, processors
 from .finalize import gradients_of_sums, statistics_of_moments, statistics_of_running
 from .launch import arithmetic, contiguous, new, stored, width
+from .rows import affine_gradient
 from .vectors import per_vector
 
 THREADS = 256
@@ -127,9 +128,7 @@ class ColsKernel:
         statistics = aux[2]
         need_affine = needs[1] or needs[2]
         dx = new(x.shape if needs[0] else (1,), x.dtype, x)
-        dweight, dbias = (
-            new((plan.channels,) if like is None else like.shape, x.dtype, x) for like in (weight, bias)
-        )
+        dweight, dbias = (affine_gradient(like, plan.channels, x) for like in (weight, bias))
         if x.size and any(needs):
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
@@ -144,9 +143,10 @@ class ColsKernel:
                     *(g, given, statistics, sums, sums.size // 2, *owners, *division.arguments),
                 )
                 means = gradients_of_sums(
-                    *(sums, None if weight is None else factor, stored(dweight), stored(dbias)),
+                    *(sums, None if weight is None else factor),
+                    (stored(dweight), stored(dbias)) if need_affine else None,
+                    given,
                     need_means=self.training and needs[0],
-                    need_affine=need_affine,
                     B=plan.B,
                     repeat=plan.repeat,
                     count=plan.A * plan.B,
