@@ -120,8 +120,9 @@ class Block:
         interface.shared.forget()
         point = _simulator.interface.Dim3
         block = point(*place)
+
         def run() -> None:
-            with np.errstate(all="ignore"):  # a GPU does not warn
+            with np.errstate(all="ignore"):  # a GPU says nothing of infinity and NaN
                 self._function(*arguments)
 
         threads = [
