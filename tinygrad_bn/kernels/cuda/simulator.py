@@ -124,8 +124,13 @@ class Block:
         interface.shared.forget()
         point = _simulator.interface.Dim3
         block = point(*place)
+
+        def run() -> None:
+            with np.errstate(all="ignore"):  # a GPU says nothing of infinity and NaN
+                self._function(*arguments)
+
         threads = [
-            Thread(lambda: self._function(*arguments), block, point(x, y, z), number)
+            Thread(run, block, point(x, y, z), number)
             for number, (z, y, x) in enumerate(np.ndindex(*self._shape[::-1]))
         ]
         running = threads[::-1] if _backward else threads
