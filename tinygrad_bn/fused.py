@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import namespace, trace
+from . import devices, namespace, trace
 from .autograd import grad
 from .dispatch import Saved, keep, origin_of, unwrap, write_trace
 from .registry import REGISTRY, Kernel, OpSpec, Registry
@@ -168,9 +168,11 @@ class Fused:
         if arrays[0] is None:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
         wanted = arrays[0].dtype
+        elsewhere = False
         for position, array in enumerate(arrays):
             if array is None:
                 continue
+            elsewhere |= type(array) is not np.ndarray
             if position in self._gradients:
                 if array.dtype not in self._dtypes or array.dtype != wanted:
                     raise TypeError(
@@ -183,6 +185,8 @@ class Fused:
                     f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
                     f"{name}.detach()"
                 )
+        if elsewhere:
+            devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
         return arrays, edges
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +210,7 @@ class Fused:
         start = perf_counter() if tracing is not None else 0.0
         saved.check_versions(spec)
         cotangent = cotangents[0]
-        array = cotangent._array if type(cotangent) is Tensor else np.asarray(cotangent)
+        array = cotangent._array if type(cotangent) is Tensor else devices.as_array(cotangent)
         run = saved.run
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
         results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
@@ -300,9 +304,9 @@ class _FusedVjp:
         cells = {position: cell for position, cell, _ in saved.versions}
         for position, (value, edge) in enumerate(zip(saved.inputs, parents, strict=True)):
             if type(value) is Aval:  # the gradient does not depend on its values; if it does, NaN shows it
-                value = np.full(value.shape, np.nan, value.dtype)
+                value = devices.full(value.shape, np.nan, value.dtype, like=saved.inputs[-1])
             differentiable = position == len(parents) - 1 or position in self.spec.gradients
-            if not isinstance(value, np.ndarray) or not differentiable:
+            if not devices.is_array(value) or not differentiable:
                 copies.append(value)
             elif create_graph and edge is not None:
                 connected = Tensor.wrap(value, edge, cells.get(position))
@@ -349,7 +353,7 @@ def _native(value: Any) -> Any:
     """An input that is no tensor as an array of this machine's byte order; None where it is absent."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = devices.as_array(value)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -359,8 +363,11 @@ def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kerne
     """
     chosen = None
     if requested != DEFINITION:
-        for kernel in spec.serving(plan, array.dtype, "cpu"):
-            if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
+        device = devices.CPU if type(array) is np.ndarray else devices.device_of(array)
+        for kernel in spec.serving(plan, array.dtype, device):
+            if (
+                array.size >= kernel.preferred_from if requested is None else requested == kernel.name
+            ) and kernel.beyond(plan, array.dtype) is None:
                 chosen = kernel
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, requested, None)
@@ -378,7 +385,7 @@ def _reasons(
     """For each kernel and the definition, why it runs or does not."""
     reasons = []
     for kernel in spec.kernels:
-        reason = kernel.refusal(plan, array.dtype, "cpu")
+        reason = kernel.refusal(plan, array.dtype, devices.device_of(array))
         if reason is None and kernel is chosen:
             reason = "runs"
         elif reason is None and requested is not None:

@@ -336,7 +336,7 @@ def batch_norm(
             f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient "
             "nothing; use a larger batch, or training=False"
         )
-    running.check_writable()
+    running.check_writable(input)
     output, aux = _batch_norm.call((input, weight, bias), attributes, kernel)
     if running.present:
         running.update(aux[0].reshape(channels), aux[1].reshape(channels), count)
@@ -429,7 +429,7 @@ def instance_norm(
             f"{name}: one spatial element, shape {shape}: its variance is 0 and its gradient nothing; "
             "use a larger input, or running statistics with use_input_stats=False"
         )
-    running.check_writable()
+    running.check_writable(input)
     output, aux = _instance_norm.call((input, weight, bias), attributes, kernel)
     if running.present and shape[0]:
         mean, variance = (statistic.reshape(shape[0], channels).mean(axis=0) for statistic in aux[:2])
