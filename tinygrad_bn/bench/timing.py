@@ -21,8 +21,8 @@ MARGIN = 2  # the host may be slower than it was
 class OnHost:
     """Each call on the clock by itself, after one that is not.
 
-    A forward pass whose results are kept comes before each backward pass, off the clock. Results are dropped off
-    the clock too.
+    A forward pass whose results are kept comes before each backward pass, off the clock. Results are dropped
+    off the clock too.
     """
 
     def __init__(self, library: Any):
@@ -54,9 +54,9 @@ class OnHost:
 class OnDevice:
     """Rounds of calls, each on inputs of its own, so that none finds its input in the cache.
 
-    A round is timed between two events. The stream is occupied before it until the host has started all of its
-    calls: so the events measure the device alone, and the time of the host, which is another figure, does not
-    come between. With `graph` the round is captured once and replayed.
+    A round is timed between two events. The stream is occupied before it until the host has started all of
+    its calls: so the events measure the device alone, and the time of the host, which is another figure, does
+    not come between. With `graph` the round is captured once and replayed.
 
     copies: the library's case, made so often; see `copies_needed`.
     """

@@ -27,9 +27,7 @@ def _rms_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
 
 def _group_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
     flat = x.reshape(*x.shape[:2], -1)
-    normalized = liger.liger_group_norm(
-        flat, weight, bias, x.shape[1], k["num_groups"], k.get("eps", 1e-5)
-    )
+    normalized = liger.liger_group_norm(flat, weight, bias, x.shape[1], k["num_groups"], k.get("eps", 1e-5))
     return normalized.reshape(x.shape)
 
 
@@ -44,9 +42,8 @@ class Liger(Torch):
     """Liger's functions on torch's tensors, in the layouts and dtypes that they serve."""
 
     def _function(self, case: Case) -> Callable[..., Any]:
-        last = case.operation != "norm::group_norm" and len(case.arguments["normalized_shape"]) == 1
-        if case.operation not in FUNCTIONS or case.channels_last or case.dtype == "float64" or not (
-            last or case.operation == "norm::group_norm"
-        ):
+        if case.operation not in FUNCTIONS or case.channels_last or case.dtype == "float64":
+            raise Unserved
+        if len(case.arguments.get("normalized_shape", (1,))) > 1:  # it normalizes the last axis
             raise Unserved
         return partial(FUNCTIONS[case.operation], case.arguments)

@@ -76,7 +76,7 @@ class CupyStream:
 
 
 class TorchStream:
-    """Of torch. Forward and backward passes run on one stream, or a graph of the latter could not be captured."""
+    """Of torch. Both passes run on it: of one on another stream no graph could be captured here."""
 
     def __init__(self, index: int = 0):
         import torch
