@@ -37,7 +37,6 @@ MAY_IMPORT = {
     "tinygrad_bn.namespace": (),
     "tinygrad_bn.devices": ("cupy", "numpy"),
     "tinygrad_bn.tensor": (
-        "cupy",
         "numpy",
         "tinygrad_bn.devices",
         "tinygrad_bn.namespace",

@@ -6,8 +6,9 @@
 | "cuda", "cuda:1", … | `cupy.ndarray` | CuPy, and numba.cuda's kernels over the same memory |
 | "cuda-sim" | `SimulatedArray` | NumPy, and numba.cuda's kernels in its simulator: no GPU needed |
 
-The array functions are written on NumPy's, which hands arrays of the other kinds to whoever made them. Nothing
-moves from one device to another unless `send` or `fetch` is called. CuPy is imported when it is first needed.
+The array functions are written on NumPy's, which hands arrays of the other kinds to whoever made them.
+Nothing moves from one device to another unless `send` or `fetch` is called. CuPy is imported when it is
+first needed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import numpy as np
 
 __all__ = [
     "CPU", "SIMULATOR", "DeviceUnavailable", "SimulatedArray", "as_array", "check_available", "device_of",
-    "empty", "fetch", "full", "is_array", "kind", "named", "on_device", "one_device", "problem", "send", "zeros",
+    "empty", "fetch", "from_gpu", "full", "is_array", "kind", "named", "on_device", "one_device", "problem",
+    "send", "strided", "zeros",
 ]  # fmt: skip
 
 CPU = "cpu"
@@ -54,8 +56,8 @@ def named(device: Any) -> str:
     found = GPU.fullmatch(device) if isinstance(device, str) else None
     if found is None:
         raise ValueError(
-            f"device is {device!r}, wanted 'cpu', 'cuda' (the first GPU), 'cuda:1' (the second, and so on) or "
-            "'cuda-sim' (numba's simulator)"
+            f"device is {device!r}, wanted 'cpu', 'cuda' (the first GPU), 'cuda:1' (the second, and so on) "
+            "or 'cuda-sim' (numba's simulator)"
         )
     return _gpu(int(found[1] or 0))
 
@@ -93,15 +95,20 @@ def _problem_of_simulator() -> str | None:
     if not (wanted if numba is None else numba.config.ENABLE_CUDASIM):
         return f"numba's simulator is off; start Python with {VARIABLE}=1 in the environment"
     if not _installed("greenlet"):
-        return "greenlet, which runs the simulator's threads, is not installed; pip install greenlet"
+        return (
+            "greenlet, which runs the simulator's threads, is not installed; pip install "
+            "'tinygrad-bn[cuda-sim]'"
+        )
     return None
 
 
 def _problem_of_gpu(index: int) -> str | None:
     if not _installed("cupy"):
-        return "CuPy is not installed; pip install cupy-cuda13x (or cupy-cuda12x, as the driver is)"
+        return "CuPy is not installed; pip install 'tinygrad-bn[cuda13]' (or [cuda12], as the driver is)"
     if not _installed("numba_cuda"):
-        return "numba-cuda is not installed; pip install 'numba-cuda[cu13]' (or [cu12], as the driver is)"
+        return (
+            "numba-cuda is not installed; pip install 'tinygrad-bn[cuda13]' (or [cuda12], as the driver is)"
+        )
     try:
         count = _cupy().cuda.runtime.getDeviceCount()
     except ImportError as error:
@@ -139,7 +146,9 @@ class SimulatedArray(np.ndarray):
     def device(self) -> str:  # type: ignore[override]
         return SIMULATOR
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **keywords: Any) -> Any:
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **keywords: Any
+    ) -> Any:
         if ufunc not in COMPARISONS:
             _refuse_mixture(ufunc.__name__, (*inputs, *out))
         if out:
@@ -218,7 +227,7 @@ def device_of(array: Any) -> str:
 
 
 def one_device(operation: str, arrays: Iterable[tuple[str, Any]]) -> None:
-    """Raise ValueError where arrays, each with the name of the argument that it is, live on different devices."""
+    """Raise ValueError where arrays, given with the names of their arguments, live on different devices."""
     there = [(name, array, device_of(array)) for name, array in arrays if is_array(array)]
     if len({device for _, _, device in there}) > 1:
         got = ", ".join(f"{name} {array.shape} on {device}" for name, array, device in there)
@@ -252,6 +261,21 @@ def fetch(array: Any) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return np.array(array, order="K")
     return array.get(order="A")
+
+
+def from_gpu(array: Any, device: str) -> Any:
+    """CuPy's array over the memory of another library's on a GPU, by way of DLPack."""
+    cupy = _cupy()
+    with cupy.cuda.Device(_index(device)):
+        return cupy.from_dlpack(array)
+
+
+def strided(storage: Any, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    """A view of an array of rank 1, from the element `start` on; strides in bytes."""
+    if isinstance(storage, np.ndarray):
+        view = np.lib.stride_tricks.as_strided(storage.view(np.ndarray)[start:], shape, strides)
+        return view.view(type(storage))
+    return _cupy().lib.stride_tricks.as_strided(storage[start:], shape, strides)
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:

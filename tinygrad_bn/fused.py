@@ -23,7 +23,7 @@ from .dispatch import Saved, keep, origin_of, unwrap, write_trace
 from .registry import REGISTRY, Kernel, OpSpec, Registry
 from .rules import Aval
 from .tape import Edge, Node, enable_grad, is_grad_enabled
-from .tensor import Tensor
+from .tensor import Tensor, array_of
 
 __all__ = ["DEFINITION", "Explanation", "Fused", "explain", "operation"]
 
@@ -93,7 +93,7 @@ class Fused:
         arrays, edges = self._arrays(inputs)
         attributes = self._bound(attributes)
         plan = _plan(self.spec, arrays, attributes)
-        chosen = _choose(self.spec, plan, arrays[0], kernel)
+        chosen = _choose(self.spec, plan, arrays[0], _device(arrays[0]), kernel)
         if chosen is None:
             return self._defined(inputs, arrays, attributes)
         run = _Run(chosen, plan)
@@ -242,12 +242,21 @@ class Fused:
             for position, result in enumerate(results)
         ]
 
-    def explain(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
-        """Which kernel this call would run, and why each other one would not."""
+    def explain(
+        self, *inputs: Any, kernel: str | None = None, device: str | None = None, **attributes: Any
+    ) -> Explanation:
+        """Which kernel this call would run, and why each other one would not.
+
+        device: where the inputs are taken to be, instead of where they are.
+        """
         (arrays, _), attributes = self._arrays(inputs), self._bound(attributes)
-        plan = _plan(self.spec, arrays, attributes)
-        chosen = _choose(self.spec, plan, arrays[0], kernel)
-        return Explanation(self.name, chosen, _reasons(self.spec, plan, arrays[0], kernel, chosen))
+        plan, array = _plan(self.spec, arrays, attributes), arrays[0]
+        there = _device(array) if device is None else devices.named(device)
+        why_not = None if there == _device(array) else devices.problem(there)
+        if why_not is not None:
+            return Explanation(self.name, None, _unavailable(self.spec, plan, array, there, why_not))
+        chosen = _choose(self.spec, plan, array, there, kernel)
+        return Explanation(self.name, chosen, _reasons(self.spec, plan, array, there, kernel, chosen))
 
     def __reduce__(self) -> Any:
         return _by_name, (self.name,)
@@ -322,15 +331,18 @@ def _as_cotangent(value: Tensor | None, create_graph: bool) -> Any:
     return value if value is None or create_graph else value._array
 
 
-def explain(operation: Any, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
+def explain(
+    operation: Any, *inputs: Any, kernel: str | None = None, device: str | None = None, **attributes: Any
+) -> Explanation:
     """Which kernel a call of an operation with these inputs and attributes would run, and why no other.
 
     operation: the operation or its name; inputs at the end that are absent may be left out.
+    device: where the inputs are taken to be, instead of where they are.
     """
     if isinstance(operation, str):
         spec = REGISTRY.get(operation)
         if not spec.fused:
-            return Explanation(spec.name, None, ((spec.origin, "runs: a primitive, NumPy on the CPU"),))
+            return Explanation(spec.name, None, ((spec.origin, _of_primitive(inputs, device)),))
         operation = Fused(spec)
     if not isinstance(operation, Fused):
         name = getattr(operation, "__name__", type(operation).__name__)
@@ -339,7 +351,19 @@ def explain(operation: Any, *inputs: Any, kernel: str | None = None, **attribute
             'explain("norm::layer_norm", x, normalized_shape=(5,), eps=1e-5)'
         )
     absent = [None] * (len(operation.spec.inputs) - len(inputs))
-    return operation.explain(*inputs, *absent, kernel=kernel, **attributes)
+    return operation.explain(*inputs, *absent, kernel=kernel, device=device, **attributes)
+
+
+def _of_primitive(inputs: Sequence[Any], device: str | None) -> str:
+    """What runs a primitive on the device of its inputs."""
+    arrays = [array for array in map(array_of, inputs) if devices.is_array(array)]
+    there = devices.named(device) if device else _device(arrays[0]) if arrays else devices.CPU
+    if there == devices.CPU:
+        return "runs: a primitive, NumPy on the CPU"
+    why_not = devices.problem(there) if device else None
+    if why_not is not None:
+        return f"device {there}: {why_not}"
+    return f"runs: a primitive, {'NumPy' if there == devices.SIMULATOR else 'CuPy'} on {there}"
 
 
 def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
@@ -357,20 +381,23 @@ def _native(value: Any) -> Any:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kernel | None:
+def _device(array: Any) -> str:
+    return devices.CPU if type(array) is np.ndarray else devices.device_of(array)
+
+
+def _choose(spec: OpSpec, plan: Any, array: Any, device: str, requested: str | None) -> Kernel | None:
     """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None
     for the definition.
     """
     chosen = None
     if requested != DEFINITION:
-        device = devices.CPU if type(array) is np.ndarray else devices.device_of(array)
         for kernel in spec.serving(plan, array.dtype, device):
             if (
                 array.size >= kernel.preferred_from if requested is None else requested == kernel.name
             ) and kernel.beyond(plan, array.dtype) is None:
                 chosen = kernel
         if chosen is None and requested is not None:
-            why = _reasons(spec, plan, array, requested, None)
+            why = _reasons(spec, plan, array, device, requested, None)
             raise ValueError(
                 f"{spec.name}: kernel={requested!r} cannot run this call "
                 f"({'; '.join(f'{n}: {r}' for n, r in why[:-1])}); "
@@ -380,12 +407,12 @@ def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kerne
 
 
 def _reasons(
-    spec: OpSpec, plan: Any, array: Any, requested: str | None, chosen: Kernel | None
+    spec: OpSpec, plan: Any, array: Any, device: str, requested: str | None, chosen: Kernel | None
 ) -> tuple[tuple[str, str], ...]:
     """For each kernel and the definition, why it runs or does not."""
     reasons = []
     for kernel in spec.kernels:
-        reason = kernel.refusal(plan, array.dtype, devices.device_of(array))
+        reason = kernel.refusal(plan, array.dtype, device)
         if reason is None and kernel is chosen:
             reason = "runs"
         elif reason is None and requested is not None:
@@ -403,6 +430,13 @@ def _reasons(
     else:
         last = "runs: asked for" if requested == DEFINITION else "runs: no kernel serves this call"
     return (*reasons, (DEFINITION, last))
+
+
+def _unavailable(spec: OpSpec, plan: Any, array: Any, device: str, why: str) -> tuple[tuple[str, str], ...]:
+    """The reasons where the inputs are taken to be on a device that cannot be used here."""
+    general = f"device {device}: {why}"
+    kernels = [(k.target, k.refusal(plan, array.dtype, device) or general) for k in spec.kernels]
+    return (*kernels, (DEFINITION, general))
 
 
 def _by_name(name: str) -> Fused:

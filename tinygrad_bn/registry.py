@@ -80,8 +80,8 @@ class Kernel:
     plan: the type of plan that it serves; None: any.
     preferred_from: the size of the first input from which it is chosen over the kernels before it.
     device: "cpu", or "cuda" for GPUs and for their simulator.
-    limit: a function `limit(plan, dtype) -> str | None`, or its dotted string: why the kernel cannot run a call
-        that is of its kind, such as one whose rows are too long; None where it can.
+    limit: a function `limit(plan, dtype) -> str | None`, or its dotted string: why the kernel cannot run a
+        call though it is of its kind, such as one whose rows are too long; None where it can.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Kernel:
         return limit(plan, np.dtype(dtype))
 
     def _other_kind(self, plan: Any, dtype: Any, device: str) -> str | None:
-        """Why this kernel serves another kind of calls than those of such a plan, dtype and device, or None."""
+        """Why this kernel serves other calls than those of such a plan, dtype and device, or None."""
         if devices.kind(device) != self.device:
             return f"runs on {self.device}, the inputs are on {device}"
         if dtype not in self._numpy_dtypes:
@@ -217,8 +217,8 @@ class OpSpec:
         return tuple(range(len(self.inputs)))
 
     def serving(self, plan: Any, dtype: np.dtype, device: str) -> tuple[Kernel, ...]:
-        """The kernels that serve calls of this kind, in the order of preference, up to their limits; found once
-        for each kind.
+        """The kernels that serve calls of this kind up to their limits, in the order of preference; found
+        once for each kind.
         """
         kind = type(plan), dtype, device
         if kind not in self._serving:

@@ -1,4 +1,6 @@
-"""`Tensor`: an array with a place on the tape. No mathematics here: operators call the operations in `ops/`."""
+"""`Tensor`: an array with a place on the tape. No mathematics here: operators call the operations in
+`ops/`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from . import devices
 from .namespace import tensors as ops
 from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
 
-__all__ = ["DTYPES", "Tensor", "from_dlpack", "tensor"]
+__all__ = ["DTYPES", "Tensor", "tensor"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -20,9 +22,9 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 class Tensor:
     """An n-dimensional array of float32 or float64 that can be differentiated.
 
-    data: anything `numpy.asarray` accepts, or an array on another device; it is copied, so that nobody changes
-        it behind the tape's back. Integers and booleans become float64. Other dtypes (float16, complex, object)
-        are a TypeError.
+    data: anything `numpy.asarray` accepts, or an array on another device; it is copied, so that nobody
+        changes it behind the tape's back. Integers and booleans become float64. Other dtypes (float16,
+        complex, object) are a TypeError.
     dtype: float32 or float64; default: that of `data`.
     device: "cpu", "cuda", "cuda:1" or "cuda-sim"; default: that of `data`. What is calculated from a tensor,
         and its gradient, stay on its device. RuntimeError where the device cannot be used here.
@@ -30,8 +32,8 @@ class Tensor:
 
     Changing a tensor in place (`t[...] = v`, `t += v`, `t.copy_(v)`, `t.data = v`) counts up a version that
     it shares with its views; a backward pass that needs an array which was changed since it was saved
-    raises an error. `.data` is a read-only view for that reason; CuPy has no such views, so that of a tensor on
-    a GPU can be written to, which the tape does not see.
+    raises an error. `.data` is a read-only view for that reason; CuPy has no such views, so that of a tensor
+    on a GPU can be written to, which the tape does not see.
     """
 
     __slots__ = ("__weakref__", "_array", "_edge", "_version", "grad")
@@ -83,8 +85,8 @@ class Tensor:
 
     @property
     def data(self) -> Any:
-        """The values, as a view on their device, read-only where the arrays of the device can be. Assigning to
-        it copies new values in, in place.
+        """The values, as a view on their device, read-only unless that is a GPU. Assigning to it copies new
+        values in, in place.
         """
         view = self._array.view()
         if isinstance(view, np.ndarray):
@@ -143,8 +145,8 @@ class Tensor:
         return array.copy() if array is self._array else array
 
     def to(self, device: str) -> Tensor:
-        """The tensor on a device: itself where it is there, and else a copy. Differentiable: the gradient comes
-        back to this tensor's device.
+        """The tensor on a device: itself where it is there, and else a copy. Differentiable: the gradient
+        comes back to this tensor's device.
 
         Raises:
             ValueError: there is no such device. RuntimeError: it cannot be used here; the message says why.
@@ -200,8 +202,8 @@ class Tensor:
                 )
             if result.device != device:
                 raise ValueError(
-                    f"register_hook: the hook gave a gradient on {result.device}, wanted it on {device}; send it "
-                    f"there with .to({device!r})"
+                    f"register_hook: the hook gave a gradient on {result.device}, wanted it on {device}; "
+                    f"send it there with .to({device!r})"
                 )
             return result.astype(dtype) if recorded else result._array.astype(dtype)
 
@@ -393,8 +395,8 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.device != devices.CPU:
             raise TypeError(
-                f"this tensor of shape {self.shape} is on {self.device}, and NumPy calculates on the CPU; fetch "
-                "it with .numpy()"
+                f"this tensor of shape {self.shape} is on {self.device}, and NumPy calculates on the CPU; "
+                "fetch it with .numpy()"
             )
         return np.array(self.data, dtype=dtype, copy=copy)
 
@@ -444,38 +446,9 @@ def _available(device: str) -> str:
     return wanted
 
 
-def tensor(
-    data: Any, dtype: Any = None, *, device: str | None = None, requires_grad: bool = False
-) -> Tensor:
+def tensor(data: Any, dtype: Any = None, *, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """`Tensor(data, dtype, device=..., requires_grad=...)`, under the name that torch gives it."""
     return Tensor(data, dtype, device=device, requires_grad=requires_grad)
-
-
-def from_dlpack(array: Any) -> Tensor:
-    """A tensor over the memory of another library's array, on the CPU or a GPU, without a copy.
-
-    array: anything with `__dlpack__` and `__dlpack_device__`: of NumPy, CuPy, torch, JAX, …
-
-    A write by the other library is not seen by the version counter. TypeError where the dtype is neither float32
-    nor float64; BufferError where the memory is neither the CPU's nor a GPU's.
-    """
-    try:
-        place, _ = array.__dlpack_device__()
-    except AttributeError:
-        raise TypeError(
-            f"from_dlpack: got {type(array).__name__}, wanted an array of a library that has __dlpack_device__"
-        ) from None
-    if place in _ON_CPU:
-        return Tensor.wrap(np.from_dlpack(array))
-    if place in _ON_GPU:
-        devices.check_available("cuda")
-        import cupy
-
-        return Tensor.wrap(cupy.from_dlpack(array))
-    raise BufferError(f"from_dlpack: memory of the kind {place} is neither the CPU's nor a CUDA GPU's")
-
-
-_ON_CPU, _ON_GPU = (1, 3), (2, 13)  # DLDeviceType: kDLCPU, kDLCUDAHost; kDLCUDA, kDLCUDAManaged
 
 
 def array_of(value: Any) -> Any:

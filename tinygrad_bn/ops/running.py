@@ -74,7 +74,7 @@ class Running:
         return self.mean is not None
 
     def check_writable(self, input: Any) -> None:
-        """Raise before anything is computed what `update` with the statistics of this input would raise after."""
+        """Raise before anything is computed what `update` with this input's statistics would raise after."""
         for name, value in (("running_mean", self.mean), ("running_var", self.variance)):
             if value is None:
                 continue

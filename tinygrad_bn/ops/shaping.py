@@ -78,7 +78,7 @@ def astype(x, dtype):
     samples=calls((((2, 3),), {"device": "cpu", "origin": "cpu"})),
 )
 def to_device(x, device, origin):
-    """x on `device`; without a copy where it is there already. The gradient goes back to `origin`, where x is."""
+    """x on `device`; without a copy where it is there already. The gradient goes back to x's, `origin`."""
     return send(as_array(x), device)
 
 

@@ -39,7 +39,18 @@ if SIMULATED:
 
     simulator.install(_simulated_kernels, _simulated_interface, cuda)
 
-__all__ = ["INT", "SIMULATED", "Launcher", "Pointer", "Real", "cuda", "device", "kernel", "processors", "types"]
+__all__ = [
+    "INT",
+    "SIMULATED",
+    "Launcher",
+    "Pointer",
+    "Real",
+    "cuda",
+    "device",
+    "kernel",
+    "processors",
+    "types",
+]
 
 INT = np.dtype(np.int64)
 """In the signature of a kernel: a size or an index, which may exceed 2³¹."""

@@ -46,7 +46,9 @@ class Memory:
 
     def __init__(self, array: np.ndarray):
         if not array.flags.c_contiguous:
-            raise ValueError(f"a kernel was given an array of strides {array.strides}, wanted a contiguous one")
+            raise ValueError(
+                f"a kernel was given an array of strides {array.strides}, wanted a contiguous one"
+            )
         self._values = array.view(np.ndarray).reshape(-1)
         self._size = array.size
         self.dtype = array.dtype
@@ -122,8 +124,13 @@ class Block:
         interface.shared.forget()
         point = _simulator.interface.Dim3
         block = point(*place)
+
+        def run() -> None:
+            with np.errstate(all="ignore"):  # a GPU says nothing of infinity and NaN
+                self._function(*arguments)
+
         threads = [
-            Thread(lambda: self._function(*arguments), block, point(x, y, z), number)
+            Thread(run, block, point(x, y, z), number)
             for number, (z, y, x) in enumerate(np.ndindex(*self._shape[::-1]))
         ]
         running = threads[::-1] if _backward else threads

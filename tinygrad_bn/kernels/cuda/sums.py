@@ -1,4 +1,4 @@
-"""Sums over a warp and a block, the same in every thread and at every run: a fixed tree, no atomics."""
+"""Sums over threads that are the same in every one of them and at every run: a fixed tree, no atomics."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ WARP = 32
 ALL = 0xFFFFFFFF
 
 
-@device
-def warp_sum(value):
-    """The sum of the values of a warp."""
-    for lanes in (16, 8, 4, 2, 1):
-        value += cuda.shfl_xor_sync(ALL, value, lanes)
-    return value
-
-
 @cache
-def block_sums(threads: int, T: type) -> Any:
-    """A function that makes the sums over a block of two values at once: one barrier serves both.
+def row_sums(lanes: int, T: type) -> Any:
+    """A function `add(a, b)` that makes the sums of two values at once over `lanes` neighbouring threads.
 
-    It may be called again and again: the second barrier lets nobody write over sums that others still read.
+    Up to 32 of them, a power of two, are part of a warp; more, a multiple of 32, are the whole block. All
+    threads of the warp or the block call it together. It may be called again and again: its first barrier lets
+    nobody write over sums that others still read.
     """
-    warps = threads // WARP
+    halves = tuple(2**n for n in reversed(range(min(lanes, WARP).bit_length() - 1)))
+    warps = lanes // WARP
     both = 2 * warps  # the length of an array in a kernel is a constant
 
     @device
-    def one_warp(a, b):
-        return warp_sum(a), warp_sum(b)
+    def in_warp(a, b):
+        for distance in halves:
+            a += cuda.shfl_xor_sync(ALL, a, distance)
+            b += cuda.shfl_xor_sync(ALL, b, distance)
+        return a, b
 
     @device
-    def many_warps(a, b):
+    def in_block(a, b):
         scratch = cuda.shared.array(both, T)
         warp = cuda.threadIdx.x // WARP
-        a, b = warp_sum(a), warp_sum(b)
+        a, b = in_warp(a, b)
         cuda.syncthreads()
         if cuda.threadIdx.x % WARP == 0:
             scratch[warp] = a
@@ -48,4 +46,4 @@ def block_sums(threads: int, T: type) -> Any:
             b += scratch[warps + w]
         return a, b
 
-    return one_warp if warps == 1 else many_warps
+    return in_warp if lanes <= WARP else in_block

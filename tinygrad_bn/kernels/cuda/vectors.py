@@ -132,7 +132,9 @@ else:
             quiet = builder.or_(upper, word(0x40))
             return builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
 
-    def _registers(context: Any, builder: Any, array_type: Any, array: Any, first: Any, width: int) -> list[Any]:
+    def _registers(
+        context: Any, builder: Any, array_type: Any, array: Any, first: Any, width: int
+    ) -> list[Any]:
         """The places of `width` registers."""
         data = context.make_array(array_type)(context, builder, array).data
         return [builder.gep(data, [builder.add(first, ir.Constant(first.type, i))]) for i in range(width)]
