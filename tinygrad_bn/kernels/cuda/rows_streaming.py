@@ -1,8 +1,8 @@
 """Rows of any length: in tiles, whose partial results are put together between two passes.
 
 Forward: the moments of each tile, merged to the statistics of the row; then y. Backward: for each tile of a
-row the sums of g · weight and g · weight · x̂, with g the cotangent; then dx by blocks of columns, which go down
-the rows with their sums of dweight and dbias in registers.
+row the sums of g · weight and g · weight · x̂, with g the cotangent; then dx by blocks of columns, which go
+down the rows with their sums of dweight and dbias in registers.
 """
 
 from __future__ import annotations
