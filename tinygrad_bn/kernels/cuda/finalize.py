@@ -54,8 +54,9 @@ def lanes_for(parts: int) -> int:
 def merge_moments(T: type, lanes: int) -> Launcher:
     """The moments of tiles → statistics [4, Z * M / B].
 
-    A tile holds `full` values of each neighbour, the last one what is left of `count`. With the mean of the
-    first tile as pivot, d = mean of a tile − pivot is a small number, and no digit of a large mean is lost::
+    A tile holds `full` values of each neighbour, the last one what is left of `count`; the last `joined` ones
+    share that, where so many are made at once (see `columns`). With the mean of the first tile as pivot, d =
+    mean of a tile − pivot is a small number, and no digit of a large mean is lost::
 
         mean = pivot + Σ n d / Σ n        variance = Σ (M₂ + n (d − mean of d)²) / Σ n
     """
@@ -64,8 +65,8 @@ def merge_moments(T: type, lanes: int) -> Launcher:
     add = row_sums(lanes, F)
     real = np.dtype(T)
 
-    @kernel(threads, *[Pointer(real)] * 2, *[INT] * 6, np.dtype(F), double=T is not F)
-    def merge_moments(moments, statistics, Z, tiles, M, B, full, count, eps):
+    @kernel(threads, *[Pointer(real)] * 2, *[INT] * 7, np.dtype(F), double=T is not F)
+    def merge_moments(moments, statistics, Z, tiles, M, B, full, count, joined, eps):
         lane = cuda.threadIdx.x % lanes
         item = np.int64(cuda.blockIdx.x) * in_block + cuda.threadIdx.x // lanes
         groups = M // B
@@ -74,7 +75,7 @@ def merge_moments(T: type, lanes: int) -> Launcher:
         z = item // groups
         first = z * tiles * M + (item - z * groups) * B
         parts = tiles * B if item < items else 0
-        last = F(count - (tiles - 1) * full)
+        last = F(count // joined - (tiles // joined - 1) * full)
         inverse = F(1) / (F(count) * F(B))
         pivot = F(0)
         if item < items:
@@ -83,7 +84,7 @@ def merge_moments(T: type, lanes: int) -> Launcher:
         for part in range(lane, parts, lanes):
             tile = part // B
             at = first + tile * M + part - tile * B
-            n = F(full) if tile < tiles - 1 else last
+            n = F(full) if tile < tiles - joined else last
             total += n * ((F(moments[at]) - pivot) + F(moments[plane + at]))
         total, _ = add(total, total)
         centre = total * inverse
@@ -91,7 +92,7 @@ def merge_moments(T: type, lanes: int) -> Launcher:
         for part in range(lane, parts, lanes):
             tile = part // B
             at = first + tile * M + part - tile * B
-            n = F(full) if tile < tiles - 1 else last
+            n = F(full) if tile < tiles - joined else last
             deviation = ((F(moments[at]) - pivot) + F(moments[plane + at])) - centre
             squares += F(moments[2 * plane + at]) + n * deviation * deviation
         squares, _ = add(squares, squares)
@@ -196,14 +197,14 @@ def of_running(storage: np.dtype, T: type) -> Launcher:
     return of_running
 
 
-def statistics_of_moments(moments: Any, B: int, full: int, count: int, eps: float) -> Any:
+def statistics_of_moments(moments: Any, B: int, full: int, count: int, eps: float, joined: int = 1) -> Any:
     """statistics [4, Z * M / B] of moments [3, Z, tiles, M]; see `merge_moments`."""
     _, Z, tiles, M = moments.shape
     statistics = new((4, Z * (M // B)), moments.dtype, moments)
     lanes = lanes_for(tiles * B)
     in_block = max(1, THREADS // lanes)
     merge_moments(moments.dtype.type, lanes)(
-        -(-statistics.shape[1] // in_block), moments, statistics, Z, tiles, M, B, full, count, eps
+        -(-statistics.shape[1] // in_block), moments, statistics, Z, tiles, M, B, full, count, joined, eps
     )
     return statistics
 
