@@ -1,323 +1,160 @@
-"""The kernels of the view Split in the simulator: against their formulas in float64."""
-
-from __future__ import annotations
-
-from typing import Any, NamedTuple
+"""The kernels of the view Split for statistics of any size, on a simulated device."""
 
 import numpy as np
 import pytest
+from harness import STORAGES, Norm, check, check_layouts, check_needs, example, run
 
+from tinygrad_bn.kernels.cuda import split
+from tinygrad_bn.kernels.cuda.compat import INT, Pointer, cuda, kernel
+from tinygrad_bn.kernels.cuda.split import streaming, streaming_inference
 from tinygrad_bn.kernels.views import Split
 
-split = pytest.importorskip("tinygrad_bn.kernels.cuda.split", exc_type=ImportError)
-compat = pytest.importorskip("tinygrad_bn.kernels.cuda.compat")
-if not compat.SIMULATED:
-    pytest.skip("needs NUMBA_ENABLE_CUDASIM=1 before numba is loaded", allow_module_level=True)
-cuda, thread_order = compat.cuda, compat.simulator.thread_order
-
-EPS = 1e-5
-SMALL = [
-    Split(1, 4, 3, 1, 5, EPS),
-    Split(2, 1, 3, 2, 5, EPS),
-    Split(2, 3, 2, 4, 6, EPS),
-    Split(1, 1, 1, 1, 1, EPS),
-    Split(1, 9, 5, 1, 1, EPS),
-    Split(2, 1, 1, 6, 8, EPS),  # vectors for every dtype
-    Split(3, 1, 4, 1, 16, EPS),
-    Split(1, 5, 2, 1, 4, EPS),
-    Split(1, 1, 1, 4, 33, EPS),  # vectors for the moments alone
-]
-LARGE = [
-    Split(1, 3, 2, 1, 700, EPS),  # runs that end within a tile
-    Split(1, 3, 1, 1, 801, EPS),  # two tiles, no vectors
-    Split(1, 1, 1, 2, 2056, EPS),  # two tiles of vectors for each of two channels
-]
-BATCH = [view for view in SMALL if view.Z == view.K == 1]
-EMPTY = [
-    Split(1, 0, 3, 1, 5, EPS),
-    Split(0, 1, 3, 2, 5, EPS),
-    Split(2, 1, 3, 2, 0, EPS),
-    Split(1, 4, 0, 1, 5, EPS),
-]
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-ALL = (True, True, True)
+SMALL = {
+    "batch": Split(1, 4, 3, 1, 5, 1e-5),
+    "batch, vectors": Split(1, 5, 2, 1, 8, 1e-5),
+    "batch, one value in a run": Split(1, 9, 5, 1, 1, 1e-5),
+    "one value": Split(1, 1, 1, 1, 1, 1e-5),
+    "groups, odd": Split(2, 1, 3, 2, 5, 1e-5),
+    "groups, vectors": Split(2, 1, 1, 6, 8, 1e-5),
+    "groups, vectors for the moments alone": Split(1, 1, 1, 8, 9, 1e-5),
+    "instance": Split(3, 1, 4, 1, 16, 1e-5),
+    "all axes": Split(2, 3, 2, 4, 6, 1e-5),
+    "no samples": Split(1, 0, 3, 1, 5, 1e-5),
+    "no samples of groups": Split(0, 1, 3, 2, 5, 1e-5),
+    "nothing along space": Split(2, 1, 3, 2, 0, 1e-5),
+    "no channels": Split(1, 4, 0, 1, 5, 1e-5),
+}
+LARGE = {
+    "runs that end within a tile": Split(1, 3, 2, 1, 700, 1e-5),
+    "two tiles of single values": Split(1, 3, 1, 1, 801, 1e-5),
+    "two tiles of vectors": Split(1, 1, 1, 2, 2056, 1e-5),
+}
+GIVEN = {name: view for name, view in SMALL.items() if view.Z == view.K == 1}
 
 
-def view_id(view):
-    return "x".join(map(str, view.shape))
+@pytest.mark.parametrize("dtype", STORAGES)
+@pytest.mark.parametrize("name", SMALL)
+def test_training(name, dtype):
+    view = SMALL[name]
+    check(streaming, view, Norm(view), example(view), dtype)
 
 
-def views(*which):
-    return pytest.mark.parametrize("view", which, ids=view_id)
-
-
-DTYPES = pytest.mark.parametrize("dtype", list(UNIT))
-
-
-def rounded(values, dtype):
-    """The values as kernels see them: bfloat16 as the upper half of float32, to the nearest, ties to even."""
-    if dtype != "bfloat16":
-        return values.astype(dtype)
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def exact(array):
-    """What was stored, in float64."""
-    if array.dtype == np.uint16:
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float64)
-
-
-class Call(NamedTuple):
-    """The arguments of a call, as kernels see them."""
-
-    x: Any
-    weight: Any
-    bias: Any
-    cotangent: Any
-    running: Any
-
-
-def a_call(view, dtype, seed=0, mean=3.0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(mean, 1.0, view.shape)
-    weight, bias = rng.normal(1.0, 0.5, view.channels), rng.normal(size=view.channels)
-    values = (rounded(a, dtype) for a in (x, weight, bias, rng.normal(size=view.shape)))
-    running = (rng.normal(mean, 0.1, view.statistics), rng.uniform(0.5, 2, view.statistics))
-    return Call(*values, running)
-
-
-class Results(NamedTuple):
-    y: Any
-    mean: Any
-    variance: Any
-    dx: Any
-    dweight: Any
-    dbias: Any
-
-
-def expected(view, call, training=True):
-    """The formulas in float64, and for each result the size that its error is measured by."""
-    axes, shape = (1, 3, 4), (1, 1, view.S, view.K, 1)
-    x, cotangent = exact(call.x).reshape(view.shape), exact(call.cotangent).reshape(view.shape)
-    weight = 1.0 if call.weight is None else exact(call.weight).reshape(shape)
-    bias = 0.0 if call.bias is None else exact(call.bias).reshape(shape)
-
-    def average(values):
-        return values.mean(axis=axes, keepdims=True)
-
-    with np.errstate(all="ignore"):
-        if training:
-            mean = average(x)
-            variance = average((x - mean) ** 2)
-        else:
-            mean, variance = (value.reshape(view.Z, 1, view.S, 1, 1) for value in call.running)
-        rstd = 1 / np.sqrt(variance + view.eps)
-        normalized = (x - mean) * rstd
-        g = cotangent * weight
-        dx = rstd * (g - average(g) - normalized * average(g * normalized)) if training else rstd * g
-    results = Results(
-        y=normalized * weight + bias,
-        mean=mean.ravel(),
-        variance=variance.ravel(),
-        dx=dx,
-        dweight=(cotangent * normalized).sum(axis=(0, 1, 4)).ravel(),
-        dbias=cotangent.sum(axis=(0, 1, 4)).ravel(),
-    )
-    scale = Results(
-        y=np.abs(normalized * weight) + np.abs(bias) + 1,
-        mean=np.abs(results.mean),
-        variance=results.variance,
-        dx=np.broadcast_to(4 * np.abs(rstd * g).max(initial=0), dx.shape),
-        dweight=np.abs(cotangent * normalized).sum(axis=(0, 1, 4)).ravel() + 1,
-        dbias=np.abs(cotangent).sum(axis=(0, 1, 4)).ravel(),
-    )
-    return results, scale
-
-
-def kernel(training):
-    return split.streaming if training else split.streaming_inference
-
-
-def run(view, call, training=True, needs=ALL):
-    running = () if training else call.running
-    arrays = (call.x, call.weight, call.bias, *running)
-    y, aux = kernel(training).forward(view, *arrays)
-    assert y.shape == call.x.shape and y.dtype == call.x.dtype
-    return Results(y, *aux[:2], *kernel(training).vjp(view, needs, call.cotangent, arrays, aux))
-
-
-def assert_close(view, dtype, found, call, training=True):
-    """Within some units of rounding, of arithmetic in the sums and of storage in what is stored."""
-    wanted, scale = expected(view, call, training)
-    factor = 16 if dtype == "float64" else 4  # for float64 the formulas are no more exact than the kernel
-    arithmetic = UNIT["float64" if dtype == "float64" else "float32"]
-    for name in Results._fields:
-        value = getattr(found, name)
-        unit = arithmetic if name in ("mean", "variance") else max(UNIT[dtype], arithmetic)
-        error = np.abs(exact(value).reshape(getattr(wanted, name).shape) - getattr(wanted, name))
-        allowed = (factor * arithmetic + unit) * getattr(scale, name)
-        assert (error <= allowed).all(), f"{name}: {np.max(error / allowed):.2g} times the error allowed"
-
-
-def assert_same_bits(one, other):
-    for name in Results._fields:
-        assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
-
-
-@views(*SMALL)
-@DTYPES
-def test_training(view, dtype):
-    call = a_call(view, dtype)
-    found = run(view, call)
-    assert_close(view, dtype, found, call)
-    with thread_order("backward"):
-        assert_same_bits(found, run(view, call))
-
-
-@views(*LARGE)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_training_in_blocks(view, dtype):
-    call = a_call(view, dtype)
-    found = run(view, call)
-    assert_close(view, dtype, found, call)
-    with thread_order("backward"):
-        assert_same_bits(found, run(view, call))
+@pytest.mark.parametrize("name", LARGE)
+def test_training_in_blocks(name, dtype):
+    view = LARGE[name]
+    assert split.cut(np.dtype(dtype), 1, *view.shape[:3], view.L).tile.lanes == split.BLOCK
+    check(streaming, view, Norm(view), example(view), dtype)
 
 
-@views(*BATCH)
-@DTYPES
-def test_inference(view, dtype):
-    call = a_call(view, dtype)
-    found = run(view, call, training=False)
-    assert_close(view, dtype, found, call, training=False)
-    with thread_order("backward"):
-        assert_same_bits(found, run(view, call, training=False))
+@pytest.mark.parametrize("dtype", STORAGES)
+@pytest.mark.parametrize("name", GIVEN)
+def test_inference(name, dtype):
+    view = GIVEN[name]
+    check(streaming_inference, view, Norm(view, running=True), example(view, running=True), dtype)
 
 
-@views(Split(1, 7, 3, 1, 20, EPS), Split(2, 1, 2, 3, 140, EPS), Split(2, 2, 1, 2, 75, EPS))
-def test_many_tiles_of_one_channel(view, monkeypatch):
+@pytest.mark.parametrize(
+    "view", [Split(1, 7, 3, 1, 20, 1e-5), Split(2, 1, 2, 3, 140, 1e-5), Split(2, 2, 1, 2, 75, 1e-5)], ids=str
+)
+def test_many_tiles_of_a_channel(view, monkeypatch):
     monkeypatch.setattr(split, "MOST_SHORT", 0)
     monkeypatch.setattr(split, "BLOCK", 32)
     monkeypatch.setattr(split, "REGISTERS", 16)
     split.cut.cache_clear()
-    call = a_call(view, "float32")
-    assert split.cut_channels(view, call.x).tiles > 1
-    found = run(view, call)
+    inputs = example(view)
+    assert split.cut_channels(view, inputs[0].astype(np.float32)).tiles > 1
+    check(streaming, view, Norm(view), inputs)
     split.cut.cache_clear()
-    assert_close(view, "float32", found, call)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("weighted", [True, False], ids=["weight", "no weight"])
-@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_only_what_is_needed_is_made_and_it_is_the_same(training, weighted, biased):
-    view = Split(1, 3, 2, 1, 7, EPS) if not training else Split(2, 2, 2, 3, 7, EPS)
-    call = a_call(view, "float32")
-    call = call._replace(weight=call.weight if weighted else None, bias=call.bias if biased else None)
-    whole = run(view, call, training)
-    assert_close(view, "float32", whole, call, training)
-    for number in range(8):
-        needs = tuple(bool(number >> i & 1) for i in range(3))
-        found = run(view, call, training, needs)
-        for need, name in zip(needs, ("dx", "dweight", "dbias"), strict=True):
-            if need:
-                np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
-            else:
-                assert getattr(found, name) is None
+CASES = pytest.mark.parametrize(
+    ("kernel", "view", "running"),
+    [
+        (streaming, Split(1, 3, 2, 1, 16, 1e-5), False),
+        (streaming, Split(2, 1, 2, 3, 8, 1e-5), False),
+        (streaming_inference, Split(1, 3, 2, 1, 16, 1e-5), True),
+    ],
+    ids=["batch", "groups", "inference"],
+)
+
+
+@CASES
+@pytest.mark.parametrize("absent", [(1,), (2,), (1, 2)], ids=["weight", "bias", "both"])
+def test_absent_weight_and_bias(kernel, view, running, absent):
+    inputs = [None if i in absent else array for i, array in enumerate(example(view, running=running))]
+    check_needs(kernel, view, Norm(view, running), inputs)
+
+
+@CASES
+def test_every_choice_of_gradients(kernel, view, running):
+    check_needs(kernel, view, Norm(view, running), example(view, running=running))
+
+
+@CASES
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_views_of_memory(kernel, view, running, dtype):
+    check_layouts(kernel, view, Norm(view, running), example(view, running=running), dtype)
+
+
+def test_vectors_are_read_where_they_can_be():
+    view = Split(1, 3, 2, 1, 16, 1e-5)
+    memory = np.zeros(100, np.float32)
+    first = (-memory.ctypes.data % 16) // 4
+    assert split.cut_channels(view, memory[first:]).tile.width == 4
+    assert split.cut_channels(view, memory[first:], memory[first + 1 :]).tile.width == 1
 
 
 def test_gradients_have_the_shape_of_the_weight():
-    view = Split(1, 3, 4, 1, 5, EPS)
-    call = a_call(view, "float32")
-    call = call._replace(weight=call.weight.reshape(2, 2), bias=call.bias.reshape(2, 2))
-    found = run(view, call)
-    assert found.dweight.shape == found.dbias.shape == (2, 2)
+    view = Split(1, 3, 4, 1, 5, 1e-5)
+    x, weight, bias = (array.astype(np.float32) for array in example(view))
+    inputs = (x, weight.reshape(2, 2), bias.reshape(2, 2))
+    _, _, (_, dweight, dbias) = run(streaming, view, inputs, x, (True, True, True))
+    assert dweight.shape == dbias.shape == (2, 2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_views_that_vectors_cannot_read(dtype):
-    view = Split(2, 2, 2, 1, 16, EPS)
-    call = a_call(view, dtype)
-    plain = run(view, call)
-
-    def shifted(array):
-        """The same values, beginning one value after where a vector may."""
-        memory = np.empty(array.size + 16 // array.itemsize + 1, array.dtype)
-        first = (-memory.ctypes.data % 16) // array.itemsize + 1
-        memory[first : first + array.size] = array.ravel()
-        return memory[first : first + array.size].reshape(array.shape)
-
-    def turned(array):
-        """The same values, last axis first in memory."""
-        return np.ascontiguousarray(array.T).T
-
-    def spaced(array):
-        """The same values, each followed by another."""
-        return np.repeat(array, 2, axis=-1)[..., ::2]
-
-    assert split.cut_channels(view, call.x).tile.width > 1
-    assert split.cut_channels(view, shifted(call.x)).tile.width == 1
-    for change in (shifted, turned, spaced):
-        found = run(view, call._replace(x=change(call.x), weight=change(call.weight)))
-        assert_close(view, dtype, found, call)
-        found = run(view, call._replace(cotangent=change(call.cotangent)))
-        assert_close(view, dtype, found, call)
-        if change is not shifted:
-            assert_same_bits(plain, found)
-
-
-@views(*EMPTY)
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_nothing(view, training):
-    call = a_call(view, "float32")
-    found = run(view, call, training)
-    assert found.y.shape == found.dx.shape == view.shape
-    if training:
-        assert np.isnan(found.mean).all() and np.isnan(found.variance).all()
-    assert found.mean.size == found.variance.size == view.statistics
-    np.testing.assert_array_equal(found.dweight, np.zeros(view.channels))
-    np.testing.assert_array_equal(found.dbias, np.zeros(view.channels))
-
-
-@views(Split(1, 4, 1, 1, 1500, EPS), Split(1, 3, 1, 1, 1001, EPS), Split(1, 1, 2, 2, 6, EPS))
+@pytest.mark.parametrize(
+    "view",
+    [Split(1, 4, 1, 1, 1500, 1e-5), Split(1, 3, 1, 1, 1001, 1e-5), Split(1, 1, 2, 2, 6, 1e-5)],
+    ids=str,
+)
 def test_a_large_mean_costs_no_accuracy(view):
-    """Values near 10⁴ with a deviation of 1, where float32 has three digits after the point."""
-    call = a_call(view, "float32", mean=1e4)
-    found = run(view, call)
-    assert_close(view, "float32", found, call)
+    """Values near 10⁴ with a deviation of 1, of which float32 keeps three digits after the point."""
+    check(streaming, view, Norm(view), example(view, mean=1e4), slack=4)
 
 
-def test_a_first_value_far_from_the_others_costs_no_accuracy():
-    view = Split(1, 2, 1, 1, 40, EPS)
-    call = a_call(view, "float32", mean=0.0)
-    call.x[0, 0, 0, 0, 0] = 1e4
-    found = run(view, call)
-    assert_close(view, "float32", found, call)
+@pytest.mark.parametrize("first", [1e4, 1e15])
+def test_a_value_far_from_the_others_costs_no_accuracy(first):
+    view = Split(1, 2, 1, 1, 40, 1e-5)
+    x, *affine = example(view, mean=0.0)
+    x[0, 0, 0, 0, 0] = first
+    check(streaming, view, Norm(view), (x, *affine))
 
 
 def test_equal_values_have_no_variance():
-    view = Split(1, 3, 1, 1, 7, 0.0)
-    call = a_call(view, "float32")
-    call.x[...] = np.float32(0.1)
-    found = run(view, call)
-    np.testing.assert_array_equal(found.variance, 0)
-    assert np.isnan(found.y).all()  # 0 / 0, as in the definition
+    view = Split(1, 3, 1, 1, 7, 1e-5)
+    x = np.full(view.shape, 0.1, np.float32)
+    y, aux, _ = run(streaming, view, (x, None, None), x, (True, False, False))
+    assert aux[0] == np.float32(0.1)
+    np.testing.assert_array_equal(aux[1], 0)
+    np.testing.assert_array_equal(y, 0)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_spoils_its_statistic_alone(value):
-    view = Split(2, 2, 3, 2, 5, EPS)
-    call = a_call(view, "float32")
-    plain = run(view, call)
-    call.x[1, 1, 2, 0, 3] = value
-    found = run(view, call)
+@CASES
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_stay_in_their_statistic(kernel, view, running, value):
+    inputs = [array.astype(np.float32) for array in example(view, running=running)]
+    x = inputs[0].copy()
+    x[-1, -1, 1, 0, 3] = value
+    needs = (True, *[False] * (len(inputs) - 1))
+    plain, _, (plain_dx, *_) = run(kernel, view, inputs, inputs[0], needs)
+    y, _, (dx, *_) = run(kernel, view, [x, *inputs[1:]], inputs[0], needs)
     spoiled = np.zeros(view.shape, bool)
-    spoiled[1, :, 2] = True
-    for name in ("y", "dx"):
-        assert np.isnan(getattr(found, name)[spoiled]).all(), name
-        np.testing.assert_array_equal(getattr(found, name)[~spoiled], getattr(plain, name)[~spoiled])
+    spoiled[-1, :, 1] = not running
+    np.testing.assert_array_equal(np.isnan(y) | ~np.isfinite(x), spoiled | ~np.isfinite(x))
+    np.testing.assert_array_equal(np.isnan(dx), spoiled)
+    np.testing.assert_array_equal(y[~spoiled & np.isfinite(x)], plain[~spoiled & np.isfinite(x)])
+    np.testing.assert_array_equal(dx[~spoiled], plain_dx[~spoiled])
 
 
 @pytest.mark.parametrize(
@@ -329,9 +166,9 @@ def test_places_beyond_32_bits(a, c, run, wide):
     whole = split.cut(np.dtype(np.float32), wide, 2, a, c, run * wide)
     tile, find = whole.tile, split.locate(whole.tile)
     per = tile.per
-    pointer = compat.Pointer(np.dtype(np.int64))
+    pointer = Pointer(INT)
 
-    @compat.kernel(tile.threads, pointer, pointer, compat.INT, *split.NUMBERS)
+    @kernel(tile.threads, pointer, pointer, INT, *split.NUMBERS)
     def probe(out, items, block, runs, channels, run, tiles, count, turn, step):
         at = cuda.local.array(per, np.int64)
         item, z, channel, _lane, left = find(at, block, runs, channels, run, tiles, count, turn, step)
