@@ -1,17 +1,12 @@
 """The kernels that join partial results, in the simulator: against float64 on the values they stand for."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-finalize = pytest.importorskip("tinygrad_bn.kernels.cuda.finalize", exc_type=ImportError)
-compat = pytest.importorskip("tinygrad_bn.kernels.cuda.compat")
-if not compat.SIMULATED:
-    pytest.skip("needs NUMBA_ENABLE_CUDASIM=1 before numba is loaded", allow_module_level=True)
-thread_order = compat.simulator.thread_order
+from tinygrad_bn.kernels.cuda import finalize
+from tinygrad_bn.kernels.cuda.simulator import thread_order
 
 EPS = 1e-5
 T = np.float32
