@@ -84,7 +84,7 @@ def divided(plan: Cols, *arrays: Any) -> Grid:
     storage = arrays[0].dtype
     joined = joined_rows(plan, storage)
     wide = width(plan.M * joined, *arrays)
-    return grid(plan, storage.itemsize, wide, joined if wide > 1 else 1, BLOCKS * processors())
+    return grid(plan, storage.itemsize, wide, joined, BLOCKS * processors())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class ColsKernel:
         y = new(x.shape, x.dtype, x)
         given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
         T = arithmetic(given.dtype)
-        division = divided(plan, given, stored(y)) if x.size else None
+        division = divided(plan, given) if x.size else None
         if not self.training:
             statistics = statistics_of_running(*running, T, plan.eps)
         elif division is None:
@@ -133,7 +133,7 @@ class ColsKernel:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            division = divided(plan, g, given, *([stored(dx)] if needs[0] else []))
+            division = divided(plan, g, given)
             owners = (plan.statistics, plan.M, plan.B, plan.repeat)
             means = statistics  # which inference does not read
             if self.training or need_affine:
