@@ -114,7 +114,7 @@ def test_only_what_is_needed_is_written():
 def test_running_statistics(storage):
     rng = np.random.default_rng(2)
     mean, variance = rng.normal(1e3, 1, 130).astype(storage), rng.uniform(0.5, 2, 130)
-    found = finalize.statistics_of_running(mean, variance, T, EPS)
+    found = finalize.statistics_of_running(T, EPS, mean, variance)
     np.testing.assert_array_equal(found[0], mean.astype(T))
     np.testing.assert_array_equal(found[1], variance.astype(T))
     rstd = 1 / np.sqrt(variance + EPS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import device_of, send
 from ..fused import operation
 from ..kernels import philox
 from ..kernels.masks import Mask, Scale
@@ -80,7 +81,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
 )
 def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
     """y = x · scale where the mask of (seed, stream, call) keeps, 0 elsewhere."""
-    mask = philox.keep_mask(seed, stream, call, p, mask_shape)
+    mask = send(philox.keep_mask(seed, stream, call, p, mask_shape), device_of(input))
     return xp.where(mask, input * scale, 0.0), ()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import as_array
 from ..dispatch import primitive
 from .samples import calls
 
@@ -41,7 +42,7 @@ def _sum(xp, g, y, x, axis, keepdims):
 @primitive("reduce::sum", vjps=(_sum,), samples=AXES)
 def sum(x, axis=None, keepdims=False):
     """The sum over `axis` (an integer, a tuple, or None for all)."""
-    return np.asarray(x).sum(axis, keepdims=keepdims)
+    return as_array(x).sum(axis, keepdims=keepdims)
 
 
 def _mean(xp, g, y, x, axis, keepdims):
@@ -51,7 +52,7 @@ def _mean(xp, g, y, x, axis, keepdims):
 @primitive("reduce::mean", vjps=(_mean,), samples=AXES)
 def mean(x, axis=None, keepdims=False):
     """The mean over `axis` (an integer, a tuple, or None for all)."""
-    return np.asarray(x).mean(axis, keepdims=keepdims)
+    return as_array(x).mean(axis, keepdims=keepdims)
 
 
 def _extreme(xp, g, y, x, axis, keepdims):
@@ -67,10 +68,10 @@ def amax(x, axis=None, keepdims=False):
     """The largest element over `axis`; equal ones share the derivative, as in torch's function of this
     name.
     """
-    return np.asarray(x).max(axis, keepdims=keepdims)
+    return as_array(x).max(axis, keepdims=keepdims)
 
 
 @primitive("reduce::amin", vjps=(_extreme,), keeps=((0,),), keeps_output=True, samples=AXES)
 def amin(x, axis=None, keepdims=False):
     """The smallest element over `axis`; equal ones share the derivative."""
-    return np.asarray(x).min(axis, keepdims=keepdims)
+    return as_array(x).min(axis, keepdims=keepdims)

@@ -9,8 +9,8 @@ moments [3, Z, tiles, M]   the mean, rounded; what that lost; Σ (x − mean)²
 sums    [2, Z, tiles, M]   Σ cotangent · x̂; Σ cotangent
 ======= ================== =================================================
 
-A statistic is made of the tiles of B neighbours along M, in the order z · (M / B) + m // B; a channel, with
-one weight and one bias, of the tiles of `repeat` neighbours and all z, at m // repeat:
+A statistic is made of the tiles of B neighbours along M, in the order z · (M / B) + m // B. A channel, with
+one weight and one bias, is made of the tiles of `repeat` neighbours and all z, at m // repeat.
 
 ====== =========================== =========================== ========
 view   moments                     sums                        `repeat`
@@ -197,9 +197,7 @@ def of_running(storage: np.dtype, T: type) -> Launcher:
     return of_running
 
 
-def statistics_of_moments(
-    moments: Any, B: int, full: int, count: int, eps: float, joined: int = 1
-) -> Any:
+def statistics_of_moments(moments: Any, B: int, full: int, count: int, eps: float, joined: int = 1) -> Any:
     """statistics [4, Z * M / B] of moments [3, Z, tiles, M]; see `merge_moments`."""
     _, Z, tiles, M = moments.shape
     statistics = new((4, Z * (M // B)), moments.dtype, moments)
@@ -211,7 +209,7 @@ def statistics_of_moments(
     return statistics
 
 
-def statistics_of_running(running_mean: Any, running_var: Any, T: type, eps: float) -> Any:
+def statistics_of_running(T: type, eps: float, running_mean: Any, running_var: Any) -> Any:
     """statistics [4, channels] of what inference is given; in float64, float32 or 16 bits, both alike."""
     mean, variance = (stored(contiguous(array)) for array in (running_mean, running_var))
     if variance.dtype != mean.dtype:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import devices
 from .vectors import BYTES, per_vector
 
 BFLOAT16 = "bfloat16"
@@ -23,12 +24,11 @@ def arithmetic(storage: np.dtype) -> type:
 
 
 def new(shape: Sequence[int] | int, dtype: Any, like: Any) -> Any:
-    """Memory for a result, on the device of `like`; not initialized."""
-    if isinstance(like, np.ndarray):
-        return np.empty(shape, dtype).view(type(like))
-    import cupy
-
-    return cupy.empty(shape, dtype)
+    """Memory for a result, on the device of `like`; not initialized, and in the simulator full of NaN."""
+    array = devices.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype, like)
+    if isinstance(array, np.ndarray):
+        array.view(np.ndarray).reshape(-1).view(np.uint8).fill(0xFF)
+    return array
 
 
 def contiguous(array: Any) -> Any:

@@ -40,15 +40,11 @@ class DivergentBarrier(RuntimeError):
 
 
 class Memory:
-    """The values of a contiguous array as a kernel sees them: one after the other, none outside."""
+    """The values of a contiguous array as a kernel sees them: one after the other, and none outside."""
 
     __slots__ = ("_size", "_values", "dtype")
 
     def __init__(self, array: np.ndarray):
-        if not array.flags.c_contiguous:
-            raise ValueError(
-                f"a kernel was given an array of strides {array.strides}, wanted a contiguous one"
-            )
         self._values = array.view(np.ndarray).reshape(-1)
         self._size = array.size
         self.dtype = array.dtype
@@ -124,8 +120,13 @@ class Block:
         interface.shared.forget()
         point = _simulator.interface.Dim3
         block = point(*place)
+
+        def run() -> None:
+            with np.errstate(all="ignore"):  # a GPU says nothing of infinity and NaN
+                self._function(*arguments)
+
         threads = [
-            Thread(lambda: self._call(*arguments), block, point(x, y, z), number)
+            Thread(run, block, point(x, y, z), number)
             for number, (z, y, x) in enumerate(np.ndindex(*self._shape[::-1]))
         ]
         running = threads[::-1] if _backward else threads
@@ -137,10 +138,6 @@ class Block:
                 for thread in threads:
                     if not thread.dead:
                         thread.throw()
-
-    def _call(self, *arguments: Any) -> None:
-        with np.errstate(all="ignore"):  # a GPU divides by zero in silence; greenlets do not share this setting
-            self._function(*arguments)
 
     def _resume(self, running: list[Thread]) -> list[Thread]:
         """Run each thread until it waits or ends; those that are left."""
