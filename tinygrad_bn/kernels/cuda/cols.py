@@ -1,8 +1,8 @@
 """The family *cols* on a CUDA device: BatchNorm, InstanceNorm and GroupNorm, channels last, over [Z, A, M].
 
-The formulas are those of the CPU's `cols`. `streaming`, whose kernels are in `columns`, reads x twice: for the
-moments of chunks of rows, which `finalize` merges, and to normalize. Its backward pass reads x and the cotangent
-twice. `resident` serves single rows, in which the values of a statistic lie together.
+The formulas are those of the CPU's `cols`. `streaming`, whose kernels are in `columns`, reads x twice: for
+the moments of chunks of rows, which `finalize` merges, and to normalize. Its backward pass reads x and the
+cotangent twice. `resident` serves single rows, in which the values of a statistic lie together.
 """
 
 from __future__ import annotations

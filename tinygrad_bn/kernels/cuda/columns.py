@@ -1,8 +1,8 @@
 """Kernels that read [Z, A, M] in rows of columns: threads side by side read neighbouring vectors of a row.
 
 A block serves one z, a chunk of its rows, and a tile of `columns` vectors of each row. Its threads are so
-many columns and, below each other, `threads // columns` lanes; a lane takes every `lanes`-th row of the chunk,
-ROWS of them at once. Sums over rows are made in registers, then over the lanes of the block in shared memory.
+many columns and, below each other, `threads // columns` lanes; a lane takes every `lanes`-th row of the
+chunk, ROWS of them at once. Sums over rows are made in registers, then over the lanes in shared memory.
 
 Where M is no multiple of a vector, several rows are read as one: a row is `length` values long, a multiple of
 M, and a column belongs to the column modulo M of the view.
@@ -109,9 +109,9 @@ def moments(storage: np.dtype, width: int, threads: int) -> Launcher:
     the sum of squared deviations from it.
 
     A thread makes the moments of ROWS values in two passes over its registers and merges them into those so
-    far (Chan, Golub, LeVeque 1979). All are of differences from a pivot, the first value of the chunk: near 10⁴
-    a float32 has no digits left for what a variance needs. A pivot that is one of n values is no further than √n
-    deviations from their mean.
+    far (Chan, Golub, LeVeque 1979). All are of differences from a pivot, the first value of the chunk: near
+    10⁴ a float32 has no digits left for what a variance needs. A pivot that is one of n values is no further
+    than √n deviations from their mean.
     """
     T = arithmetic(storage)
     load_vector, store_vector, place = load(width), store(width), _place(threads, width)
