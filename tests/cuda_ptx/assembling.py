@@ -67,11 +67,15 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
     return Assembly(ptx, max(map(int, used)), sum(int(n) for each in memory for n in each))
 
 
+def storage(kernel: Launcher) -> np.dtype:
+    """The dtype of the values that a kernel is for: its first array's."""
+    return next(np.dtype(each.dtype) for each in kernel.signature if isinstance(each, Pointer))
+
+
 def faults(kernel: Launcher, found: Assembly) -> list[str]:
     """What a kernel's machine code must not have."""
-    storage = next(each.dtype for each in kernel.signature if isinstance(each, Pointer))
     problems = []
-    if found.double and not kernel.double and storage != np.float64:
+    if found.double and not kernel.double and storage(kernel) != np.float64:
         problems.append(f"calculates in float64: {found.double[:3]}")
     for which, what in (("ld", "reads"), ("st", "writes")):
         if kernel.vectorized and found.widest(which) != 128:

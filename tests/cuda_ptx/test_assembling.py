@@ -7,7 +7,7 @@ import pytest
 from assembling import CAPABILITIES, assemble, faults
 
 from tinygrad_bn.kernels.cuda.compat import INT, Pointer, cuda, kernel
-from tinygrad_bn.kernels.cuda.sums import block_sums
+from tinygrad_bn.kernels.cuda.sums import row_sums
 from tinygrad_bn.kernels.cuda.vectors import load, per_vector, store
 
 FLOAT = np.dtype(np.float32)
@@ -89,7 +89,7 @@ def test_too_many_registers_for_a_block_are_seen(tmp_path):
 
 
 def test_a_kernel_that_calls_functions_is_compiled_without_a_driver(tmp_path):
-    sums = block_sums(128, np.float32)
+    sums = row_sums(128, np.float32)
 
     @kernel(128, Pointer(FLOAT), Pointer(FLOAT))
     def total(source, target):
