@@ -149,8 +149,10 @@ class SimulatedArray(np.ndarray):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (), **keywords: Any
     ) -> Any:
-        if ufunc not in COMPARISONS:
-            _refuse_mixture(ufunc.__name__, (*inputs, *out))
+        given = (inputs[0], *inputs[2:]) if method == "at" else (*inputs, *out)  # indices come from anywhere
+        if ufunc in COMPARISONS:
+            given = tuple([value for value in given if np.ndim(value)])
+        _refuse_mixture(ufunc.__name__, given)
         if out:
             keywords["out"] = _bare(out)
         result = getattr(ufunc, method)(*_bare(inputs), **keywords)

@@ -98,7 +98,7 @@ class Fused:
             return self._defined(inputs, arrays, attributes)
         run = _Run(chosen, plan)
         output, aux = run.target.forward(plan, *arrays)
-        self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype)
+        self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype, arrays[0])
         result = Tensor.wrap(output)
         saved = None
         if any(edges) and is_grad_enabled():
@@ -136,12 +136,19 @@ class Fused:
             return arrays[0].shape
         return self.spec.shape_rule(tuple([None if a is None else a.shape for a in arrays]), attributes)
 
-    def _check(self, array: Any, run: _Run, method: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def _check(
+        self, array: Any, run: _Run, method: str, shape: tuple[int, ...], dtype: np.dtype, beside: Any
+    ) -> None:
         """Refuse what a kernel must not return: nobody would notice a broadcast or a promotion."""
         if array.shape != shape or array.dtype != dtype:
             raise RuntimeError(
                 f"{self.name}: {run.label(method, dtype)} gave shape {array.shape}, {array.dtype}; "
                 f"wanted {shape}, {dtype}"
+            )
+        if type(array) is not type(beside) and devices.device_of(array) != devices.device_of(beside):
+            raise RuntimeError(
+                f"{self.name}: {run.label(method, dtype)} gave an array on {devices.device_of(array)}, wanted it "
+                f"on {devices.device_of(beside)}"
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
@@ -226,7 +233,7 @@ class Fused:
                     gradient = results[position] = gradient.reshape(given.shape)
                 elif id(gradient) in held:  # whoever gets a gradient may write to it
                     gradient = results[position] = gradient.copy()
-                self._check(gradient, run, "vjp", given.shape, given.dtype)
+                self._check(gradient, run, "vjp", given.shape, given.dtype, array)
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
