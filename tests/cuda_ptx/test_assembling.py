@@ -21,16 +21,16 @@ def halved(storage, threads=128, count=4, double=False, factor=HALF, width=None,
     read, write = load(wide), store(wide)
 
     @kernel(threads, Pointer(np.dtype(storage)), Pointer(np.dtype(storage)), INT, double=double, **claims)
-    def halve(source, target, size):
+    def halve(x, y, size):
         kept = cuda.local.array(registers, arithmetic)
         first = (cuda.blockIdx.x * threads + cuda.threadIdx.x) * registers
         if first < size:
             for k in range(count):
-                read(source, first + k * wide, kept, k * wide)
+                read(x, first + k * wide, kept, k * wide)
             for i in range(registers):
                 kept[i] = kept[i] * factor
             for k in range(count):
-                write(target, first + k * wide, kept, k * wide)
+                write(y, first + k * wide, kept, k * wide)
 
     return halve
 
