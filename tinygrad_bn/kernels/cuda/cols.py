@@ -101,7 +101,7 @@ class ColsKernel:
         T = arithmetic(given.dtype)
         division = divided(plan, given, stored(y)) if x.size else None
         if not self.training:
-            statistics = statistics_of_running(*running, T, plan.eps)
+            statistics = statistics_of_running(T, plan.eps, *running)
         elif division is None:
             statistics = new((4, plan.statistics), T, x)
             statistics[...] = np.nan

@@ -197,9 +197,7 @@ def of_running(storage: np.dtype, T: type) -> Launcher:
     return of_running
 
 
-def statistics_of_moments(
-    moments: Any, B: int, full: int, count: int, eps: float, joined: int = 1
-) -> Any:
+def statistics_of_moments(moments: Any, B: int, full: int, count: int, eps: float, joined: int = 1) -> Any:
     """statistics [4, Z * M / B] of moments [3, Z, tiles, M]; see `merge_moments`."""
     _, Z, tiles, M = moments.shape
     statistics = new((4, Z * (M // B)), moments.dtype, moments)

@@ -152,13 +152,13 @@ def moments(storage: np.dtype, tile: Tile) -> Launcher:
     """x → the moments [3, Z, tiles, C] of its tiles.
 
     The mean of a tile is made in two steps, as a sum of values near 10⁴ would lose what a small variance
-    needs: m, which need not be exact, and the mean of x − m, which is small.
+    needs: m, which need not be exact, and the mean of x − m, which is small. Not centred, the mean is 0.
     """
     T, width, per, values, lanes = arithmetic(storage), tile.width, tile.per, tile.values, tile.lanes
     add, find, load_vector = row_sums(lanes, T), locate(tile), load(width)
 
-    @kernel(tile.threads, Pointer(storage), Pointer(np.dtype(T)), *NUMBERS, vectorized=width > 1)
-    def moments(x, partials, A, C, run, tiles, items, turn, step):
+    @kernel(tile.threads, Pointer(storage), Pointer(np.dtype(T)), INT, *NUMBERS, vectorized=width > 1)
+    def moments(x, partials, centred, A, C, run, tiles, items, turn, step):
         at = cuda.local.array(per, np.int64)
         registers = cuda.local.array(values, T)
         item, _z, _channel, lane, left = find(
@@ -172,9 +172,10 @@ def moments(storage: np.dtype, tile: Tile) -> Launcher:
                     registers[k * width + i] = T(0)
         inverse = T(1) / T(max(left, 1) * width)
         mean = T(0)
-        for i in range(values):
-            mean += registers[i] * inverse
-        mean, _ = add(mean, mean)
+        if centred:
+            for i in range(values):
+                mean += registers[i] * inverse
+            mean, _ = add(mean, mean)
         total = T(0)
         squares = T(0)
         for k in range(per):
@@ -185,7 +186,7 @@ def moments(storage: np.dtype, tile: Tile) -> Launcher:
                     squares += deviation * deviation
         total, squares = add(total, squares)
         if item < items and lane == 0:
-            rest = total * inverse
+            rest = total * inverse if centred else T(0)
             squares -= total * rest
             if squares < T(0):  # rounding, where all values are equal
                 squares = T(0)
@@ -384,7 +385,7 @@ class StreamingSplit:
         length = plan.K * plan.L
         form = cut(x.dtype, width(length, x), plan.Z, plan.A, plan.S, length)
         partials = new((3, plan.Z, form.tiles, plan.S), T, x)
-        moments(x.dtype, form.tile)(form.blocks, x, partials, *form.numbers)
+        moments(x.dtype, form.tile)(form.blocks, x, partials, True, *form.numbers)
         full = form.tile.vectors * form.tile.width
         return statistics_of_moments(partials, 1, full, plan.A * length, plan.eps)
 
