@@ -1,9 +1,9 @@
 """Sixteen bytes of memory at once, into registers and back.
 
-Ordinary code makes loads of one value; only an explicit vector makes the 128-bit ones that a GPU's memory wants.
-`load(width)` and `store(width)` give the functions for so many values; between memory and registers the values
-change from the dtype of storage to that of arithmetic. 16-bit floats are stored as they are, bfloat16 as the
-upper half of a float32.
+Ordinary code makes loads of one value; only an explicit vector makes the 128-bit ones that a GPU's memory
+wants. `load(width)` and `store(width)` give the functions for so many values; between memory and registers
+the values change from the dtype of storage to that of arithmetic. 16-bit floats are stored as they are,
+bfloat16 as the upper half of a float32.
 
     load(width)(source, at, registers, to)      registers[to + i] = source[at + i]
     store(width)(target, at, registers, first)  target[at + i] = registers[first + i]
@@ -34,6 +34,7 @@ if SIMULATED:
     def load(width: int) -> Any:
         @device
         def load(source, at, registers, to):
+            source.check_vector(at, width)
             for i in range(width):
                 value = source[at + i]
                 if source.dtype == np.uint16:  # bfloat16
@@ -46,6 +47,7 @@ if SIMULATED:
     def store(width: int) -> Any:
         @device
         def store(target, at, registers, first):
+            target.check_vector(at, width)
             for i in range(width):
                 value = registers[first + i]
                 target[at + i] = _bfloat16_bits(value) if target.dtype == np.uint16 else value
