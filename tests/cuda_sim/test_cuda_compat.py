@@ -96,6 +96,7 @@ def test_new_memory_is_not_zero_by_chance():
 def test_memory_is_copied_only_where_it_must_be():
     base = np.zeros((4, 6), np.float32)
     assert launch.contiguous(base) is base
-    for view in (base[::2], base.T, np.broadcast_to(base[0], (4, 6))):
+    unaligned = np.zeros(97, np.uint8)[1:].view(np.float32).reshape(4, 6)
+    for view in (base[::2], base.T, np.broadcast_to(base[0], (4, 6)), unaligned):
         copied = launch.contiguous(view)
-        assert copied.flags.c_contiguous and np.array_equal(copied, view)
+        assert copied.flags.c_contiguous and copied.flags.aligned and np.array_equal(copied, view)

@@ -2,8 +2,8 @@
 
 A warp serves 256 neighbouring elements. Lane k decides on eight of them, from 8k on: a byte of the packed
 mask of `kernels/philox.py`. But it reads and writes others, so that the vectors of all lanes lie side by side
-in memory; for those it gets the bits from the lanes that decided. Where elements share decisions, a lane finds
-its eight by the runs of `masks.runs`.
+in memory; for those it gets the bits from the lanes that decided. Where elements share decisions, a lane
+finds its eight by the runs of `masks.runs`.
 """
 
 from __future__ import annotations

@@ -32,8 +32,10 @@ def new(shape: Sequence[int] | int, dtype: Any, like: Any) -> Any:
 
 
 def contiguous(array: Any) -> Any:
-    """The array, or a copy of it, with its values one after the other."""
-    return array if array.flags.c_contiguous else array.copy(order="C")
+    """The array, or a copy of it, with its values one after the other, each at a multiple of its size."""
+    if array.flags.c_contiguous and not _address(array) % array.itemsize:
+        return array
+    return array.copy(order="C")
 
 
 def width(length: int, *arrays: Any) -> int:
