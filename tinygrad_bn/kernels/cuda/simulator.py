@@ -61,13 +61,10 @@ class Memory:
             raise IndexError(f"write at {index} of an array of {self._size} values")
         self._values[index] = value
 
-    def check_vector(self, index: int, width: int) -> None:
-        """Refuse so many values at once where their address is no multiple of their size, as a GPU does."""
-        size = width * self.dtype.itemsize
+    def check_aligned(self, index: int, size: int) -> None:
+        """Refuse a vector whose address is no multiple of its size in bytes, as a GPU does."""
         if (self._address + int(index) * self.dtype.itemsize) % size:
-            raise ValueError(
-                f"{width} values of {self.dtype} at once from {index} on, where {size} bytes are not aligned"
-            )
+            raise ValueError(f"{size} bytes at once from {index} of an array of {self.dtype} are not aligned")
 
 
 # The threads of a block

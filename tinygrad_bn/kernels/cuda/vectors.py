@@ -8,7 +8,7 @@ bfloat16 as the upper half of a float32.
     load(width)(source, at, registers, to)      registers[to + i] = source[at + i]
     store(width)(target, at, registers, first)  target[at + i] = registers[first + i]
 
-`at` is a multiple of `width`, and the address one of 16 bytes where width is `per_vector(dtype)`.
+The address is a multiple of the vector's size, or of 16 bytes where it is larger and moved in parts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if SIMULATED:
     def load(width: int) -> Any:
         @device
         def load(source, at, registers, to):
-            source.check_vector(at, width)
+            source.check_aligned(at, min(BYTES, width * source.dtype.itemsize))
             for i in range(width):
                 value = source[at + i]
                 if source.dtype == np.uint16:  # bfloat16
@@ -47,7 +47,7 @@ if SIMULATED:
     def store(width: int) -> Any:
         @device
         def store(target, at, registers, first):
-            target.check_vector(at, width)
+            target.check_aligned(at, min(BYTES, width * target.dtype.itemsize))
             for i in range(width):
                 value = registers[first + i]
                 target[at + i] = _bfloat16_bits(value) if target.dtype == np.uint16 else value
@@ -90,7 +90,7 @@ else:
             self.type = ir.VectorType(WORD, width // 2) if self.words else ir.VectorType(self.element, width)
             first = builder.gep(builder.bitcast(pointer, self.element.as_pointer()), [at])
             self.place = builder.bitcast(first, self.type.as_pointer())
-            self.alignment = width * dtype.bitwidth // 8
+            self.alignment = min(BYTES, width * dtype.bitwidth // 8)
 
         def load(self, wanted: Any) -> list[Any]:
             """The values in the type of arithmetic."""
