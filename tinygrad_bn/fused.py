@@ -442,7 +442,7 @@ def _reasons(
 def _unavailable(spec: OpSpec, plan: Any, array: Any, device: str, why: str) -> tuple[tuple[str, str], ...]:
     """The reasons where the inputs are taken to be on a device that cannot be used here."""
     general = f"device {device}: {why}"
-    kernels = [(k.target, k.refusal(plan, array.dtype, device) or general) for k in spec.kernels]
+    kernels = [(k.target, k.mismatch(plan, array.dtype, device) or general) for k in spec.kernels]
     return (*kernels, (DEFINITION, general))
 
 

@@ -151,9 +151,13 @@ def test_explain_of_a_primitive_says_who_calculates(monkeypatch):
 
 
 def test_a_kernel_asked_for_by_name_does_not_give_way_to_another(cube):
-    with pytest.raises(ValueError, match=r"kernel='short' cannot run this call .*holds 4 elements of float64, these"):
+    with pytest.raises(
+        ValueError, match=r"kernel='short' cannot run this call .*holds 4 elements of float64, these"
+    ):
         cube(there(5), kernel="short")
-    with pytest.raises(ValueError, match=r"kernel='numpy' cannot run this call .*cpu: runs on cpu, the inputs are on"):
+    with pytest.raises(
+        ValueError, match=r"kernel='numpy' cannot run this call .*cpu: runs on cpu, the inputs are on"
+    ):
         cube(there(5), kernel="numpy")
     cube(there(3), kernel="long")
     assert long.seen and not short.seen
@@ -179,5 +183,7 @@ def test_a_kernel_that_leaves_the_device_is_refused():
 
     globals()["leaves"] = Leaves()
     cube = declare(kernels=(Kernel("leaves", f"{__name__}:leaves", device="cuda"),))
-    with pytest.raises(RuntimeError, match=r"leaves.forward float64 gave an array on cpu, wanted it on cuda-sim"):
+    with pytest.raises(
+        RuntimeError, match=r"leaves.forward float64 gave an array on cpu, wanted it on cuda-sim"
+    ):
         cube(there(3))

@@ -18,7 +18,9 @@ from tinygrad_bn.dispatch import Primitive
 from tinygrad_bn.fused import Fused
 from tinygrad_bn.registry import REGISTRY
 
-BUILT_IN = [spec for spec in REGISTRY if spec.namespace in ("math", "array", "reduce", "linalg", "norm", "dropout")]
+BUILT_IN = [
+    spec for spec in REGISTRY if spec.namespace in ("math", "array", "reduce", "linalg", "norm", "dropout")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +138,9 @@ def test_its_values_are_fetched_when_they_are_asked_for():
     x = there(normal(2, 3))
     assert type(x.numpy()) is np.ndarray and x.sum().item() == float(x.sum()) == x.numpy().sum()
     assert bool((x * 0 + 1).mean()) and len(x) == 2 and [row.device for row in x] == ["cuda-sim"] * 2
-    with pytest.raises(TypeError, match=r"on cuda-sim, and NumPy calculates on the CPU; fetch it with .numpy\(\)"):
+    with pytest.raises(
+        TypeError, match=r"on cuda-sim, and NumPy calculates on the CPU; fetch it with .numpy\(\)"
+    ):
         np.asarray(x)
 
 
@@ -241,7 +245,10 @@ x, y = normal(2, 3), normal(2, 3, seed=1)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a, b: a + b, r"math::add: .* a \(2, 3\) on cuda-sim, b \(2, 3\) on cpu; .*b.to\('cuda-sim'\)"),
+        (
+            lambda a, b: a + b,
+            r"math::add: .* a \(2, 3\) on cuda-sim, b \(2, 3\) on cpu; .*b.to\('cuda-sim'\)",
+        ),
         (lambda a, b: b @ a.T, r"linalg::matmul: .* a \(2, 3\) on cpu, b \(3, 2\) on cuda-sim"),
         (lambda a, b: a * b.sum(), r"math::multiply: .* b \(\) on cpu"),
         (lambda a, b: b.sum() * a, r"math::multiply: .* a \(\) on cpu"),
@@ -250,7 +257,10 @@ x, y = normal(2, 3), normal(2, 3, seed=1)
         (lambda a, b: F.where(b > 0, a, 0.0), r"math::where: .* condition \(2, 3\) on cpu"),
         (lambda a, b: F.layer_norm(a, 3, b[0]), r"norm::layer_norm: .* weight \(3,\) on cpu"),
         (lambda a, b: F.layer_norm(b, 3, a[0]), r"norm::layer_norm: .* weight \(3,\) on cuda-sim"),
-        (lambda a, b: F.batch_norm(a, b[0].data, b[1].data ** 2), r"norm::batch_norm_inference: .* running_mean "),
+        (
+            lambda a, b: F.batch_norm(a, b[0].data, b[1].data ** 2),
+            r"norm::batch_norm_inference: .* running_mean ",
+        ),
         (
             lambda a, b: F.batch_norm(a, b[0].detach(), b[0].detach(), training=True),
             r"batch_norm: .* input \(2, 3\) on cuda-sim, running_mean \(3,\) on cpu",
@@ -259,8 +269,14 @@ x, y = normal(2, 3), normal(2, 3, seed=1)
             lambda a, b: F.batch_norm(b, a[0].data, a[0].data, training=True),
             r"batch_norm: .* input \(2, 3\) on cpu, running_mean \(3,\) on cuda-sim",
         ),
-        (lambda a, b: (a * a).backward(b), r"backward: .* output \(2, 3\) on cuda-sim, cotangent \(2, 3\) on cpu"),
-        (lambda a, b: tg.grad(b * b, b, a.data), r"grad: .* output \(2, 3\) on cpu, cotangent \(2, 3\) on cuda"),
+        (
+            lambda a, b: (a * a).backward(b),
+            r"backward: .* output \(2, 3\) on cuda-sim, cotangent \(2, 3\) on cpu",
+        ),
+        (
+            lambda a, b: tg.grad(b * b, b, a.data),
+            r"grad: .* output \(2, 3\) on cpu, cotangent \(2, 3\) on cuda",
+        ),
         (lambda a, b: tg.jvp(lambda a: a * a, [a], [b]), r"on different devices"),
     ],
 )

@@ -28,7 +28,9 @@ def test_a_device_has_one_name(given, name):
     assert devices.named(given) == name
 
 
-@pytest.mark.parametrize("wrong", ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda-sim:1", "", None, 0, object()])
+@pytest.mark.parametrize(
+    "wrong", ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda-sim:1", "", None, 0, object()]
+)
 def test_other_names_are_refused(wrong):
     with pytest.raises(ValueError, match=r"device is .*, wanted 'cpu', 'cuda' \(the first GPU\)"):
         devices.named(wrong)
@@ -71,7 +73,9 @@ def test_a_gpu_needs_two_packages(installed, names, why):
 
 def pretend_cupy(monkeypatch, count):
     monkeypatch.setattr(
-        devices, "_cupy", lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count)))
+        devices,
+        "_cupy",
+        lambda: SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=count))),
     )
 
 
@@ -102,11 +106,15 @@ def test_a_cupy_that_cannot_be_imported_is_told(installed, monkeypatch):
 def test_the_simulator_must_be_on_when_numba_is_loaded(installed, monkeypatch, loaded):
     installed("greenlet")
     for on in (False, True):
-        monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1" if on != loaded else "0")  # too late where it is loaded
+        monkeypatch.setenv(
+            "NUMBA_ENABLE_CUDASIM", "1" if on != loaded else "0"
+        )  # too late where it is loaded
         numba = SimpleNamespace(config=SimpleNamespace(ENABLE_CUDASIM=int(on))) if loaded else None
         monkeypatch.setitem(sys.modules, "numba", numba)
         why = devices.problem("cuda-sim")
-        assert why is None if on else why.startswith("numba's simulator is off; start Python with NUMBA_ENABLE_")
+        assert (
+            why is None if on else why.startswith("numba's simulator is off; start Python with NUMBA_ENABLE_")
+        )
     installed()
     assert "pip install 'tinygrad-bn[cuda-sim]'" in devices.problem("cuda-sim")
 
