@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "gradcheck.cli": ("click", "distributed", "gradcheck", "numpy", "rich", "sklearn", "tinygrad_bn"),
     "gradcheck.cli.doctor": ("click", "gradcheck"),
     "gradcheck.cli.doctor.cpu": ("gradcheck", "llvmlite", "numba", "numpy", "tinygrad_bn"),
-    "gradcheck.cli.doctor.gpu": ("cuda", "cupy", "gradcheck", "numpy"),
+    "gradcheck.cli.doctor.gpu": ("cuda", "cupy", "gradcheck", "numpy", "tinygrad_bn"),
     "gradcheck.mutants.against": ("autograd", "gradcheck", "jax", "numpy", "torch"),
     "gradcheck.pytest_plugin": ("gradcheck", "numpy", "pytest"),
     "gradcheck.report.html": ("gradcheck", "jinja2", "numpy"),
@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "tinygrad_bn.namespace",
         "tinygrad_bn.tape",
     ),
-    "tinygrad_bn.bench": ("jax", "numba", "numpy", "tinygrad_bn", "torch"),
+    "tinygrad_bn.bench": ("cupy", "jax", "liger_kernel", "numba", "numpy", "tinygrad_bn", "torch"),
     "tinygrad_bn.kernels": ("numpy", "tinygrad_bn.kernels"),
     "tinygrad_bn.kernels.cpu": ("llvmlite", "numba", "numpy", "tinygrad_bn.kernels"),
     "tinygrad_bn.ops": (

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -13,8 +18,16 @@ import numpy as np
 from cuda.pathfinder import find_nvidia_binary_utility
 from numba.cuda import dispatcher
 
+from tinygrad_bn.kernels import cuda as package
 from tinygrad_bn.kernels.cuda.compat import Launcher, Pointer, cuda, types
 
+MODULES = {
+    name: importlib.import_module(f"{package.__name__}.{name}")
+    for _, name, _ in pkgutil.iter_modules(package.__path__)
+    if name != "simulator"
+}
+OUTPUTS = {"y", "dx"}
+"""What kernels call an array of the input's size that they write."""
 CAPABILITIES = ((8, 0), (9, 0))
 """Of an A100 and an H100."""
 REGISTERS = 65536
@@ -67,14 +80,19 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
     return Assembly(ptx, max(map(int, used)), sum(int(n) for each in memory for n in each))
 
 
+def storage(kernel: Launcher) -> np.dtype:
+    """The dtype of the values that a kernel is for: its first array's."""
+    return next(np.dtype(each.dtype) for each in kernel.signature if isinstance(each, Pointer))
+
+
 def faults(kernel: Launcher, found: Assembly) -> list[str]:
     """What a kernel's machine code must not have."""
-    storage = next(each.dtype for each in kernel.signature if isinstance(each, Pointer))
     problems = []
-    if found.double and not kernel.double and storage != np.float64:
+    if found.double and not kernel.double and storage(kernel) != np.float64:
         problems.append(f"calculates in float64: {found.double[:3]}")
+    writes = OUTPUTS & inspect.signature(kernel.function).parameters.keys()
     for which, what in (("ld", "reads"), ("st", "writes")):
-        if kernel.vectorized and found.widest(which) != 128:
+        if kernel.vectorized and (which == "ld" or writes) and found.widest(which) != 128:
             problems.append(f"{what} {found.widest(which)} bits at once, wanted 128")
     if found.local:
         problems.append(f"keeps {found.local} bytes in local memory, wanted registers alone")
@@ -82,3 +100,16 @@ def faults(kernel: Launcher, found: Assembly) -> list[str]:
     if rounded * kernel.threads > REGISTERS:
         problems.append(f"needs {rounded} registers in each of {kernel.threads} threads, over {REGISTERS}")
     return problems
+
+
+@cache
+def variants(module: str) -> list[Launcher]:
+    """What a module compiles."""
+    return list(getattr(MODULES[module], "variants", tuple)())
+
+
+def faults_of_variant(module: str, number: int, capability: tuple[int, int]) -> list[str]:
+    """Of one of them."""
+    kernel = variants(module)[number]
+    with tempfile.TemporaryDirectory() as folder:
+        return faults(kernel, assemble(kernel, capability, Path(folder)))

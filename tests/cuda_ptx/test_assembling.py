@@ -7,7 +7,7 @@ import pytest
 from assembling import CAPABILITIES, assemble, faults
 
 from tinygrad_bn.kernels.cuda.compat import INT, Pointer, cuda, kernel
-from tinygrad_bn.kernels.cuda.sums import block_sums
+from tinygrad_bn.kernels.cuda.sums import row_sums
 from tinygrad_bn.kernels.cuda.vectors import load, per_vector, store
 
 FLOAT = np.dtype(np.float32)
@@ -21,16 +21,16 @@ def halved(storage, threads=128, count=4, double=False, factor=HALF, width=None,
     read, write = load(wide), store(wide)
 
     @kernel(threads, Pointer(np.dtype(storage)), Pointer(np.dtype(storage)), INT, double=double, **claims)
-    def halve(source, target, size):
+    def halve(x, y, size):
         kept = cuda.local.array(registers, arithmetic)
         first = (cuda.blockIdx.x * threads + cuda.threadIdx.x) * registers
         if first < size:
             for k in range(count):
-                read(source, first + k * wide, kept, k * wide)
+                read(x, first + k * wide, kept, k * wide)
             for i in range(registers):
                 kept[i] = kept[i] * factor
             for k in range(count):
-                write(target, first + k * wide, kept, k * wide)
+                write(y, first + k * wide, kept, k * wide)
 
     return halve
 
@@ -89,7 +89,7 @@ def test_too_many_registers_for_a_block_are_seen(tmp_path):
 
 
 def test_a_kernel_that_calls_functions_is_compiled_without_a_driver(tmp_path):
-    sums = block_sums(128, np.float32)
+    sums = row_sums(128, np.float32)
 
     @kernel(128, Pointer(FLOAT), Pointer(FLOAT))
     def total(source, target):

@@ -182,12 +182,6 @@ def multiply(
     return y
 
 
-def check_shape(name: str, array: Array, plan: Mask) -> None:
-    """The drivers index the decisions by the shape in the plan, unchecked."""
-    if array.shape != plan.shape:
-        raise ValueError(f"dropout: {name} has shape {array.shape}, but the mask was made for {plan.shape}")
-
-
 @dataclass(frozen=True, slots=True)
 class DropoutKernel:
     """The kernel of the plan Mask, made of one twin of each driver; it keeps the packed decisions."""
@@ -196,7 +190,7 @@ class DropoutKernel:
     expand_driver: Driver
 
     def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
-        check_shape("x", x, plan)
+        plan.check_shape("x", x)
         bits = np.empty((plan.decisions + 7) // 8, np.uint8)
         key, kept = philox.low_and_high(plan.seed), philox.kept_lanes(plan.quantised)
         # The twins of `draw` are alike for every dtype; asking for always the same compiles them once.
@@ -207,7 +201,7 @@ class DropoutKernel:
     def vjp(
         self, plan: Mask, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[Array]
     ) -> tuple[Array | None]:
-        check_shape("cotangent", cotangent, plan)
+        plan.check_shape("cotangent", cotangent)
         if not needs[0]:
             return (None,)
         return (multiply(self.expand_driver, cotangent, aux[0], plan.scale, plan.shape, plan.mask_shape),)

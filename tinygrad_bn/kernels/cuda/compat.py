@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numba
@@ -39,18 +39,7 @@ if SIMULATED:
 
     simulator.install(_simulated_kernels, _simulated_interface, cuda)
 
-__all__ = [
-    "INT",
-    "SIMULATED",
-    "Launcher",
-    "Pointer",
-    "Real",
-    "cuda",
-    "device",
-    "kernel",
-    "processors",
-    "types",
-]
+__all__ = ["INT", "SIMULATED", "Launcher", "Pointer", "cuda", "device", "kernel", "processors", "types"]
 
 INT = np.dtype(np.int64)
 """In the signature of a kernel: a size or an index, which may exceed 2³¹."""
@@ -75,7 +64,8 @@ def device(function: Callable[..., Any]) -> Any:
 class Launcher:
     """A kernel for blocks of `threads` threads: `launcher(blocks, *arguments)` starts it on the caller's stream.
 
-    signature: for each argument a `Pointer`, given a device array, or the dtype of a number.
+    signature: for each argument a `Pointer`, given a contiguous device array of its dtype; the dtype of a
+        number; or a tuple of one dtype, again and again, given so many numbers.
     vectorized: whether it reads and writes 16 bytes at once.
     double: whether it calculates in float64 though the values are not; only what runs once per statistic does.
     """
@@ -85,11 +75,10 @@ class Launcher:
     signature: tuple[Any, ...]
     vectorized: bool = False
     double: bool = False
-    _numbers: tuple[Any, ...] = field(init=False, repr=False, compare=False)
+    _conversions: tuple[Callable[[Any], Any], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = tuple(None if isinstance(a, Pointer) else np.dtype(a).type for a in self.signature)
-        object.__setattr__(self, "_numbers", numbers)
+        object.__setattr__(self, "_conversions", tuple(map(_conversion, self.signature)))
 
     @property
     def name(self) -> str:
@@ -98,18 +87,20 @@ class Launcher:
     @property
     def types(self) -> tuple[Any, ...]:
         """The signature in numba's types."""
-        return tuple(
-            types.CPointer(_typed(argument.dtype)) if isinstance(argument, Pointer) else _typed(argument)
-            for argument in self.signature
-        )
+        return tuple(map(_typed, self.signature))
 
     def __call__(self, blocks: int, *arguments: Any) -> None:
         if not blocks:  # a grid of no blocks is an error to the driver
             return
-        given = [
-            _address(argument) if number is None else number(argument)
-            for number, argument in zip(self._numbers, arguments, strict=True)
-        ]
+        if len(arguments) != len(self._conversions):
+            raise TypeError(f"{self.name}: got {len(arguments)} arguments, wanted {len(self._conversions)}")
+        given = []
+        for position, (convert, argument) in enumerate(zip(self._conversions, arguments, strict=True)):
+            try:
+                given.append(convert(argument))
+            except Exception as error:
+                error.add_note(f"in argument {position} of the kernel {self.name}")
+                raise
         self._compiled[blocks, self.threads, _stream()](*given)
 
     @cached_property
@@ -137,15 +128,32 @@ def processors() -> int:
     return 2 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
 
-def _typed(dtype: Any) -> Any:
-    return getattr(types, np.dtype(dtype).name)
+def _typed(argument: Any) -> Any:
+    """The type of numba for what stands in a signature."""
+    if isinstance(argument, Pointer):
+        return types.CPointer(_typed(argument.dtype))
+    if isinstance(argument, tuple):
+        return types.UniTuple(_typed(argument[0]), len(argument))
+    return getattr(types, np.dtype(argument).name)
 
 
-def _address(array: Any) -> Any:
-    """Where a contiguous array begins; in the simulator its memory, which refuses what lies outside."""
-    if SIMULATED:
-        return simulator.Memory(array)
-    return array.data.ptr
+def _conversion(argument: Any) -> Callable[[Any], Any]:
+    """What makes of an argument what the kernel gets."""
+    if isinstance(argument, Pointer):
+        return partial(_address, argument.dtype)
+    if isinstance(argument, tuple):
+        convert = _conversion(argument[0])
+        return lambda values: tuple([convert(value) for _, value in zip(argument, values, strict=True)])
+    return np.dtype(argument).type
+
+
+def _address(dtype: np.dtype, array: Any) -> Any:
+    """Where an array begins; in the simulator its memory, which refuses what lies outside."""
+    if array.dtype != dtype:
+        raise TypeError(f"got an array of {array.dtype}, wanted {dtype}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"got an array of strides {array.strides}, wanted a contiguous one")
+    return simulator.Memory(array) if SIMULATED else array.data.ptr
 
 
 def _stream() -> Any:

@@ -24,8 +24,11 @@ def arithmetic(storage: np.dtype) -> type:
 
 
 def new(shape: Sequence[int] | int, dtype: Any, like: Any) -> Any:
-    """Memory for a result, on the device of `like`; not initialized."""
-    return devices.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype, like)
+    """Memory for a result, on the device of `like`; not initialized, and in the simulator full of NaN."""
+    array = devices.empty((shape,) if isinstance(shape, int) else tuple(shape), dtype, like)
+    if isinstance(array, np.ndarray):
+        array.view(np.ndarray).reshape(-1).view(np.uint8).fill(0xFF)
+    return array
 
 
 def contiguous(array: Any) -> Any:

@@ -40,15 +40,11 @@ class DivergentBarrier(RuntimeError):
 
 
 class Memory:
-    """The values of a contiguous array as a kernel sees them: one after the other, none outside."""
+    """The values of a contiguous array as a kernel sees them: one after the other, and none outside."""
 
     __slots__ = ("_size", "_values", "dtype")
 
     def __init__(self, array: np.ndarray):
-        if not array.flags.c_contiguous:
-            raise ValueError(
-                f"a kernel was given an array of strides {array.strides}, wanted a contiguous one"
-            )
         self._values = array.view(np.ndarray).reshape(-1)
         self._size = array.size
         self.dtype = array.dtype

@@ -53,10 +53,10 @@ if SIMULATED:
         return store
 
     def _bfloat16_bits(value: Any) -> np.uint16:
-        """The nearest bfloat16, ties to even; NaN stays NaN."""
-        bits = int(np.float32(value).view(np.uint32))
+        """The nearest bfloat16, ties to even; NaN becomes the one that a GPU gives."""
         if value != value:
-            return np.uint16(bits >> 16 | 0x40)
+            return np.uint16(0x7FFF)
+        bits = int(np.float32(value).view(np.uint32))
         return np.uint16((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
 
 else:
@@ -67,6 +67,11 @@ else:
 
     HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
     WORD, UPPER = ir.IntType(32), ir.IntType(16)
+    # To the nearest bfloat16, ties to even: one instruction, of compute capability 8.0 and later.
+    TWO_BFLOAT16 = ir.InlineAsm(
+        ir.FunctionType(WORD, [FLOAT, FLOAT]), "cvt.rn.bf16x2.f32 $0, $1, $2;", "=r,f,f"
+    )
+    ONE_BFLOAT16 = ir.InlineAsm(ir.FunctionType(UPPER, [FLOAT]), "cvt.rn.bf16.f32 $0, $1;", "=h,f")
     STORED = {types.float16: HALF, types.float32: FLOAT, types.float64: DOUBLE, types.uint16: UPPER}
 
     def word(number: int) -> Any:
@@ -105,13 +110,13 @@ else:
 
         def store(self, values: list[Any]) -> None:
             builder = self.builder
-            if self.element == UPPER:
-                values = [self._rounded_to_bfloat16(value) for value in values]
-                if self.words:
-                    pairs = zip(values[::2], values[1::2], strict=True)
-                    values = [builder.or_(low, builder.shl(high, word(16))) for low, high in pairs]
-                else:
-                    values = [builder.trunc(value, UPPER) for value in values]
+            if self.words:
+                values = [
+                    builder.call(TWO_BFLOAT16, [high, low])
+                    for low, high in zip(values[::2], values[1::2], strict=True)
+                ]
+            elif self.element == UPPER:
+                values = [builder.call(ONE_BFLOAT16, values)]
             vector = ir.Constant(self.type, ir.Undefined)
             for i, value in enumerate(values):
                 if value.type != self.type.element:
@@ -121,16 +126,6 @@ else:
 
         def _widened(self, value: Any, wanted: Any) -> Any:
             return value if value.type == wanted else self.builder.fpext(value, wanted)
-
-        def _rounded_to_bfloat16(self, value: Any) -> Any:
-            """The bits of the nearest bfloat16, ties to even, in a word; NaN stays NaN."""
-            builder = self.builder
-            bits = builder.bitcast(value, WORD)
-            upper = builder.lshr(bits, word(16))
-            odd = builder.and_(upper, word(1))
-            rounded = builder.lshr(builder.add(builder.add(bits, word(0x7FFF)), odd), word(16))
-            quiet = builder.or_(upper, word(0x40))
-            return builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
 
     def _registers(
         context: Any, builder: Any, array_type: Any, array: Any, first: Any, width: int
