@@ -146,9 +146,9 @@ class Fused:
                 f"wanted {shape}, {dtype}"
             )
         if type(array) is not type(beside) and devices.device_of(array) != devices.device_of(beside):
+            there, wanted = devices.device_of(array), devices.device_of(beside)
             raise RuntimeError(
-                f"{self.name}: {run.label(method, dtype)} gave an array on {devices.device_of(array)}, wanted it "
-                f"on {devices.device_of(beside)}"
+                f"{self.name}: {run.label(method, dtype)} gave an array on {there}, wanted it on {wanted}"
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
