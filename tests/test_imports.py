@@ -45,6 +45,15 @@ MAY_IMPORT = {
     "tinygrad_bn.bench": ("cupy", "jax", "liger_kernel", "numba", "numpy", "tinygrad_bn", "torch"),
     "tinygrad_bn.kernels": ("numpy", "tinygrad_bn.kernels"),
     "tinygrad_bn.kernels.cpu": ("llvmlite", "numba", "numpy", "tinygrad_bn.kernels"),
+    "tinygrad_bn.kernels.cuda": (
+        "cupy",
+        "greenlet",
+        "llvmlite",
+        "numba",
+        "numpy",
+        "tinygrad_bn.devices",
+        "tinygrad_bn.kernels",
+    ),
     "tinygrad_bn.ops": (
         "numpy",
         "tinygrad_bn.devices",

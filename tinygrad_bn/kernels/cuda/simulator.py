@@ -85,7 +85,7 @@ def thread_order(order: str) -> Iterator[None]:
         _backward = kept
 
 
-class Thread(greenlet):
+class Thread(greenlet):  # type: ignore[misc]
     """One thread of a block. What it waits for: the barrier of the block, or a shuffle of its warp."""
 
     def __init__(self, run: Callable[[], None], block: Any, place: Any, number: int):
@@ -155,11 +155,9 @@ class Block:
                 except Exception as error:
                     error.add_note(f"in thread {thread.threadIdx} of block {thread.blockIdx}")
                     raise
-        ended = len(running)
         running = [thread for thread in running if not thread.dead]
-        ended -= len(running)
         if not _release_warps(running) and running:
-            _release_block(running, ended or len(running) < self._count)
+            _release_block(running, len(running) < self._count)
         return running
 
     @property
