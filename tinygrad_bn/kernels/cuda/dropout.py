@@ -37,7 +37,7 @@ HIGH = u64(32)
 
 @device
 def philox4x32(c0, c1, c2, c3, k0, k1):
-    """`philox.philox4x32` on words of 32 bits: compiled for a GPU, the original adds upper halves of zeros."""
+    """`philox.philox4x32` on words of 32 bits; the original, on a GPU, adds upper halves that are zero."""
     for _ in range(10):
         left, right = MULTIPLIER_0 * u64(c0), MULTIPLIER_1 * u64(c2)
         c0, c1, c2, c3 = u32(right >> HIGH) ^ c1 ^ k0, u32(right), u32(left >> HIGH) ^ c3 ^ k1, u32(left)
