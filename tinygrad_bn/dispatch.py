@@ -132,7 +132,7 @@ def keep(
     copy of its own."""
     kept, versions = [], []
     for position, array in enumerate(arrays):
-        if type(array) is not np.ndarray and not devices.is_array(array):
+        if type(array) is not np.ndarray and not (hasattr(array, "dtype") and devices.is_array(array)):
             kept.append(array)
         elif position not in read:
             kept.append(Aval(array.shape, array.dtype))
@@ -182,7 +182,9 @@ class Primitive:
         try:
             definition = self.spec.definition
             output = definition(arrays, **attributes) if self._variadic else definition(*arrays, **attributes)
-            if type(output) is not np.ndarray and devices.on_device(output):
+            if type(output) is not np.ndarray and devices.on_device(
+                output
+            ):  # on the CPU nothing can be mixed
                 devices.one_device(self.name, self._named(arrays))
             result = Tensor.wrap(output)
         except (TypeError, ValueError, IndexError) as error:

@@ -179,7 +179,8 @@ class Fused:
         for position, array in enumerate(arrays):
             if array is None:
                 continue
-            elsewhere |= type(array) is not np.ndarray
+            if type(array) is not np.ndarray:
+                elsewhere = True
             if position in self._gradients:
                 if array.dtype not in self._dtypes or array.dtype != wanted:
                     raise TypeError(
@@ -399,10 +400,9 @@ def _choose(spec: OpSpec, plan: Any, array: Any, device: str, requested: str | N
     chosen = None
     if requested != DEFINITION:
         for kernel in spec.serving(plan, array.dtype, device):
-            if (
-                array.size >= kernel.preferred_from if requested is None else requested == kernel.name
-            ) and kernel.beyond(plan, array.dtype) is None:
-                chosen = kernel
+            if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
+                if kernel.limit is None or kernel.beyond(plan, array.dtype) is None:
+                    chosen = kernel
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, device, requested, None)
             raise ValueError(
