@@ -182,9 +182,7 @@ class Primitive:
         try:
             definition = self.spec.definition
             output = definition(arrays, **attributes) if self._variadic else definition(*arrays, **attributes)
-            if type(output) is not np.ndarray and devices.on_device(
-                output
-            ):  # on the CPU nothing can be mixed
+            if type(output) is not np.ndarray and devices.on_device(output):
                 devices.one_device(self.name, self._named(arrays))
             result = Tensor.wrap(output)
         except (TypeError, ValueError, IndexError) as error:

@@ -401,8 +401,8 @@ def _choose(spec: OpSpec, plan: Any, array: Any, device: str, requested: str | N
     if requested != DEFINITION:
         for kernel in spec.serving(plan, array.dtype, device):
             if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
-                if kernel.limit is None or kernel.beyond(plan, array.dtype) is None:
-                    chosen = kernel
+                within = kernel.limit is None or kernel.beyond(plan, array.dtype) is None
+                chosen = kernel if within else chosen
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, device, requested, None)
             raise ValueError(
