@@ -272,7 +272,7 @@ def test_an_error_in_either_kernel_is_seen(plant, family, wrong, name):
     result = check_configuration(Configuration.parse(FAMILIES[family]), device=DEVICE)
     failing = {check.name for check in result.checks if check.verdict is Verdict.FAIL}
     assert result.verdict is Verdict.FAIL and f"{name} kernel against definition" in failing
-    assert ("gradient" in failing) == (name == "streaming")  # the first is judged by its own forward pass too
+    assert ("gradient" in failing) == (name == "resident")  # which a call runs, is judged by its own forward too
     assert check_configuration(Configuration.parse(FAMILIES[family])).verdict is Verdict.PASS  # on the CPU
 
 
@@ -287,7 +287,7 @@ def test_a_kernel_that_repeats_itself_only_roughly_is_seen(plant):
     result = check_configuration(Configuration.parse(FAMILIES["rows"]), device=DEVICE)
     bits = [check for check in result.checks if check.name == "same bits"]
     assert {check.verdict for check in bits} == {Verdict.FAIL}
-    assert bits[0].reason.startswith("two calls of the streaming kernel differ in the bits of output")
+    assert bits[0].reason.startswith("two calls of the resident kernel differ in the bits of output")
 
 
 def test_a_kernel_that_is_missing_is_an_error_and_no_quiet_pass(plant, monkeypatch):
@@ -308,4 +308,4 @@ def test_one_kernel_under_two_names_is_an_error(plant, monkeypatch):
     )
     result = check_configuration(Configuration.parse(FAMILIES["rows"]), device=DEVICE)
     assert result.verdict is Verdict.ERROR
-    assert "streaming and resident are the same kernel in forward" in result.reasons[0]
+    assert "resident and streaming are the same kernel in forward" in result.reasons[0]
