@@ -206,6 +206,8 @@ def _simulated(value: Any) -> Any:
 
 def on_device(value: Any) -> bool:
     """Whether a value is an array on another device than the CPU."""
+    if isinstance(value, np.generic):  # the sum over everything is one: a short way out for what is frequent
+        return False
     if isinstance(value, SimulatedArray):
         return True
     cupy = sys.modules.get("cupy")  # where nobody has imported it, there are none of its arrays

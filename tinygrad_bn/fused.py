@@ -180,7 +180,8 @@ class Fused:
         for position, array in enumerate(arrays):
             if array is None:
                 continue
-            elsewhere |= type(array) is not np.ndarray
+            if type(array) is not np.ndarray:
+                elsewhere = True
             if position in self._gradients:
                 if array.dtype != wanted or not (array.dtype in self._dtypes or self._stored(array)):
                     raise TypeError(
@@ -404,10 +405,9 @@ def _choose(spec: OpSpec, plan: Any, array: Any, device: str, requested: str | N
     chosen = None
     if requested != DEFINITION:
         for kernel in spec.serving(plan, array.dtype, device):
-            if (
-                array.size >= kernel.preferred_from if requested is None else requested == kernel.name
-            ) and kernel.beyond(plan, array.dtype) is None:
-                chosen = kernel
+            if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
+                within = kernel.limit is None or kernel.beyond(plan, array.dtype) is None
+                chosen = kernel if within else chosen
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, device, requested, None)
             raise ValueError(

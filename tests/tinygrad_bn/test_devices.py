@@ -251,8 +251,8 @@ def test_two_devices_are_told_with_the_way_out():
     devices.one_device("add", (("a", np.ones(2)), ("b", 3.0), ("c", None)))
     with pytest.raises(
         ValueError,
-        match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them to "
-        r"one, such as a.to\('cuda-sim'\)",
+        match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them "
+        r"to one, such as a.to\('cuda-sim'\)",
     ):
         devices.one_device("add", (("a", np.ones(2)), ("b", simulated(3)), ("c", None)))
 
