@@ -286,8 +286,7 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
         return np.empty(shape, dtype)
     if isinstance(like, SimulatedArray):
         return np.empty(shape, dtype).view(SimulatedArray)
-    with like.device:
-        return _cupy().empty(shape, dtype)
+    return _cupy().empty(shape, dtype)  # on the device in use, which CuPy wants to be that of the arrays
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:

@@ -146,9 +146,9 @@ class Fused:
                 f"wanted {shape}, {dtype}"
             )
         if type(array) is not type(beside) and devices.device_of(array) != devices.device_of(beside):
+            there, wanted = devices.device_of(array), devices.device_of(beside)
             raise RuntimeError(
-                f"{self.name}: {run.label(method, dtype)} gave an array on {devices.device_of(array)}, wanted it "
-                f"on {devices.device_of(beside)}"
+                f"{self.name}: {run.label(method, dtype)} gave an array on {there}, wanted it on {wanted}"
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
@@ -442,7 +442,7 @@ def _reasons(
 def _unavailable(spec: OpSpec, plan: Any, array: Any, device: str, why: str) -> tuple[tuple[str, str], ...]:
     """The reasons where the inputs are taken to be on a device that cannot be used here."""
     general = f"device {device}: {why}"
-    kernels = [(k.target, k.refusal(plan, array.dtype, device) or general) for k in spec.kernels]
+    kernels = [(k.target, k.mismatch(plan, array.dtype, device) or general) for k in spec.kernels]
     return (*kernels, (DEFINITION, general))
 
 

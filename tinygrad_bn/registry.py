@@ -105,7 +105,7 @@ class Kernel:
 
     def refusal(self, plan: Any, dtype: Any, device: str) -> str | None:
         """Why this kernel cannot run such a call, or None where it can."""
-        return self._other_kind(plan, dtype, device) or self.beyond(plan, dtype)
+        return self.mismatch(plan, dtype, device) or self.beyond(plan, dtype)
 
     def beyond(self, plan: Any, dtype: Any) -> str | None:
         """Why the limit of this kernel keeps it from running a call of its kind, or None."""
@@ -114,7 +114,7 @@ class Kernel:
         limit = _resolve(self.limit) if isinstance(self.limit, str) else self.limit
         return limit(plan, np.dtype(dtype))
 
-    def _other_kind(self, plan: Any, dtype: Any, device: str) -> str | None:
+    def mismatch(self, plan: Any, dtype: Any, device: str) -> str | None:
         """Why this kernel serves other calls than those of such a plan, dtype and device, or None."""
         if devices.kind(device) != self.device:
             return f"runs on {self.device}, the inputs are on {device}"
@@ -222,7 +222,7 @@ class OpSpec:
         """
         kind = type(plan), dtype, device
         if kind not in self._serving:
-            serving = [kernel for kernel in self.kernels if kernel._other_kind(plan, dtype, device) is None]
+            serving = [kernel for kernel in self.kernels if kernel.mismatch(plan, dtype, device) is None]
             self._serving[kind] = tuple(serving)
         return self._serving[kind]
 

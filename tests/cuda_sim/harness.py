@@ -40,6 +40,7 @@ import numpy as np
 
 import tinygrad_bn
 from tinygrad_bn import namespace
+from tinygrad_bn.devices import SimulatedArray
 from tinygrad_bn.kernels.cuda.simulator import thread_order
 from tinygrad_bn.kernels.views import Rows, Split
 from tinygrad_bn.registry import REGISTRY
@@ -152,7 +153,7 @@ def stored(array: Any, dtype: str) -> np.ndarray | None:
 
 def on_device(array: np.ndarray) -> Any:
     """The array as one of the simulated device, which nobody may write to."""
-    array = array.view()
+    array = array.view(SimulatedArray)
     array.flags.writeable = False
     return array
 
@@ -173,7 +174,7 @@ def unit(dtype: Any) -> float:
 
 def assert_near(name: str, got: Any, wanted: np.ndarray, errors: np.ndarray) -> None:
     """got is wanted rounded to its dtype, up to `errors` before; NaN and infinity are the same."""
-    storage = ml_dtypes.finfo(got.dtype)
+    got, storage = np.asarray(got), ml_dtypes.finfo(got.dtype)
     wanted, errors = wanted.reshape(got.shape), errors.reshape(got.shape)
     with np.errstate(all="ignore"):
         rounding = float(storage.eps) / 2 * 1.01 * abs(wanted) + float(storage.smallest_subnormal)

@@ -1,17 +1,12 @@
 """The kernels that join partial results, in the simulator: against float64 on the values they stand for."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-finalize = pytest.importorskip("tinygrad_bn.kernels.cuda.finalize", exc_type=ImportError)
-compat = pytest.importorskip("tinygrad_bn.kernels.cuda.compat")
-if not compat.SIMULATED:
-    pytest.skip("needs NUMBA_ENABLE_CUDASIM=1 before numba is loaded", allow_module_level=True)
-thread_order = compat.simulator.thread_order
+from tinygrad_bn.kernels.cuda import finalize
+from tinygrad_bn.kernels.cuda.simulator import thread_order
 
 EPS = 1e-5
 T = np.float32
@@ -69,6 +64,16 @@ def test_moments_of_tiles_give_the_statistics_of_their_values(layout, order):
     np.testing.assert_allclose(variance, grouped.var(axis=(1, 3)).ravel(), rtol=2e-6)
     np.testing.assert_allclose(rstd, 1 / np.sqrt(variance.astype(float) + EPS), rtol=1e-6)
     np.testing.assert_allclose(mean - shift.astype(float) / rstd, expected, rtol=1e-11)
+
+
+def test_what_a_large_mean_loses_in_float64_is_kept_too():
+    """Means of three tiles of four values near 2⁵³, where float64 has no digit after the point."""
+    large = 2.0**53
+    moments = np.array([[large, large + 2, large + 6], [0.25, -0.5, 0.125], [1, 2, 3]]).reshape(3, 1, 3, 1)
+    (mean,), (variance,), (rstd,), (shift,) = finalize.statistics_of_moments(moments, 1, 4, 12, EPS)
+    means = np.array([0.25, 1.5, 6.125])
+    assert mean - large - shift / rstd == pytest.approx(means.mean(), rel=1e-14)
+    assert variance == pytest.approx(0.5 + means.var(), rel=1e-14)
 
 
 @LAYOUTS

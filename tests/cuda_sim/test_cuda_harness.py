@@ -29,7 +29,7 @@ class Scaled:
 
     def multiply(self, plan, x):
         wide = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
-        return np.ascontiguousarray(wide * wide.dtype.type(plan.factor)).astype(x.dtype)
+        return (wide * wide.dtype.type(plan.factor)).astype(x.dtype, order="C")
 
 
 def everything(kernel, dtype="float32"):

@@ -102,7 +102,7 @@ def test_a_layout_holds_the_row(storage):
     for length in (1, 3, 4, 31, 96, 128, 513, 768, 1024, 3000, 4096, longest(storage)):
         for width in (1, 16 // storage.itemsize):
             for most in (FORWARD_BYTES, BACKWARD_BYTES):
-                form = layout(storage, length, width, most)
+                form = layout(storage, 9, length, width, most)
                 assert form.lanes * form.values >= length
                 assert form.values * size <= most
                 assert form.threads <= 512 and form.threads % 32 == 0
@@ -118,4 +118,4 @@ def test_what_is_too_long():
     assert "of a statistic" in split_resident.too_long(Split(1, 1, 1, 2, 5000, 1e-5), single)
     assert split_resident.too_long(Split(1, 1, 1, 2, 2000, 1e-5), single) is None
     assert "shared memory" in split_resident.too_long(Split(1, 1, 1, 2, 4096, 1e-5), single)
-    assert shared_bytes(single, layout(single, 4000, 1, BACKWARD_BYTES)) <= 48 << 10
+    assert shared_bytes(single, layout(single, 1, 4000, 1, BACKWARD_BYTES)) <= 48 << 10

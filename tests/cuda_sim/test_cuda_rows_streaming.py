@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from harness import STORAGES, Norm, check, check_layouts, check_needs, example
 
-from tinygrad_bn.kernels.cuda.rows_streaming import PER, THREADS, streaming, tile_size
+from tinygrad_bn.kernels.cuda.rows_streaming import MOST_THREADS, PER, streaming, tile_size
 from tinygrad_bn.kernels.views import Rows
 
 CASES = {
     "a vector": Rows(3, 4, 1e-5),
     "one value": Rows(2, 1, 1e-5),
     "odd": Rows(5, 7, 1e-5),
-    "two blocks of columns": Rows(2, THREADS + 9, 1e-5),
-    "two tiles of single values": Rows(1, PER * THREADS + 3, 1e-5),
+    "two blocks of columns": Rows(3, 41, 1e-5),
+    "a large block": Rows(2, MOST_THREADS + 9, 1e-5),
+    "two tiles of single values": Rows(1, PER * MOST_THREADS + 3, 1e-5),
     "root mean square": Rows(4, 24, 1e-5, centred=False),
     "more rows than chunks": Rows(19, 8, 1e-5),
     "no rows": Rows(0, 8, 1e-5),
@@ -29,7 +30,7 @@ def test_values(name, dtype):
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_tiles_of_vectors(centred):
-    view = Rows(1, tile_size(4) + 4, 1e-5, centred)
+    view = Rows(1, tile_size(MOST_THREADS, 4) + 4, 1e-5, centred)
     check(streaming, view, Norm(view), example(view))
 
 

@@ -1,4 +1,4 @@
-"""Tensors on another device: every operation gives there what it gives on the CPU, and what it gives stays there.
+"""Tensors on another device: every operation gives there what it gives on the CPU, and its results stay there.
 
 The device is numba's simulator, whose arrays NumPy calculates with. No kernel runs here."""
 
@@ -225,10 +225,10 @@ def test_sending_to_where_it_is_gives_the_tensor_itself():
 
 @pytest.mark.parametrize("wrong", ["gpu", "cuda:x", None, 3])
 def test_an_unknown_device_is_refused(wrong):
-    with pytest.raises(ValueError, match="device is .*, wanted 'cpu', 'cuda'"):
+    with pytest.raises(ValueError, match=r"device is .*, wanted 'cpu', 'cuda'"):
         tensor([1.0]).to(wrong)
     if wrong is not None:  # which is where the data is
-        with pytest.raises(ValueError, match="device is .*, wanted 'cpu', 'cuda'"):
+        with pytest.raises(ValueError, match=r"device is .*, wanted 'cpu', 'cuda'"):
             tensor([1.0], device=wrong)
 
 
@@ -343,7 +343,7 @@ def test_dropout_has_the_same_mask_there():
 def test_only_a_gpu_has_the_cuda_array_interface():
     for each in (tensor([1.0]), there(1.0, 2.0)):
         assert not hasattr(each, "__cuda_array_interface__")
-        with pytest.raises(AttributeError, match="this tensor is on .*, not on a GPU"):
+        with pytest.raises(AttributeError, match=r"this tensor is on .*, not on a GPU"):
             _ = each.__cuda_array_interface__
 
 

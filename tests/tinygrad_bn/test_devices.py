@@ -1,4 +1,4 @@
-"""Where arrays live: names of devices, what can be used here, and simulated arrays, which behave like CuPy's."""
+"""Where arrays live: names of devices, what can be used here, and simulated arrays, which act like CuPy's."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_what_is_no_array_stays_what_it_is():
     ],
 )
 def test_one_does_not_mix_with_a_numpy_array(mix):
-    with pytest.raises(TypeError, match="a NumPy array of shape .* was given beside one on cuda-sim"):
+    with pytest.raises(TypeError, match=r"a NumPy array of shape .* was given beside one on cuda-sim"):
         mix(simulated(3, 4), np.ones((3, 4)))
 
 
@@ -251,8 +251,8 @@ def test_two_devices_are_told_with_the_way_out():
     devices.one_device("add", (("a", np.ones(2)), ("b", 3.0), ("c", None)))
     with pytest.raises(
         ValueError,
-        match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them to one, "
-        r"such as a.to\('cuda-sim'\)",
+        match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them to "
+        r"one, such as a.to\('cuda-sim'\)",
     ):
         devices.one_device("add", (("a", np.ones(2)), ("b", simulated(3)), ("c", None)))
 

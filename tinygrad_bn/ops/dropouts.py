@@ -20,7 +20,7 @@ from .checks import as_index, shape_of
 
 __all__ = ["dropout"]
 
-MODULE = "tinygrad_bn.kernels.cpu.dropout"
+MODULE, CUDA = "tinygrad_bn.kernels.cpu.dropout", "tinygrad_bn.kernels.cuda.dropout"
 MODES = ("upscale_in_train", "downscale_in_infer")
 PARALLEL_FROM = 1 << 16
 
@@ -66,6 +66,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
     kernels=(
         Kernel("sequential", f"{MODULE}:sequential", plan=Mask),
         Kernel("parallel", f"{MODULE}:parallel", plan=Mask, preferred_from=PARALLEL_FROM),
+        Kernel("cuda", f"{CUDA}:dropout", device="cuda", plan=Mask),
     ),
     plan=lambda shapes, a: Mask(
         shapes[0], a["mask_shape"], a["seed"], a["stream"], a["call"], philox.quantise(a["p"]), a["scale"]
@@ -90,6 +91,7 @@ def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
     kernels=(
         Kernel("sequential", f"{MODULE}:sequential_scale", plan=Scale),
         Kernel("parallel", f"{MODULE}:parallel_scale", plan=Scale, preferred_from=PARALLEL_FROM),
+        Kernel("cuda", f"{CUDA}:scale", device="cuda", plan=Scale),
     ),
     plan=lambda shapes, attributes: Scale(attributes["factor"]),
     keeps=((),),
@@ -132,7 +134,8 @@ def dropout(
             all.
             For input [N, C, H, W], axis=(0, 1) drops whole feature maps.
         generator: where the mask comes from; default: the one that `manual_seed` sets.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" (on the CPU), "cuda" (on a GPU) or "definition"; default: by device
+            and size.
 
     Raises:
         ValueError: p, mode or axis is out of range. TypeError: another dtype or type.

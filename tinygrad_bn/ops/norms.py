@@ -57,6 +57,7 @@ CHANNELS = (
     _streaming(views.Split, "split"),
     _resident(views.Split, "split_resident"),
     _streaming(views.Cols, "cols"),
+    _resident(views.Cols, "cols"),
 )
 CHANNELS_INFERENCE = (
     *_kernels(views.Split, "_inference"),

@@ -134,14 +134,14 @@ class _Runs:
 
 
 def _serving(c: Configuration, device: str) -> tuple[str, ...]:
-    """The names of the kernels on a device that serve a configuration."""
+    """The names of the kernels on a device that serve a configuration; first the one that a call runs."""
     spec = _spec(c)
     if c.operation == "dropout":  # which have no limits
         found = [kernel for kernel in spec.kernels if kernel.device == devices.kind(device)]
     else:
         plan = None if spec.plan is None else spec.plan((c.shape,), _attributes(c))
         found = [k for k in spec.kernels if k.refusal(plan, np.dtype(c.dtype), device) is None]
-    return tuple(dict.fromkeys(kernel.name for kernel in found))
+    return tuple(dict.fromkeys(kernel.name for kernel in reversed(found)))
 
 
 def check_configuration(

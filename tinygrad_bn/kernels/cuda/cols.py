@@ -1,8 +1,8 @@
 """The family *cols* on a CUDA device: BatchNorm, InstanceNorm and GroupNorm, channels last, over [Z, A, M].
 
-The formulas are those of the CPU's `cols`. x is read twice: once for the moments of chunks of rows, which `finalize`
-merges, and once to normalize; the backward pass likewise reads x and the cotangent twice. `columns` has the
-kernels.
+The formulas are those of the CPU's `cols`. `streaming`, whose kernels are in `columns`, reads x twice: for
+the moments of chunks of rows, which `finalize` merges, and to normalize. Its backward pass reads x and the
+cotangent twice. `resident` serves single rows, in which the values of a statistic lie together.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..views import Cols
+from ..views import Cols, Split
 from . import columns as kernels
+from . import split_resident
 from .compat import Launcher, processors
 from .finalize import gradients_of_sums, statistics_of_moments, statistics_of_running
 from .launch import arithmetic, contiguous, new, stored, width
@@ -84,7 +85,7 @@ def divided(plan: Cols, *arrays: Any) -> Grid:
     storage = arrays[0].dtype
     joined = joined_rows(plan, storage)
     wide = width(plan.M * joined, *arrays)
-    return grid(plan, storage.itemsize, wide, joined if wide > 1 else 1, BLOCKS * processors())
+    return grid(plan, storage.itemsize, wide, joined, BLOCKS * processors())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class ColsKernel:
         y = new(x.shape, x.dtype, x)
         given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
         T = arithmetic(given.dtype)
-        division = divided(plan, given, stored(y)) if x.size else None
+        division = divided(plan, given) if x.size else None
         if not self.training:
             statistics = statistics_of_running(T, plan.eps, *running)
         elif division is None:
@@ -133,7 +134,7 @@ class ColsKernel:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            division = divided(plan, g, given, *([stored(dx)] if needs[0] else []))
+            division = divided(plan, g, given)
             owners = (plan.statistics, plan.M, plan.B, plan.repeat)
             means = statistics  # which inference does not read
             if self.training or need_affine:
@@ -163,17 +164,38 @@ class ColsKernel:
         return (dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None)
 
 
+@lru_cache(maxsize=1024)
+def as_split(plan: Cols) -> Split:
+    """The same x, seen by the other family."""
+    return Split(plan.Z, plan.A, plan.M // plan.B, plan.B // plan.repeat, plan.repeat, plan.eps)
+
+
+def too_long(plan: Cols, dtype: np.dtype) -> str | None:
+    """Why `resident` cannot serve a call."""
+    return split_resident.too_long(as_split(plan), dtype)
+
+
+class ResidentCols:
+    """The kernel of the view Cols for single rows, as GroupNorm has without spatial axes."""
+
+    def forward(self, plan: Cols, *arrays: Any) -> tuple[Any, tuple[Any, ...]]:
+        return split_resident.resident.forward(as_split(plan), *arrays)
+
+    def vjp(self, plan: Cols, *arguments: Any) -> tuple[Any, Any, Any]:
+        return split_resident.resident.vjp(as_split(plan), *arguments)
+
+
+resident = ResidentCols()
 streaming = ColsKernel(training=True)
 streaming_inference = ColsKernel(training=False)
 
 
 def variants() -> Iterator[Launcher]:
-    """For the tests that compile: every kernel."""
+    """For the tests that compile: every kernel. One of few threads differs from it in that number alone."""
     for storage in map(np.dtype, ("float32", "float64", "float16", "uint16")):
         for wide in (per_vector(storage), 1):
-            for threads in (THREADS, FEW_THREADS):
-                yield kernels.moments(storage, wide, threads)
-                yield kernels.normalize(storage, wide, threads)
-                yield kernels.sums(storage, wide, threads)
-                for training in (True, False):
-                    yield kernels.differentiate(storage, wide, threads, training)
+            yield kernels.moments(storage, wide, THREADS)
+            yield kernels.normalize(storage, wide, THREADS)
+            yield kernels.sums(storage, wide, THREADS)
+            for training in (True, False):
+                yield kernels.differentiate(storage, wide, THREADS, training)

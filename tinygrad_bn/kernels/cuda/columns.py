@@ -1,11 +1,11 @@
 """Kernels that read [Z, A, M] in rows of columns: threads side by side read neighbouring vectors of a row.
 
-A block serves one z, a chunk of its rows, and a tile of `columns` vectors of each row. Its threads are so many
-columns and, below each other, `threads // columns` lanes; a lane takes every `lanes`-th row of the chunk, ROWS of
-them at once. Sums over rows are made in registers, then over the lanes of the block in shared memory.
+A block serves one z, a chunk of its rows, and a tile of `columns` vectors of each row. Its threads are so
+many columns and, below each other, `threads // columns` lanes; a lane takes every `lanes`-th row of the
+chunk, ROWS of them at once. Sums over rows are made in registers, then over the lanes in shared memory.
 
-Where M is no multiple of a vector, several rows are read as one: a row is `length` values long, a multiple of M,
-and a column belongs to the column modulo M of the view.
+Where M is no multiple of a vector, several rows are read as one: a row is `length` values long, a multiple of
+M, and a column belongs to the column modulo M of the view.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .vectors import load, store
 ROWS = 4  # that a thread reads at once: what is on the way from memory hides its latency
 
 GRID = (*[INT] * 3, *[np.dtype(np.uint32)] * 3)  # what is divided by is short: 64 bits are divided slowly
-"""The last arguments of every kernel: the rows of one z, their length, the rows of a chunk, the chunks of one z,
-the tiles of a row, the vectors of a tile.
+"""The last arguments of every kernel: the rows of one z, their length, the rows of a chunk, the chunks of one
+z, the tiles of a row, the vectors of a tile.
 """
 OWNERS = (INT,) * 4
-"""Before them, for a kernel that reads statistics: the number of statistics, and M, B and repeat of the view."""
+"""Before them, where statistics are read: the number of statistics, and M, B and repeat of the view."""
 
 
 @cache
 def _place(threads: int, width: int) -> Any:
     @device
     def place(block, rows, length, chunk, down, across, columns):
-        """Where a thread works: the number of its chunk among those of all z, z, the first row of the chunk and
-        the one after its last, the thread's lane, the number of lanes, and its first column.
+        """Where a thread works: the number of its chunk among those of all z, z, the first row of the chunk
+        and the one after its last, the thread's lane, the number of lanes, and its first column.
         """
         thread = np.uint32(cuda.threadIdx.x)
         part = np.int64(block // across)
@@ -53,7 +53,7 @@ def _owners(width: int) -> Any:
     @device
     def owners(z, column, length, M, B, repeat, statistic, channel):
         """The number of the statistic and of the weight that each of `width` columns belongs to."""
-        m = column if M == length else column % M
+        m = column if length == M else column % M
         s = m // B if B > 1 else m
         c = m // repeat if repeat > 1 else m
         first = z * (M // B) if B > 1 else z * M
@@ -108,9 +108,10 @@ def moments(storage: np.dtype, width: int, threads: int) -> Launcher:
     """x → moments [3, Z, tiles, M]: of each column of a chunk the mean, rounded, the rest of it, and
     the sum of squared deviations from it.
 
-    A thread makes the moments of ROWS values in two passes over its registers and merges them into those so far
-    (Chan, Golub, LeVeque 1979). All are of differences from a pivot, the first value of the chunk: near 10⁴ a
-    float32 has no digits left for what a variance needs.
+    A thread makes the moments of ROWS values in two passes over its registers and merges them into those so
+    far (Chan, Golub, LeVeque 1979). All are of differences from a pivot, the first value of the chunk: near
+    10⁴ a float32 has no digits left for what a variance needs. A pivot that is one of n values is no further
+    than √n deviations from their mean.
     """
     T = arithmetic(storage)
     load_vector, store_vector, place = load(width), store(width), _place(threads, width)

@@ -1,13 +1,13 @@
 """Rows that fit the registers of their threads: read once, normalized, written.
 
-A *row* is what one statistic is made of, contiguous in memory: a row of the view Rows, or a (z, s) of the view
-Split where A is 1. `lanes` threads hold it, each `per` vectors of `width` neighbours; several short rows share a
-block. In the forward pass mean and variance are made in two passes over the registers; sums of 10⁴ values near
-10⁴ would lose what a small variance needs, so the first is of differences from the row's first value, and the
-mean is kept as a rounded part and the rest.
+A *row* is what one statistic is made of, contiguous in memory: a row of the view Rows, or a (z, s) of the
+view Split where A is 1. `lanes` threads hold it, each `per` vectors of `width` neighbours; several short rows
+share a block. In the forward pass mean and variance are made in two passes over the registers; sums of 10⁴
+values near 10⁴ would lose what a small variance needs, so the first is of differences from the row's first
+value, and the mean is kept as a rounded part and the rest.
 
-Weight and bias go along the row (Rows), or there is one for each of the K stretches of L neighbours (Split), at
-(row mod S) · K + j // L.
+Weight and bias go along the row (Rows), or there is one for each of the K stretches of L neighbours (Split),
+at (row mod S) · K + j // L.
 """
 
 from __future__ import annotations
@@ -35,15 +35,12 @@ SHARED = 48 << 10  # bytes that a block may have without asking
 
 @dataclass(frozen=True)
 class Layout:
-    """How a row is spread: `lanes` threads hold `per` vectors of `width` values each."""
+    """How a row is spread: `lanes` of a block's threads hold `per` vectors of `width` values each."""
 
     width: int
     per: int
     lanes: int
-
-    @property
-    def threads(self) -> int:
-        return max(self.lanes, SHORT_BLOCK) if self.lanes <= WARP else self.lanes
+    threads: int
 
     @property
     def rows(self) -> int:
@@ -62,7 +59,7 @@ def longest(storage: np.dtype) -> int:
 
 
 @cache
-def layout(storage: np.dtype, length: int, width: int, most_bytes: int) -> Layout:
+def layout(storage: np.dtype, rows: int, length: int, width: int, most_bytes: int) -> Layout:
     """The layout of rows, no longer than the longest, with at most so many bytes of them in a thread.
 
     Few threads with several vectors each hide the latency of memory as well as many threads, and have less to
@@ -77,7 +74,8 @@ def layout(storage: np.dtype, length: int, width: int, most_bytes: int) -> Layou
     else:
         per = min(most, max(1, vectors // SHORT_BLOCK))
         lanes = -(-vectors // (per * WARP)) * WARP
-    return Layout(width, -(-vectors // lanes), lanes)
+    threads = lanes if lanes > WARP else WARP if rows * lanes <= WARP else SHORT_BLOCK
+    return Layout(width, -(-vectors // lanes), lanes, threads)
 
 
 @cache
@@ -171,8 +169,8 @@ def forward(storage: np.dtype, form: Layout, by_channel: bool) -> Launcher:
 def backward_rows(storage: np.dtype, form: Layout) -> Launcher:
     """x and the cotangent → dx, and for each block its partial sums [2, blocks, length] of dweight and dbias.
 
-    As many blocks as the device can hold go over all rows, with their sums in registers: x and the cotangent are
-    read once, and the partial sums are few.
+    As many blocks as the device can hold go over all rows, with their sums in registers: x and the cotangent
+    are read once, and the partial sums are few.
     """
     T, width, per, lanes, values = arithmetic(storage), form.width, form.per, form.lanes, form.values
     in_block, threads = form.rows, form.threads
@@ -274,7 +272,7 @@ def backward_rows(storage: np.dtype, form: Layout) -> Launcher:
 
 @cache
 def _over_rows(form: Layout, T: type) -> Any:
-    """A function that adds the registers of the other rows of a block to those of its first, in their order."""
+    """A function that adds the registers of the other rows of a block to those of its first, in order."""
     threads, lanes, values, rows = form.threads, form.lanes, form.values, form.rows
     size = threads * values
 
@@ -431,10 +429,10 @@ def variants() -> Iterator[Launcher]:
     for storage in map(np.dtype, ("float32", "float64", "float16", "uint16")):
         for width in (per_vector(storage), 1):
             for length in (96, 1024, longest(storage)):
-                form = layout(storage, length, width, FORWARD_BYTES)
+                form = layout(storage, 1024, length, width, FORWARD_BYTES)
                 for by_channel in (False, True):
                     yield forward(storage, form, by_channel)
-                form = layout(storage, length, width, BACKWARD_BYTES)
+                form = layout(storage, 1024, length, width, BACKWARD_BYTES)
                 yield backward_rows(storage, form)
                 for grouped in (False, True):
                     if not grouped or shared_bytes(storage, form) <= SHARED:

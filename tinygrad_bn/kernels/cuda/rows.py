@@ -1,12 +1,12 @@
 """The family *rows* on a CUDA device: LayerNorm and RMSNorm, which normalize each row of [R, B].
 
-The formulas are those of the CPU's `rows`. `resident` keeps a row in registers; `streaming` serves rows of any
-length.
+The formulas are those of the CPU's `rows`. `resident` holds a row in registers; rows of any length are served
+by `rows_streaming`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,10 +24,10 @@ COLUMNS, SLICES = 32, 8  # of a block that adds up partial sums: neighbouring co
 
 
 @cache
-def add_partials(storage: np.dtype) -> Launcher:
+def add_partials(storage: np.dtype, slices: int) -> Launcher:
     """The sums over the blocks of partials [2, blocks, length], in a fixed order → dweight and dbias."""
     T = arithmetic(storage)
-    threads = COLUMNS * SLICES
+    threads = COLUMNS * slices
     store_one = store(1)
 
     @kernel(threads, Pointer(np.dtype(T)), *[Pointer(storage)] * 2, *[INT] * 2)
@@ -39,13 +39,13 @@ def add_partials(storage: np.dtype) -> Launcher:
         for which in range(2):
             total = T(0)
             if column < length:
-                for block in range(thread // COLUMNS, blocks, SLICES):
+                for block in range(thread // COLUMNS, blocks, slices):
                     total += partials[(which * blocks + block) * length + column]
             cuda.syncthreads()
             scratch[thread] = total
             cuda.syncthreads()
             if thread < COLUMNS and column < length:
-                for part in range(1, SLICES):
+                for part in range(1, slices):
                     total += scratch[part * COLUMNS + thread]
                 result[0] = total
                 if which == 0:
@@ -54,6 +54,15 @@ def add_partials(storage: np.dtype) -> Launcher:
                     store_one(dbias, column, result, 0)
 
     return add_partials
+
+
+def sum_partials(partials: Any, dweight: Any, dbias: Any) -> None:
+    """dweight and dbias from the partial sums [2, blocks, length] of each."""
+    _, blocks, length = partials.shape
+    slices = SLICES if blocks > SLICES else 1
+    add_partials(stored(dweight).dtype, slices)(
+        -(-length // COLUMNS), partials, stored(dweight), stored(dbias), blocks, length
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ class ResidentRows:
         elif plan.rows:
             given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
             wide = width(plan.length, given, factor, term, stored(y))
-            form = layout(given.dtype, plan.length, wide, FORWARD_BYTES)
+            form = layout(given.dtype, plan.rows, plan.length, wide, FORWARD_BYTES)
             kernels.forward(given.dtype, form, by_channel=False)(
                 -(-plan.rows // form.rows),
                 *(given, factor, term, stored(y), statistics),
@@ -89,7 +98,7 @@ class ResidentRows:
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
             wide = width(plan.length, g, given, factor, stored(dx))
-            form = layout(given.dtype, plan.length, wide, BACKWARD_BYTES)
+            form = layout(given.dtype, plan.rows, plan.length, wide, BACKWARD_BYTES)
             blocks = persistent_blocks(plan.rows, form.rows, form.threads)
             partials = new((2, blocks, plan.length) if need_affine else (1,), aux[2].dtype, x)
             kernels.backward_rows(given.dtype, form)(
@@ -98,9 +107,7 @@ class ResidentRows:
                 *(weight is not None, plan.centred, needs[0], need_affine, 1 / plan.length),
             )
             if need_affine:
-                add_partials(given.dtype)(
-                    -(-plan.length // COLUMNS), partials, stored(dweight), stored(dbias), blocks, plan.length
-                )
+                sum_partials(partials, dweight, dbias)
         elif need_affine:
             dweight[...] = 0
             dbias[...] = 0

@@ -1,8 +1,8 @@
 """Rows of any length: in tiles, whose partial results are put together between two passes.
 
-Forward: the moments of each tile, merged to the statistics of the row; then y. Backward: for each tile of a row
-the sums of g · weight and g · weight · x̂, with g the cotangent; then dx by blocks of columns, which go down the
-rows with their sums of dweight and dbias in registers.
+Forward: the moments of each tile, merged to the statistics of the row; then y. Backward: for each tile of a
+row the sums of g · weight and g · weight · x̂, with g the cotangent; then dx by blocks of columns, which go
+down the rows with their sums of dweight and dbias in registers.
 """
 
 from __future__ import annotations
@@ -18,27 +18,32 @@ from ..views import Rows
 from .compat import INT, Launcher, Pointer, cuda, kernel, processors
 from .finalize import gradients_of_sums, statistics_of_moments
 from .launch import arithmetic, contiguous, new, stored, width
-from .rows import COLUMNS, add_partials, affine_gradient
+from .rows import SLICES, add_partials, affine_gradient, sum_partials
 from .split import cut, moments
-from .sums import row_sums
+from .sums import WARP, row_sums
 from .vectors import load, per_vector, store
 
-THREADS = 256
+MOST_THREADS = 256
 PER = 4  # vectors of a thread in a tile
 
 
-def tile_size(wide: int) -> int:
+def block(length: int, wide: int) -> int:
+    """The threads of a block: a warp where that holds a row."""
+    return WARP if length <= WARP * PER * wide else MOST_THREADS
+
+
+def tile_size(threads: int, wide: int) -> int:
     """The values of a tile."""
-    return THREADS * PER * wide
+    return threads * PER * wide
 
 
 @cache
-def apply(storage: np.dtype, wide: int) -> Launcher:
+def apply(storage: np.dtype, threads: int, wide: int) -> Launcher:
     """x and the statistics → y; a block for each tile of each row."""
-    T, tile = arithmetic(storage), tile_size(wide)
+    T, tile = arithmetic(storage), tile_size(threads, wide)
     load_vector, store_vector = load(wide), store(wide)
 
-    @kernel(THREADS, *[Pointer(storage)] * 4, Pointer(np.dtype(T)), *[INT] * 5, vectorized=wide > 1)
+    @kernel(threads, *[Pointer(storage)] * 4, Pointer(np.dtype(T)), *[INT] * 5, vectorized=wide > 1)
     def streaming_forward(x, weight, bias, y, statistics, rows, length, tiles, has_weight, has_bias):
         row = np.int64(cuda.blockIdx.x) // tiles
         first = np.int64(cuda.blockIdx.x) % tiles * tile
@@ -53,7 +58,7 @@ def apply(storage: np.dtype, wide: int) -> Launcher:
             factor[i] = T(1)
             term[i] = T(0)
         for k in range(PER):
-            j = first + (k * THREADS + cuda.threadIdx.x) * wide
+            j = first + (k * threads + cuda.threadIdx.x) * wide
             if j < length:
                 load_vector(x, start + j, values, 0)
                 if has_weight:
@@ -68,14 +73,14 @@ def apply(storage: np.dtype, wide: int) -> Launcher:
 
 
 @cache
-def tile_sums(storage: np.dtype, wide: int) -> Launcher:
+def tile_sums(storage: np.dtype, threads: int, wide: int) -> Launcher:
     """x and the cotangent → for each tile of each row [2, tiles, rows] the sums of g · weight · x̂ and of
     g · weight.
     """
-    T, tile = arithmetic(storage), tile_size(wide)
-    load_vector, add = load(wide), row_sums(THREADS, T)
+    T, tile = arithmetic(storage), tile_size(threads, wide)
+    load_vector, add = load(wide), row_sums(threads, T)
 
-    @kernel(THREADS, *[Pointer(storage)] * 3, *[Pointer(np.dtype(T))] * 2, *[INT] * 4, vectorized=wide > 1)
+    @kernel(threads, *[Pointer(storage)] * 3, *[Pointer(np.dtype(T))] * 2, *[INT] * 4, vectorized=wide > 1)
     def streaming_sums(cotangent, x, weight, statistics, sums, rows, length, tiles, has_weight):
         row = np.int64(cuda.blockIdx.x) // tiles
         which = np.int64(cuda.blockIdx.x) % tiles
@@ -91,7 +96,7 @@ def tile_sums(storage: np.dtype, wide: int) -> Launcher:
         total = T(0)
         moment = T(0)
         for k in range(PER):
-            j = which * tile + (k * THREADS + cuda.threadIdx.x) * wide
+            j = which * tile + (k * threads + cuda.threadIdx.x) * wide
             if j < length:
                 load_vector(x, start + j, values, 0)
                 load_vector(cotangent, start + j, g, 0)
@@ -110,15 +115,15 @@ def tile_sums(storage: np.dtype, wide: int) -> Launcher:
 
 
 @cache
-def differentiate(storage: np.dtype, wide: int) -> Launcher:
-    """x, the cotangent and the means over each row → dx, and the partial sums [2, chunks, length] of dweight and
-    dbias over chunks of rows. A block for each chunk of each THREADS vectors of columns.
+def differentiate(storage: np.dtype, threads: int, wide: int) -> Launcher:
+    """x, the cotangent and the means over each row → dx, and the partial sums [2, chunks, length] of dweight
+    and dbias over chunks of rows. A block for each chunk of each tile of columns, one vector to a thread.
     """
     T = arithmetic(storage)
     load_vector, store_vector = load(wide), store(wide)
 
     @kernel(
-        THREADS,
+        threads,
         *[Pointer(storage)] * 4,
         *[Pointer(np.dtype(T))] * 3,
         *[INT] * 7,
@@ -141,7 +146,7 @@ def differentiate(storage: np.dtype, wide: int) -> Launcher:
         need_affine,
     ):
         chunk = np.int64(cuda.blockIdx.x) % chunks
-        j = (np.int64(cuda.blockIdx.x) // chunks * THREADS + cuda.threadIdx.x) * wide
+        j = (np.int64(cuda.blockIdx.x) // chunks * threads + cuda.threadIdx.x) * wide
         values = cuda.local.array(wide, T)
         g = cuda.local.array(wide, T)
         factor = cuda.local.array(wide, T)
@@ -182,10 +187,12 @@ def variants() -> Iterator[Launcher]:
     """For the tests that compile."""
     for storage in map(np.dtype, ("float32", "float64", "float16", "uint16")):
         for wide in (per_vector(storage), 1):
-            yield apply(storage, wide)
-            yield tile_sums(storage, wide)
-            yield differentiate(storage, wide)
-        yield add_partials(storage)
+            for threads in (WARP, MOST_THREADS):
+                yield apply(storage, threads, wide)
+                yield tile_sums(storage, threads, wide)
+                yield differentiate(storage, threads, wide)
+        for slices in (1, SLICES):
+            yield add_partials(storage, slices)
 
 
 def statistics_of_rows(plan: Rows, x: Any) -> Any:
@@ -210,8 +217,9 @@ class StreamingRows:
             given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
             statistics = statistics_of_rows(plan, given)
             wide = width(plan.length, given, factor, term, stored(y))
-            tiles = -(-plan.length // tile_size(wide))
-            apply(given.dtype, wide)(
+            threads = block(plan.length, wide)
+            tiles = -(-plan.length // tile_size(threads, wide))
+            apply(given.dtype, threads, wide)(
                 plan.rows * tiles,
                 *(given, factor, term, stored(y), statistics, plan.rows, plan.length, tiles),
                 *(weight is not None, bias is not None),
@@ -232,39 +240,33 @@ class StreamingRows:
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
             wide = width(plan.length, g, given, factor, stored(dx))
+            threads = block(plan.length, wide)
             means = statistics  # not read where dx is not needed
             if needs[0]:
-                tiles = -(-plan.length // tile_size(wide))
+                tiles = -(-plan.length // tile_size(threads, wide))
                 sums = new((2, tiles, plan.rows), T, x)
-                tile_sums(given.dtype, wide)(
+                tile_sums(given.dtype, threads, wide)(
                     plan.rows * tiles,
                     *(g, given, factor, statistics, sums, plan.rows, plan.length, tiles, weight is not None),
                 )
                 means = gradients_of_sums(
-                    sums.reshape(2, 1, tiles, plan.rows),
-                    *(None, None, given),
-                    **{"need_means": True, "B": 1, "repeat": 1, "count": plan.length},
+                    *(sums.reshape(2, 1, tiles, plan.rows), None, None, given),
+                    need_means=True,
+                    B=1,
+                    repeat=1,
+                    count=plan.length,
                 )
-            blocks = -(-plan.length // (THREADS * wide))
+            blocks = -(-plan.length // (threads * wide))
             chunks = min(plan.rows, max(1, 8 * processors() // blocks))
             partials = new((2, chunks, plan.length) if need_affine else (1,), T, x)
-            differentiate(given.dtype, wide)(
+            differentiate(given.dtype, threads, wide)(
                 blocks * chunks,
                 *(g, given, factor, stored(dx), statistics, means, partials),
                 *(plan.rows, plan.length, chunks, weight is not None, plan.centred),
                 *(needs[0], need_affine),
             )
             if need_affine:
-                add_partials(given.dtype)(
-                    *(
-                        -(-plan.length // COLUMNS),
-                        partials,
-                        stored(dweight),
-                        stored(dbias),
-                        chunks,
-                        plan.length,
-                    )
-                )
+                sum_partials(partials, dweight, dbias)
         elif need_affine:
             dweight[...] = 0
             dbias[...] = 0

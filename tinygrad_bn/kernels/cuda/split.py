@@ -247,7 +247,7 @@ def normalize(storage: np.dtype, tile: Tile) -> Launcher:
 
 
 @cache
-def sums(storage: np.dtype, tile: Tile) -> Launcher:
+def cotangent_sums(storage: np.dtype, tile: Tile) -> Launcher:
     """The cotangent, x and the statistics → the sums [2, Z, tiles, C] of tiles."""
     T, width, per, values, lanes = arithmetic(storage), tile.width, tile.per, tile.values, tile.lanes
     add, find, load_vector = row_sums(lanes, T), locate(tile), load(width)
@@ -260,7 +260,7 @@ def sums(storage: np.dtype, tile: Tile) -> Launcher:
         *NUMBERS,
         vectorized=width > 1,
     )
-    def sums(cotangent, x, statistics, partials, count, K, A, C, run, tiles, items, turn, step):
+    def cotangent_sums(cotangent, x, statistics, partials, count, K, A, C, run, tiles, items, turn, step):
         at = cuda.local.array(per, np.int64)
         g = cuda.local.array(values, T)
         registers = cuda.local.array(values, T)
@@ -291,7 +291,7 @@ def sums(storage: np.dtype, tile: Tile) -> Launcher:
             partials[item] = along
             partials[items + item] = plain
 
-    return sums
+    return cotangent_sums
 
 
 @cache
@@ -406,7 +406,7 @@ class StreamingSplit:
             if need_means or need_affine:
                 form = cut_channels(plan, g, given)
                 partials = new((2, plan.Z, form.tiles, plan.channels), statistics.dtype, x)
-                sums(given.dtype, form.tile)(
+                cotangent_sums(given.dtype, form.tile)(
                     *(form.blocks, g, given, statistics, partials, plan.statistics, plan.K), *form.numbers
                 )
                 means = gradients_of_sums(
@@ -446,6 +446,6 @@ def variants() -> Iterator[Launcher]:
                 tile = tile_for(storage, values, wide)
                 yield moments(storage, tile)
                 yield normalize(storage, tile)
-                yield sums(storage, tile)
+                yield cotangent_sums(storage, tile)
                 yield differentiate(storage, tile, training=True)
                 yield differentiate(storage, tile, training=False)

@@ -14,7 +14,7 @@ from ..views import Split
 from . import resident as kernels
 from .launch import arithmetic, contiguous, new, stored, width
 from .resident import BACKWARD_BYTES, FORWARD_BYTES, SHARED, layout, longest
-from .rows import COLUMNS, add_partials, affine_gradient
+from .rows import affine_gradient, sum_partials
 
 
 def too_long(plan: Split, dtype: np.dtype) -> str | None:
@@ -25,11 +25,11 @@ def too_long(plan: Split, dtype: np.dtype) -> str | None:
     if length > longest(dtype):
         return f"holds up to {longest(dtype):,} values of a statistic in registers, these are {length:,}"
     if plan.K > 1:
-        form = layout(
-            dtype, length, 1, BACKWARD_BYTES
-        )  # without vectors, which need more room for their sums
+        form = layout(dtype, 1, length, 1, BACKWARD_BYTES)  # without vectors, whose sums take more room
         if kernels.shared_bytes(dtype, form) > SHARED:
-            return f"holds the sums of a group of {length:,} values in shared memory, which is too small for them"
+            return (
+                f"holds sums in shared memory, which is too small for those of a group of {length:,} values"
+            )
     return None
 
 
@@ -45,7 +45,7 @@ class ResidentSplit:
             statistics[...] = np.nan
         elif rows:
             given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
-            form = layout(given.dtype, length, width(plan.L, given, stored(y)), FORWARD_BYTES)
+            form = layout(given.dtype, rows, length, width(plan.L, given, stored(y)), FORWARD_BYTES)
             kernels.forward(given.dtype, form, by_channel=True)(
                 -(-rows // form.rows),
                 *(given, factor, term, stored(y), statistics),
@@ -66,7 +66,7 @@ class ResidentSplit:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            form = layout(given.dtype, length, width(plan.L, g, given, stored(dx)), BACKWARD_BYTES)
+            form = layout(given.dtype, rows, length, width(plan.L, g, given, stored(dx)), BACKWARD_BYTES)
             sums = new((2, rows * plan.K) if need_affine else (1,), aux[2].dtype, x)
             kernels.backward_channels(given.dtype, form, grouped=plan.K > 1)(
                 -(-rows // form.rows),
@@ -74,16 +74,7 @@ class ResidentSplit:
                 *(weight is not None, needs[0], need_affine, 1 / length),
             )
             if need_affine:
-                add_partials(given.dtype)(
-                    *(
-                        -(-plan.channels // COLUMNS),
-                        sums,
-                        stored(dweight),
-                        stored(dbias),
-                        plan.Z,
-                        plan.channels,
-                    )
-                )
+                sum_partials(sums.reshape(2, plan.Z, plan.channels), dweight, dbias)
         elif need_affine:
             dweight[...] = 0
             dbias[...] = 0
