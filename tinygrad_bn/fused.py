@@ -70,6 +70,7 @@ class Fused:
         self.name = spec.name
         self._vjp = _FusedVjp(spec)
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
+        self._elsewhere = {name for k in spec.kernels if k.device != devices.CPU for name in k.dtypes}
         self._gradients = spec.gradients
         self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
         parameters = inspect.signature(spec.definition).parameters.values()
@@ -181,7 +182,7 @@ class Fused:
                 continue
             elsewhere |= type(array) is not np.ndarray
             if position in self._gradients:
-                if array.dtype not in self._dtypes or array.dtype != wanted:
+                if array.dtype != wanted or not (array.dtype in self._dtypes or self._stored(array)):
                     raise TypeError(
                         f"{spec.name}: {spec.inputs[position]} has dtype {array.dtype}, wanted "
                         f"{wanted if position else ' or '.join(spec.dtypes)}; convert it with .astype()"
@@ -195,6 +196,10 @@ class Fused:
         if elsewhere:
             devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
         return arrays, edges
+
+    def _stored(self, array: Any) -> bool:
+        """Whether kernels of another device than the CPU serve an array there, such as one of 16-bit floats."""
+        return array.dtype.name in self._elsewhere and devices.on_device(array)
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes with the definition's defaults; a kernel would not notice a wrong or a missing

@@ -139,7 +139,7 @@ class ColsKernel:
             means = statistics  # which inference does not read
             if self.training or need_affine:
                 sums = new((2, plan.Z, division.tiles, plan.M), statistics.dtype, x)
-                kernels.sums(given.dtype, division.width, division.threads)(
+                kernels.gradient_sums(given.dtype, division.width, division.threads)(
                     division.blocks,
                     *(g, given, statistics, sums, sums.size // 2, *owners, *division.arguments),
                 )
@@ -196,6 +196,6 @@ def variants() -> Iterator[Launcher]:
         for wide in (per_vector(storage), 1):
             yield kernels.moments(storage, wide, THREADS)
             yield kernels.normalize(storage, wide, THREADS)
-            yield kernels.sums(storage, wide, THREADS)
+            yield kernels.gradient_sums(storage, wide, THREADS)
             for training in (True, False):
                 yield kernels.differentiate(storage, wide, THREADS, training)
