@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call. Run it in an environment with an extra cuda12 or cuda13, torch for CUDA and,
-# to be compared with, liger-kernel:
+# Everything that needs a GPU, in one call. Run it in an environment with an extra cuda12 or cuda13, ml-dtypes, and to
+# be compared with, torch for CUDA and liger-kernel:
 #
 #     benchmarks/gpu.sh [FOLDER [PART …]]
 #
@@ -11,7 +11,8 @@
 #     masks       known answers of Philox, and masks of dropout equal to the CPU's
 #     sweep       the gradient check of every operation, on the GPU
 #     bandwidth   each operation, in fractions of the device's own copy, beside torch and Liger
-#     graphs      the same, replayed as CUDA graphs
+#     halves      the same in bfloat16
+#     graphs      the same as bandwidth, replayed as CUDA graphs
 #     host        microseconds of the host for each eager operation
 #
 # PYTHON chooses the interpreter, DEVICE another GPU than the first (cuda:1).
@@ -21,7 +22,7 @@ cd "$(dirname "$0")/.." || exit
 results=${1:-gpu-results}
 shift
 parts=("$@")
-[[ ${#parts[@]} -gt 0 ]] || parts=(versions masks sweep bandwidth graphs host)
+[[ ${#parts[@]} -gt 0 ]] || parts=(versions masks sweep bandwidth halves graphs host)
 python=${PYTHON:-python}
 device=${DEVICE:-cuda}
 failed=()
@@ -43,6 +44,9 @@ for part in "${parts[@]}"; do
     bandwidth)
         run "$part" bandwidth.md "$python" cli.py bench --device "$device" --format markdown \
             --save "$results/bandwidth.json"
+        ;;
+    halves)
+        run "$part" halves.md "$python" cli.py bench --device "$device" --dtype bfloat16 --format markdown
         ;;
     graphs) run "$part" graphs.md "$python" cli.py bench --device "$device" --graph --format markdown ;;
     host) run "$part" host.md "$python" cli.py bench tape --device "$device" --format markdown ;;

@@ -16,6 +16,7 @@ PARTS = {
     "masks.txt": "benchmarks/gpu_masks.py cuda:1",
     "sweep.txt": "cli.py gradcheck --device cuda:1 --report {folder}/sweep.json",
     "bandwidth.md": "cli.py bench --device cuda:1 --format markdown --save {folder}/bandwidth.json",
+    "halves.md": "cli.py bench --device cuda:1 --dtype bfloat16 --format markdown",
     "graphs.md": "cli.py bench --device cuda:1 --graph --format markdown",
     "host.md": "cli.py bench tape --device cuda:1 --format markdown",
 }

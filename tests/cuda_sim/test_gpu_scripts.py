@@ -92,3 +92,17 @@ def test_a_worker_times_the_kernels_on_a_device(operation, monkeypatch, tmp_path
     assert found["seconds"] == pytest.approx(1 / 3) and found["host"] > 0
     definition = worker.Worker("numpy")
     definition.prepare(dataclasses.asdict(dataclasses.replace(case, device="cpu")), expected=str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("operation", ["norm::rms_norm", "dropout::dropout"])
+def test_16_bit_floats_are_compared_as_others_are(operation, dtype, monkeypatch, tmp_path):
+    monkeypatch.setattr(Ours, "stream", Clock)
+    case = Case(operation, (40, 8), dtype=dtype, device="cuda-sim")
+    made = worker.Worker("tinygrad_bn")
+    made.prepare(dataclasses.asdict(case), save=str(tmp_path))
+    assert made.current.record().dtype.name == dtype
+    torch = pytest.importorskip("torch", reason="torch is the oracle")
+    peer = worker.Worker("torch")
+    peer.prepare(dataclasses.asdict(dataclasses.replace(case, device="cpu")), expected=str(tmp_path))
+    assert peer.current.record().dtype == getattr(torch, dtype)
