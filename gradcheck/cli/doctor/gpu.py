@@ -117,7 +117,8 @@ def toolkit() -> Finding:
 
         cuda.compile_ptx(lambda: None, types.void(), cc=(8, 0), device=False)
         compiles = ", compiles"
-    return _fitting(f"CUDA {version}{compiles}, in {os.path.commonpath(found.values())}", numbers[0].value)
+    place = os.path.commonpath(filter(os.path.isabs, found.values()))
+    return _fitting(f"CUDA {version}{compiles}, in {place}", numbers[0].value)
 
 
 def ptxas() -> Finding:
