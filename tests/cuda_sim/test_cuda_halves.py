@@ -46,7 +46,9 @@ def test_results_are_those_of_float64_rounded(name, dtype):
 
 @HALVES
 def test_the_cpu_has_none(dtype):
-    with pytest.raises(TypeError, match=r"wanted float32 or float64; convert it.*or send it to a CUDA device"):
+    with pytest.raises(
+        TypeError, match=r"wanted float32 or float64; convert it.*or send it to a CUDA device"
+    ):
         tg.tensor(X.astype(dtype))
     t = tg.tensor(X.astype(dtype), device="cuda-sim")
     with pytest.raises(TypeError, match="send it to a CUDA device"):
@@ -55,5 +57,8 @@ def test_the_cpu_has_none(dtype):
 
 
 def test_other_dtypes_are_refused_there_too():
-    with pytest.raises(TypeError, match="got dtype complex128, wanted float32 or float64; convert it, e.g. with dtype='float32'$"):
+    with pytest.raises(
+        TypeError,
+        match="got dtype complex128, wanted float32 or float64; convert it, e.g. with dtype='float32'$",
+    ):
         tg.tensor(X + 0j, device="cuda-sim")

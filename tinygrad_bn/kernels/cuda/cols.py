@@ -80,11 +80,10 @@ def grid(plan: Cols, itemsize: int, width: int, joined: int, blocks: int) -> Gri
     return Grid(width, joined, threads, rows, length, chunk, down, across, columns, plan.Z * down * across)
 
 
-def divided(plan: Cols, *arrays: Any) -> Grid:
-    """The division for arrays in the shape of x, as kernels see them."""
-    storage = arrays[0].dtype
+def divided(plan: Cols, storage: np.dtype) -> Grid:
+    """The division of an x of a dtype, as kernels see it."""
     joined = joined_rows(plan, storage)
-    wide = width(plan.M * joined, *arrays)
+    wide = width(plan.M * joined, storage)
     return grid(plan, storage.itemsize, wide, joined, BLOCKS * processors())
 
 
@@ -100,7 +99,7 @@ class ColsKernel:
         y = new(x.shape, x.dtype, x)
         given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
         T = arithmetic(given.dtype)
-        division = divided(plan, given) if x.size else None
+        division = divided(plan, given.dtype) if x.size else None
         if not self.training:
             statistics = statistics_of_running(T, plan.eps, *running)
         elif division is None:
@@ -134,7 +133,7 @@ class ColsKernel:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            division = divided(plan, g, given)
+            division = divided(plan, given.dtype)
             owners = (plan.statistics, plan.M, plan.B, plan.repeat)
             means = statistics  # which inference does not read
             if self.training or need_affine:

@@ -19,7 +19,7 @@ from .. import masks, philox
 from ..masks import Mask, Scale
 from . import vectors
 from .compat import INT, Launcher, Pointer, cuda, device, kernel
-from .launch import arithmetic, contiguous, new, stored, width
+from .launch import arithmetic, contiguous, new, stored
 
 THREADS, WARP, EIGHT = 256, 32, 8
 ALL = 0xFFFFFFFF
@@ -131,10 +131,10 @@ def decisions(lane_bits: int, runs: int, own: bool) -> Any:
 
 
 @cache
-def multiplication(storage: np.dtype, width: int, lane_bits: int, runs: int, own: bool) -> Launcher:
+def multiplication(storage: np.dtype, lane_bits: int, runs: int, own: bool) -> Launcher:
     """y = x · scale where an element is kept, +0 where it is dropped, whatever x is there."""
     T = arithmetic(storage)
-    zero = T(0)
+    zero, width = T(0), vectors.per_vector(storage)
     load, store, load_one, store_one = (make(n) for n in (width, 1) for make in (vectors.load, vectors.store))
     count = EIGHT // width  # the vectors of a lane
     eight = decisions(lane_bits, runs, own)
@@ -148,7 +148,7 @@ def multiplication(storage: np.dtype, width: int, lane_bits: int, runs: int, own
         KEY,
         (LONG,) * runs,
         (LONG,) * runs,
-        vectorized=width > 1,
+        vectorized=True,
     )
     def multiply(x, y, size, scale, key, lengths, steps):
         lane = cuda.threadIdx.x % WARP
@@ -197,7 +197,7 @@ def multiplied(x: Any, factor: float, key: Sequence[int], lane_bits: int, runs: 
     y = new(x.shape, x.dtype, x)
     given, result = stored(x), stored(y)
     lengths, steps = runs
-    launcher = multiplication(given.dtype, width(0, given, result), lane_bits, len(lengths), steps[-1] == 1)
+    launcher = multiplication(given.dtype, lane_bits, len(lengths), steps[-1] == 1)
     launcher(-(-x.size // (THREADS * EIGHT)), given, result, x.size, factor, key, lengths, steps)
     return y
 
@@ -241,8 +241,7 @@ scale = ScaleKernel()
 def variants() -> Iterator[Launcher]:
     """The kernels that calls are likely to run."""
     for storage in map(np.dtype, (np.float64, np.float32, np.float16, np.uint16)):
-        for width in (vectors.per_vector(storage), 1):
-            yield multiplication(storage, width, EVERY, 1, True)
-            for lane_bits in (16, 32):
-                for runs, own in ((1, True), (1, False), (2, True), (2, False), (3, True), (3, False)):
-                    yield multiplication(storage, width, lane_bits, runs, own)
+        yield multiplication(storage, EVERY, 1, True)
+        for lane_bits in (16, 32):
+            for runs, own in ((1, True), (1, False), (2, True), (2, False), (3, True), (3, False)):
+                yield multiplication(storage, lane_bits, runs, own)
