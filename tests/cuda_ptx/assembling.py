@@ -66,7 +66,7 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
     pretended = SimpleNamespace(compute_capability=capability)
     with mock.patch.object(dispatcher, "get_current_device", return_value=pretended):
         ptx, _ = cuda.compile_ptx(
-            kernel.function, signature, cc=capability, device=False, launch_bounds=kernel.threads
+            kernel.function, signature, cc=capability, device=False, launch_bounds=kernel.bounds
         )
     source = folder / "kernel.ptx"
     source.write_text(ptx)

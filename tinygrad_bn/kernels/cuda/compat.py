@@ -39,8 +39,12 @@ if SIMULATED:
     from . import simulator
 
     simulator.install(_simulated_kernels, _simulated_interface, cuda)
+else:
+    from numba.cuda.extending import intrinsic
 
-__all__ = ["INT", "SIMULATED", "Launcher", "Pointer", "cuda", "device", "kernel", "processors", "types"]
+__all__ = [
+    "INT", "SIMULATED", "Launcher", "Pointer", "cuda", "device", "intrinsic", "kernel", "processors", "types",
+]  # fmt: skip
 
 INT = np.dtype(np.int64)
 """In the signature of a kernel: a size or an index, which may exceed 2³¹."""
@@ -90,6 +94,13 @@ class Launcher:
         return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__qualname__.partition('.')[0]}"
 
     @property
+    def bounds(self) -> tuple[int, int]:
+        """The threads of a block, and the blocks for which a multiprocessor must have registers: one, or the
+        assembler may rather spill than keep out a second.
+        """
+        return self.threads, 1
+
+    @property
     def types(self) -> tuple[Any, ...]:
         """The signature in numba's types."""
         return tuple(map(_typed, self.signature))
@@ -112,7 +123,7 @@ class Launcher:
     def _compiled(self) -> Any:
         if SIMULATED:
             return cuda.jit(self.function)
-        return cuda.jit(types.void(*self.types), launch_bounds=self.threads)(self.function)
+        return cuda.jit(types.void(*self.types), launch_bounds=self.bounds)(self.function)
 
 
 def kernel(

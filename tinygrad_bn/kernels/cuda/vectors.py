@@ -63,9 +63,8 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
-    from numba.cuda.extending import intrinsic
 
-    from .compat import types
+    from .compat import intrinsic, types
 
     HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
     WORD, UPPER = ir.IntType(32), ir.IntType(16)
