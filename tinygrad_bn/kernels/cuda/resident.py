@@ -2,9 +2,9 @@
 
 A *row* is what one statistic is made of, contiguous in memory: a row of the view Rows, or a (z, s) of the
 view Split where A is 1. `lanes` threads hold it, each `per` vectors of `width` neighbours; several short rows
-share a block. Mean and variance are made in two passes over the registers. A sum of values near 10⁴ loses what
-a small variance needs: so the first mean need not be exact, and what it lacks, the mean of the deviations from
-it, is found beside their squares.
+share a block. Mean and variance are made in two passes over the registers. A sum of values near 10⁴ loses
+what a small variance needs: so the first mean need not be exact, and what it lacks, the mean of the
+deviations from it, is found beside their squares.
 
 Weight and bias go along the row (Rows), or there is one for each of the K stretches of L neighbours (Split),
 at (row mod S) · K + j // L.
@@ -304,8 +304,10 @@ def _over_rows(form: Layout, T: type) -> Any:
 
 
 def shared_bytes(storage: np.dtype, form: Layout) -> int:
-    """What `backward_channels` needs for the sums of vectors, where there are several channels to a row."""
-    return 2 * form.per * form.threads * np.dtype(arithmetic(storage)).itemsize
+    """What `backward_channels` needs where there are several channels to a row: for the two sums of each vector,
+    and of each warp.
+    """
+    return 2 * (form.per * form.threads + form.threads // WARP) * np.dtype(arithmetic(storage)).itemsize
 
 
 @cache
