@@ -34,6 +34,7 @@ REGISTERS = 65536
 """Of a multiprocessor, for all threads of a block."""
 GRANULE = 8  # they are given out to a thread in eights
 ACCESS = re.compile(r"\b(ld|st)\.global(?:\.\w+)*?\.v(\d)\.[a-z](\d+)")
+ERROR = re.compile(r"ptxas error\s*: (?:Entry function '\S+' )?(.*)")  # without the mangled name
 USED = re.compile(r"Used (\d+) registers")
 MEMORY = re.compile(r"(\d+) bytes stack frame")  # spilled registers are in it
 
@@ -77,7 +78,7 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, ERROR.findall(done.stderr) or done.stderr
     used, memory = USED.findall(done.stderr), MEMORY.findall(done.stderr)
     return Assembly(ptx, max(map(int, used)), max(int(frame) for frame in memory))
 
