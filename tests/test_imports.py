@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "tinygrad_bn.kernels.cuda": ("numpy", "tinygrad_bn.devices", "tinygrad_bn.kernels"),
     "tinygrad_bn.kernels.cuda.compat": ("cupy", "numba", "numpy", "tinygrad_bn.kernels.cuda"),
     "tinygrad_bn.kernels.cuda.simulator": ("greenlet", "numpy"),
-    "tinygrad_bn.kernels.cuda.vectors": ("llvmlite", "numba", "numpy", "tinygrad_bn.kernels.cuda"),
+    "tinygrad_bn.kernels.cuda.vectors": ("llvmlite", "numpy", "tinygrad_bn.kernels.cuda"),
     "tinygrad_bn.ops": (
         "numpy",
         "tinygrad_bn.devices",

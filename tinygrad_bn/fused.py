@@ -199,7 +199,7 @@ class Fused:
         return arrays, edges
 
     def _stored(self, array: Any) -> bool:
-        """Whether kernels of another device than the CPU serve an array there, such as one of 16-bit floats."""
+        """Whether kernels of another device than the CPU serve an array there, as 16-bit floats."""
         return array.dtype.name in self._elsewhere and devices.on_device(array)
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ __all__ = ["DTYPES", "Tensor", "tensor"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 CUDA_DTYPES = ("float16", "bfloat16", "float32", "float64")
-"""Names of those on a CUDA device: the first two are of 16 bits in memory, and float32 in the fused kernels."""
+"""Names of those on a CUDA device: two of 16 bits in memory, and float32 in the fused kernels, besides."""
 
 
 class Tensor:
@@ -521,7 +521,8 @@ def _check_dtype(array: Any, device: str | None = None) -> None:
     if on_cpu or array.dtype.name not in CUDA_DTYPES:
         more = f", or send it to a CUDA device: {' and '.join(CUDA_DTYPES[:2])} are for those"
         raise TypeError(
-            f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with dtype='float32'"
+            f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with "
+            "dtype='float32'"
             f"{more if array.dtype.name in CUDA_DTYPES else ''}"
         )
 

@@ -59,6 +59,6 @@ def test_the_cpu_has_none(dtype):
 def test_other_dtypes_are_refused_there_too():
     with pytest.raises(
         TypeError,
-        match="got dtype complex128, wanted float32 or float64; convert it, e.g. with dtype='float32'$",
+        match=r"complex128, wanted float32 or float64; convert it, e\.g\. with dtype='float32'$",
     ):
         tg.tensor(X + 0j, device="cuda-sim")

@@ -2,9 +2,9 @@
 
 A *row* is what one statistic is made of, contiguous in memory: a row of the view Rows, or a (z, s) of the
 view Split where A is 1. `lanes` threads hold it, each `per` vectors of `width` neighbours; several short rows
-share a block. Mean and variance are made in two passes over the registers. A sum of values near 10⁴ loses
-what a small variance needs: so the first mean need not be exact, and what it lacks, the mean of the deviations
-from it, is found beside their squares.
+share a block. Mean and variance are made in two passes over the registers. A sum of values near 10⁴ loses what
+a small variance needs: so the first mean need not be exact, and what it lacks, the mean of the deviations from
+it, is found beside their squares.
 
 Weight and bias go along the row (Rows), or there is one for each of the K stretches of L neighbours (Split),
 at (row mod S) · K + j // L.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .compat import INT, Launcher, Pointer, cuda, device, kernel
-from .indices import quotient
+from .indices import quotient, short_quotient
 from .launch import arithmetic
 from .sums import WARP, row_sums
 from .vectors import load, per_vector, store
@@ -102,7 +102,7 @@ def forward(storage: np.dtype, form: Layout, by_channel: bool) -> Launcher:
         row = np.int64(cuda.blockIdx.x) * in_block + cuda.threadIdx.x // lanes
         inside = row < rows
         start = row * length
-        first = row % S * K if by_channel else np.int64(0)
+        first = (row - quotient(row, S) * S) * K if by_channel else np.int64(0)
         registers = cuda.local.array(values, T)
         factor = cuda.local.array(width, T)
         term = cuda.local.array(width, T)
@@ -149,7 +149,7 @@ def forward(storage: np.dtype, form: Layout, by_channel: bool) -> Launcher:
                     factor[i] = T(1)
                     term[i] = T(0)
                 if by_channel:
-                    channel = first + quotient(j, L)
+                    channel = first + short_quotient(j, L)
                     if has_weight:
                         load_one(weight, channel, factor, 0)
                     if has_bias:
@@ -355,7 +355,7 @@ def backward_channels(storage: np.dtype, form: Layout, grouped: bool) -> Launche
         row = np.int64(cuda.blockIdx.x) * in_block + thread // lanes
         inside = row < rows
         start = row * length
-        first = row % S * K
+        first = (row - quotient(row, S) * S) * K
         g = cuda.local.array(values, T)
         normalized = cuda.local.array(values, T)
         factor = cuda.local.array(1, T)
@@ -427,7 +427,7 @@ def backward_channels(storage: np.dtype, form: Layout, grouped: bool) -> Launche
                 j = (k * lanes + lane) * width
                 if inside and j < length:
                     if grouped and has_weight:
-                        load_one(weight, first + quotient(j, L), factor, 0)
+                        load_one(weight, first + short_quotient(j, L), factor, 0)
                     for i in range(k * width, k * width + width):
                         g[i] = rstd * (g[i] * factor[0] - offset - normalized[i] * along)
                     store_vector(dx, start + j, g, k * width)
