@@ -112,7 +112,8 @@ def _problem_of_gpu(index: int) -> str | None:
     try:
         count = _cupy().cuda.runtime.getDeviceCount()
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}); `python cli.py doctor` says what is missing"
+        why = error.__cause__ or error  # CuPy puts a page of advice around the cause
+        return f"CuPy cannot be imported ({why}); `python cli.py doctor` says what is missing"
     except Exception as error:  # CUDARuntimeError: no driver, one that is too old, or no device
         return f"no GPU can be used ({error}); `python cli.py doctor` says what is missing"
     if index >= count:
