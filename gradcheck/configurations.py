@@ -194,8 +194,8 @@ def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str,
         yield (2, 733, 6), {**last, "groups": 3}
 
 
-# Those of a CUDA device hold at most 2048 values of a tile, 32 short rows or 8 elements for each of 256 threads
-# in a block, and its simulator has time for little more.
+# Those of a CUDA device hold at most 2048 values of a tile, 32 short rows or 8 elements for each of 256
+# threads in a block, and its simulator has time for little more.
 
 
 def _past_one_block(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
