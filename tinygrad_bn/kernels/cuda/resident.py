@@ -304,7 +304,7 @@ def _over_rows(form: Layout, T: type) -> Any:
 
 
 def shared_bytes(storage: np.dtype, form: Layout) -> int:
-    """What `backward_channels` needs where there are several channels to a row: for two sums of each vector, and
+    """What `backward_channels` needs where there are several channels to a row: two sums of each vector and
     of each warp.
     """
     return 2 * (form.per * form.threads + form.threads // WARP) * np.dtype(arithmetic(storage)).itemsize
