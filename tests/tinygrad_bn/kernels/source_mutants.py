@@ -41,7 +41,7 @@ PIECES = {
     "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 2, "BACKWARD_TASKS": 1, "BLOCK": 8},
     "split": {},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
-    "dropout": {"TASK": 16},
+    "dropout": {"TASK": 16, "PIECE": 8},
 }
 
 NAMED = (
@@ -67,7 +67,8 @@ NAMED = (
     ("cols", "merge_sums", "-rstd[i] * total / n", "-rstd[i] * total / (n + 1)"),
     ("cols", "merge_sums", "rest * dbias[z, m]", "rest"),
     ("cols", "differentiate_tile", "* scale[j] + (", "* scale[0] + ("),
-    ("dropout", "draw", "np.uint64(start), c2, c3, k0, k1, kept)", "np.uint64(0), c2, c3, k0, k1, kept)"),
+    ("dropout", "draw", "[start:stop], np.uint64(start)", "[start:stop], np.uint64(0)"),
+    ("dropout", "multiply", "expand_own(x, bits, start, y", "expand_own(x, bits, 0, y"),
     ("dropout", "draw_32", "block += ONE", "block += TWO"),
     ("dropout", "eight_bits_at", "(at + SEVEN) >> THREE", "at >> THREE"),
     ("dropout", "expand_own", "x[at] * scale if", "x[at] if"),
