@@ -70,7 +70,7 @@ class Fused:
         self.name = spec.name
         self._vjp = _FusedVjp(spec)
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
-        self._gradients = spec.gradients
+        self._gradients = frozenset(spec.gradients)
         self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
         parameters = inspect.signature(spec.definition).parameters.values()
         keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -168,11 +168,12 @@ class Fused:
         if arrays[0] is None:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
         wanted = arrays[0].dtype
+        served = wanted in self._dtypes
         for position, array in enumerate(arrays):
             if array is None:
                 continue
             if position in self._gradients:
-                if array.dtype not in self._dtypes or array.dtype != wanted:
+                if not served or array.dtype != wanted:
                     raise TypeError(
                         f"{spec.name}: {spec.inputs[position]} has dtype {array.dtype}, wanted "
                         f"{wanted if position else ' or '.join(spec.dtypes)}; convert it with .astype()"
@@ -214,15 +215,16 @@ class Fused:
         held = {id(value) for value in (*arrays, *saved.aux)}
         for position, needed in enumerate(needs):
             if needed:
-                if results[position] is None:
+                given, gradient = saved.inputs[position], results[position]
+                if gradient is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
-                given, gradient = saved.inputs[position], results[position]
-                if gradient.shape != given.shape:  # kernels see weight as [M]
-                    gradient = results[position] = gradient.reshape(given.shape)
+                shape = given.shape
+                if gradient.shape != shape:  # kernels see weight as [M]
+                    gradient = results[position] = gradient.reshape(shape)
                 elif id(gradient) in held:  # whoever gets a gradient may write to it
                     gradient = results[position] = gradient.copy()
-                self._check(gradient, run, "vjp", given.shape, given.dtype)
+                self._check(gradient, run, "vjp", shape, given.dtype)
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
