@@ -89,15 +89,15 @@ class Saved:
         return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
 
 
-def _owned(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes as nobody else can change them: index arrays and lists, which have no hash, are
-    copied.
+def _owned(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attributes, a mapping of this call's own, with values that nobody else can change: index arrays
+    and lists, which have no hash, are copied.
     """
     try:
         hash(tuple(attributes.values()))
     except TypeError:
         return {name: _own(value) for name, value in attributes.items()}
-    return dict(attributes)
+    return attributes
 
 
 def _own(value: Any) -> Any:
