@@ -15,7 +15,7 @@ from gradcheck import budget
 from gradcheck.axes import Arrays, Configuration
 from gradcheck.judge import Check, Verdict
 
-__all__ = ["Evaluate", "check_facts", "check_trusted", "check_twins", "same_bits"]
+__all__ = ["Evaluate", "check_facts", "check_repeated", "check_trusted", "check_twins", "same_bits"]
 
 Values = dict[str, np.ndarray]
 """The output of a call and the gradients of its inputs, by name; "output" first."""
@@ -51,6 +51,18 @@ def check_twins(
         return Check("twins", Verdict.PASS)
     reason = f"the sequential and the parallel kernel differ in the bits of {', '.join(differing)}"
     return Check("twins", Verdict.FAIL, reason)
+
+
+def check_repeated(
+    configuration: Configuration, arrays: Arrays, cotangent: np.ndarray, kernel: str, evaluate: Evaluate
+) -> Check:
+    """A kernel that must give the same bits in every call."""
+    first, second = (evaluate(configuration, arrays, cotangent) for _ in range(2))
+    differing = [name for name in first if not same_bits(first[name], second.get(name))]
+    if not differing:
+        return Check("same bits", Verdict.PASS)
+    reason = f"two calls of the {kernel} kernel differ in the bits of {', '.join(differing)}"
+    return Check("same bits", Verdict.FAIL, reason)
 
 
 def same_bits(one: np.ndarray | None, other: np.ndarray | None) -> bool:

@@ -1,10 +1,14 @@
-"""How every test runs: the same examples everywhere, and no oracle missing where none may be."""
+"""How every test runs: the same examples everywhere, no oracle missing where none may be, and those of CUDA
+kernels where they can.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -43,3 +47,45 @@ def _without_excuse(report):
             report.outcome = "failed"
             report.longrepr = f"{REQUIRE_ORACLES}=1, but: {reason}"
     return report
+
+
+def _simulator() -> bool:
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"  # numba reads it once, when it is imported
+
+
+def _assembler() -> bool:
+    if _simulator() or importlib.util.find_spec("numba_cuda") is None:
+        return False
+    from cuda.pathfinder import find_nvidia_binary_utility
+
+    return find_nvidia_binary_utility("ptxas") is not None
+
+
+# The marker of each tier, which everything in the folder of its name has; where it can run, and who runs it.
+TIERS: dict[str, tuple[Callable[[], bool], str]] = {
+    "cuda_sim": (_simulator, "`make test-cuda-sim` runs these: numba must be started as a simulator of CUDA"),
+    "cuda_ptx": (_assembler, "`make test-cuda-ptx` runs these: they need NVIDIA's compiler and assembler"),
+}
+
+
+class Elsewhere(pytest.Dir):
+    """The folder of a tier that cannot run here. Its modules are not even imported: they could not be."""
+
+    def collect(self):
+        pytest.skip(TIERS[self.path.name][1])
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:
+    if path.name in TIERS and not TIERS[path.name][0]():
+        return Elsewhere.from_parent(parent, path=path)
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers are selected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for name, (can_run, elsewhere) in TIERS.items():
+        for item in items:
+            if name in item.path.parts:
+                item.add_marker(name)
+            elif item.get_closest_marker(name) and not can_run():
+                item.add_marker(pytest.mark.skip(reason=elsewhere))

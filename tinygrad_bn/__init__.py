@@ -12,6 +12,7 @@ It has no relation to the project named tinygrad.
 
 from . import functional, ops
 from .autograd import grad, jvp, vjp
+from .exchange import from_dlpack
 from .fused import explain, operation
 from .random import Generator, default_generator, manual_seed
 from .registry import REGISTRY, BenchCase, Kernel, OpSpec, Registry, Sample
@@ -23,6 +24,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "REGISTRY", "BenchCase", "Generator", "Kernel", "OpSpec", "Registry", "Sample", "Tensor",
-    "default_generator", "enable_grad", "explain", "functional", "grad", "is_grad_enabled", "jvp",
-    "manual_seed", "no_grad", "operation", "ops", "record", "tensor", "vjp",
+    "default_generator", "enable_grad", "explain", "from_dlpack", "functional", "grad", "is_grad_enabled",
+    "jvp", "manual_seed", "no_grad", "operation", "ops", "record", "tensor", "vjp",
 ]  # fmt: skip

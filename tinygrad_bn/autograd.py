@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import devices
 from .tape import enable_grad, sweep
 from .tensor import Tensor, array_of, cotangent_for, edge_of, own_gradients
 
@@ -101,7 +102,7 @@ def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[
     output, pull = vjp(function, *inputs)
     outputs = _sequence(output)
     with enable_grad():
-        probes = [Tensor(np.zeros(value.shape, value.dtype), requires_grad=True) for value in outputs]
+        probes = [Tensor(_zeros(value), requires_grad=True) for value in outputs]
         transposed = pull(*probes, create_graph=True)
         live = [(t, u) for t, u in zip(transposed, tangents, strict=True) if t.requires_grad]
         if live:
@@ -125,4 +126,8 @@ def _fresh(value: Any) -> Tensor:
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return Tensor(np.zeros(like.shape, like.dtype)) if gradient is None else gradient
+    return Tensor.wrap(_zeros(like)) if gradient is None else gradient
+
+
+def _zeros(like: Tensor) -> Any:
+    return devices.zeros(like.shape, like.dtype, like=like._array)

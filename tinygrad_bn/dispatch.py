@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import namespace, trace
+from . import devices, namespace, trace
 from .registry import REGISTRY, OpSpec, Registry
 from .rules import aval, restore
 from .tape import Edge, Node, is_grad_enabled
@@ -86,7 +86,7 @@ class Saved:
     @property
     def nbytes(self) -> int:
         kept = (*self.inputs, self.output, *self.aux)
-        return sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
+        return sum(array.nbytes for array in kept if devices.is_array(array))
 
 
 def _owned(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,7 +103,7 @@ def _owned(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
 def _own(value: Any) -> Any:
     if type(value) is tuple:
         return tuple([_own(part) for part in value])
-    return copy.deepcopy(value) if isinstance(value, (np.ndarray, list)) else value
+    return copy.deepcopy(value) if isinstance(value, list) or devices.is_array(value) else value
 
 
 def unwrap(values: Iterable[Any], convert: Callable[[Any], Any]) -> tuple[list[Any], list[Edge | None]]:
@@ -132,7 +132,7 @@ def keep(
     copy of its own."""
     kept, versions = [], []
     for position, array in enumerate(arrays):
-        if not isinstance(array, np.ndarray):
+        if type(array) is not np.ndarray and not devices.is_array(array):
             kept.append(array)
         elif position not in read:
             kept.append(aval(array.shape, array.dtype))
@@ -182,6 +182,8 @@ class Primitive:
         try:
             definition = self.spec.definition
             output = definition(arrays, **attributes) if self._variadic else definition(*arrays, **attributes)
+            if type(output) is not np.ndarray and devices.on_device(output):
+                devices.one_device(self.name, self._named(arrays))
             result = Tensor.wrap(output)
         except (TypeError, ValueError, IndexError) as error:
             raise self._explained(error, arrays) from None
@@ -211,20 +213,28 @@ class Primitive:
 
     def _explained(self, error: Exception, arrays: Sequence[Any]) -> Exception:
         """What NumPy says of bad arguments, with the operation's name and its inputs."""
+        try:
+            devices.one_device(self.name, self._named(arrays))
+        except ValueError as apart:
+            return apart
         got = ", ".join(
-            f"{self.spec.input_name(position)} {array.shape} {array.dtype}"
-            if isinstance(array, np.ndarray)
-            else f"{self.spec.input_name(position)} {array!r}"
-            for position, array in enumerate(arrays)
+            f"{name} {array.shape} {array.dtype}" if devices.is_array(array) else f"{name} {array!r}"
+            for name, array in self._named(arrays)
         )
         kind = type(error) if type(error) in (TypeError, ValueError, IndexError) else ValueError
         return kind(f"{self.name}: {error} (inputs: {got})")
+
+    def _named(self, arrays: Sequence[Any]) -> list[tuple[str, Any]]:
+        """Each input with its name."""
+        return [(self.spec.input_name(position), array) for position, array in enumerate(arrays)]
 
     def _view(self, result: Tensor, value: Any, array: Any) -> Tensor:
         """The result, which shares the version of the input if it shares its memory."""
         output = result._array
         if output.base is not array and not (
-            isinstance(array, np.ndarray) and np.may_share_memory(output, array)
+            devices.is_array(array)
+            and devices.on_device(array) == devices.on_device(output)
+            and np.may_share_memory(output, array)
         ):
             return result
         if type(value) is not Tensor:  # whoever holds the array could change it behind the tape's back

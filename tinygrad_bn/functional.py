@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from .devices import as_array
 from .ops.activations import relu, sigmoid, tanh
 from .ops.arithmetic import (
     abs,
@@ -43,7 +42,7 @@ __all__ = [
 
 def stack(parts: Sequence[Any], axis: int = 0) -> Tensor:
     """Arrays of one shape side by side along a new axis."""
-    parts = [part if isinstance(part, Tensor) else np.asarray(part) for part in parts]
+    parts = [part if isinstance(part, Tensor) else as_array(part) for part in parts]
     if not parts:
         raise ValueError("stack: got no arrays, wanted at least one")
     rank = parts[0].ndim + 1

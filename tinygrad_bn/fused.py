@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from . import namespace, trace
+from . import devices, namespace, trace
 from .autograd import grad
 from .dispatch import Saved, keep, origin_of, unwrap, write_trace
 from .registry import REGISTRY, Kernel, OpSpec, Registry
 from .rules import Aval
 from .tape import Edge, Node, enable_grad, is_grad_enabled
-from .tensor import Tensor
+from .tensor import Tensor, array_of
 
 __all__ = ["DEFINITION", "Explanation", "Fused", "explain", "operation"]
 
@@ -93,12 +93,12 @@ class Fused:
         arrays, edges = self._arrays(inputs)
         attributes = self._bound(attributes)
         plan = _plan(self.spec, arrays, attributes)
-        chosen = _choose(self.spec, plan, arrays[0], kernel)
+        chosen = _choose(self.spec, plan, arrays[0], _device(arrays[0]), kernel)
         if chosen is None:
             return self._defined(inputs, arrays, attributes)
         run = _Run(chosen, plan)
         output, aux = run.target.forward(plan, *arrays)
-        self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype)
+        self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype, arrays[0])
         result = Tensor.wrap(output)
         saved = None
         if any(edges) and is_grad_enabled():
@@ -136,12 +136,19 @@ class Fused:
             return arrays[0].shape
         return self.spec.shape_rule(tuple([None if a is None else a.shape for a in arrays]), attributes)
 
-    def _check(self, array: Any, run: _Run, method: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def _check(
+        self, array: Any, run: _Run, method: str, shape: tuple[int, ...], dtype: np.dtype, beside: Any
+    ) -> None:
         """Refuse what a kernel must not return: nobody would notice a broadcast or a promotion."""
         if array.shape != shape or array.dtype != dtype:
             raise RuntimeError(
                 f"{self.name}: {run.label(method, dtype)} gave shape {array.shape}, {array.dtype}; "
                 f"wanted {shape}, {dtype}"
+            )
+        if type(array) is not type(beside) and devices.device_of(array) != devices.device_of(beside):
+            raise RuntimeError(
+                f"{self.name}: {run.label(method, dtype)} gave an array on {devices.device_of(array)}, wanted it "
+                f"on {devices.device_of(beside)}"
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
@@ -169,9 +176,11 @@ class Fused:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
         wanted = arrays[0].dtype
         served = wanted in self._dtypes
+        elsewhere = False
         for position, array in enumerate(arrays):
             if array is None:
                 continue
+            elsewhere |= type(array) is not np.ndarray
             if position in self._gradients:
                 if not served or array.dtype != wanted:
                     raise TypeError(
@@ -184,6 +193,8 @@ class Fused:
                     f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
                     f"{name}.detach()"
                 )
+        if elsewhere:
+            devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
         return arrays, edges
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,12 +218,12 @@ class Fused:
         start = perf_counter() if tracing is not None else 0.0
         saved.check_versions(spec)
         cotangent = cotangents[0]
-        array = cotangent._array if type(cotangent) is Tensor else np.asarray(cotangent)
+        array = cotangent._array if type(cotangent) is Tensor else devices.as_array(cotangent)
         run = saved.run
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
         results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
-        held = {id(value) for value in (*arrays, *saved.aux)}
+        held = set(map(id, (*arrays, *saved.aux)))
         for position, needed in enumerate(needs):
             if needed:
                 given, gradient = saved.inputs[position], results[position]
@@ -224,7 +235,7 @@ class Fused:
                     gradient = results[position] = gradient.reshape(shape)
                 elif id(gradient) in held:  # whoever gets a gradient may write to it
                     gradient = results[position] = gradient.copy()
-                self._check(gradient, run, "vjp", shape, given.dtype)
+                self._check(gradient, run, "vjp", shape, given.dtype, array)
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
@@ -240,12 +251,21 @@ class Fused:
             for position, result in enumerate(results)
         ]
 
-    def explain(self, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
-        """Which kernel this call would run, and why each other one would not."""
+    def explain(
+        self, *inputs: Any, kernel: str | None = None, device: str | None = None, **attributes: Any
+    ) -> Explanation:
+        """Which kernel this call would run, and why each other one would not.
+
+        device: where the inputs are taken to be, instead of where they are.
+        """
         (arrays, _), attributes = self._arrays(inputs), self._bound(attributes)
-        plan = _plan(self.spec, arrays, attributes)
-        chosen = _choose(self.spec, plan, arrays[0], kernel)
-        return Explanation(self.name, chosen, _reasons(self.spec, plan, arrays[0], kernel, chosen))
+        plan, array = _plan(self.spec, arrays, attributes), arrays[0]
+        there = _device(array) if device is None else devices.named(device)
+        why_not = None if there == _device(array) else devices.problem(there)
+        if why_not is not None:
+            return Explanation(self.name, None, _unavailable(self.spec, plan, array, there, why_not))
+        chosen = _choose(self.spec, plan, array, there, kernel)
+        return Explanation(self.name, chosen, _reasons(self.spec, plan, array, there, kernel, chosen))
 
     def __reduce__(self) -> Any:
         return _by_name, (self.name,)
@@ -302,9 +322,9 @@ class _FusedVjp:
         cells = {position: cell for position, cell, _ in saved.versions}
         for position, (value, edge) in enumerate(zip(saved.inputs, parents, strict=True)):
             if type(value) is Aval:  # the gradient does not depend on its values; if it does, NaN shows it
-                value = np.full(value.shape, np.nan, value.dtype)
+                value = devices.full(value.shape, np.nan, value.dtype, like=saved.inputs[-1])
             differentiable = position == len(parents) - 1 or position in self.spec.gradients
-            if not isinstance(value, np.ndarray) or not differentiable:
+            if not devices.is_array(value) or not differentiable:
                 copies.append(value)
             elif create_graph and edge is not None:
                 connected = Tensor.wrap(value, edge, cells.get(position))
@@ -320,15 +340,18 @@ def _as_cotangent(value: Tensor | None, create_graph: bool) -> Any:
     return value if value is None or create_graph else value._array
 
 
-def explain(operation: Any, *inputs: Any, kernel: str | None = None, **attributes: Any) -> Explanation:
+def explain(
+    operation: Any, *inputs: Any, kernel: str | None = None, device: str | None = None, **attributes: Any
+) -> Explanation:
     """Which kernel a call of an operation with these inputs and attributes would run, and why no other.
 
     operation: the operation or its name; inputs at the end that are absent may be left out.
+    device: where the inputs are taken to be, instead of where they are.
     """
     if isinstance(operation, str):
         spec = REGISTRY.get(operation)
         if not spec.fused:
-            return Explanation(spec.name, None, ((spec.origin, "runs: a primitive, NumPy on the CPU"),))
+            return Explanation(spec.name, None, ((spec.origin, _of_primitive(inputs, device)),))
         operation = Fused(spec)
     if not isinstance(operation, Fused):
         name = getattr(operation, "__name__", type(operation).__name__)
@@ -337,7 +360,19 @@ def explain(operation: Any, *inputs: Any, kernel: str | None = None, **attribute
             'explain("norm::layer_norm", x, normalized_shape=(5,), eps=1e-5)'
         )
     absent = [None] * (len(operation.spec.inputs) - len(inputs))
-    return operation.explain(*inputs, *absent, kernel=kernel, **attributes)
+    return operation.explain(*inputs, *absent, kernel=kernel, device=device, **attributes)
+
+
+def _of_primitive(inputs: Sequence[Any], device: str | None) -> str:
+    """What runs a primitive on the device of its inputs."""
+    arrays = [array for array in map(array_of, inputs) if devices.is_array(array)]
+    there = devices.named(device) if device else _device(arrays[0]) if arrays else devices.CPU
+    if there == devices.CPU:
+        return "runs: a primitive, NumPy on the CPU"
+    why_not = devices.problem(there) if device else None
+    if why_not is not None:
+        return f"device {there}: {why_not}"
+    return f"runs: a primitive, {'NumPy' if there == devices.SIMULATOR else 'CuPy'} on {there}"
 
 
 def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
@@ -351,21 +386,27 @@ def _native(value: Any) -> Any:
     """An input that is no tensor as an array of this machine's byte order; None where it is absent."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = devices.as_array(value)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kernel | None:
+def _device(array: Any) -> str:
+    return devices.CPU if type(array) is np.ndarray else devices.device_of(array)
+
+
+def _choose(spec: OpSpec, plan: Any, array: Any, device: str, requested: str | None) -> Kernel | None:
     """The kernel that runs: the one asked for, or the last that serves and is preferred at this size. None
     for the definition.
     """
     chosen = None
     if requested != DEFINITION:
-        for kernel in spec.serving(plan, array.dtype, "cpu"):
-            if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
+        for kernel in spec.serving(plan, array.dtype, device):
+            if (
+                array.size >= kernel.preferred_from if requested is None else requested == kernel.name
+            ) and kernel.beyond(plan, array.dtype) is None:
                 chosen = kernel
         if chosen is None and requested is not None:
-            why = _reasons(spec, plan, array, requested, None)
+            why = _reasons(spec, plan, array, device, requested, None)
             raise ValueError(
                 f"{spec.name}: kernel={requested!r} cannot run this call "
                 f"({'; '.join(f'{n}: {r}' for n, r in why[:-1])}); "
@@ -375,12 +416,12 @@ def _choose(spec: OpSpec, plan: Any, array: Any, requested: str | None) -> Kerne
 
 
 def _reasons(
-    spec: OpSpec, plan: Any, array: Any, requested: str | None, chosen: Kernel | None
+    spec: OpSpec, plan: Any, array: Any, device: str, requested: str | None, chosen: Kernel | None
 ) -> tuple[tuple[str, str], ...]:
     """For each kernel and the definition, why it runs or does not."""
     reasons = []
     for kernel in spec.kernels:
-        reason = kernel.refusal(plan, array.dtype, "cpu")
+        reason = kernel.refusal(plan, array.dtype, device)
         if reason is None and kernel is chosen:
             reason = "runs"
         elif reason is None and requested is not None:
@@ -398,6 +439,13 @@ def _reasons(
     else:
         last = "runs: asked for" if requested == DEFINITION else "runs: no kernel serves this call"
     return (*reasons, (DEFINITION, last))
+
+
+def _unavailable(spec: OpSpec, plan: Any, array: Any, device: str, why: str) -> tuple[tuple[str, str], ...]:
+    """The reasons where the inputs are taken to be on a device that cannot be used here."""
+    general = f"device {device}: {why}"
+    kernels = [(k.target, k.mismatch(plan, array.dtype, device) or general) for k in spec.kernels]
+    return (*kernels, (DEFINITION, general))
 
 
 def _by_name(name: str) -> Fused:

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from . import devices
+
 __all__ = [
     "API_VERSION", "REGISTRY", "BenchCase", "Broken", "Kernel", "OpSpec", "Registry", "RegistryError",
     "Sample",
@@ -77,6 +79,9 @@ class Kernel:
     name: what `kernel=` selects it by; kernels of one operation that serve different plans may share a name.
     plan: the type of plan that it serves; None: any.
     preferred_from: the size of the first input from which it is chosen over the kernels before it.
+    device: "cpu", or "cuda" for GPUs and for their simulator.
+    limit: a function `limit(plan, dtype) -> str | None`, or its dotted string: why the kernel cannot run a
+        call though it is of its kind, such as one whose rows are too long; None where it can.
     """
 
     name: str
@@ -85,6 +90,7 @@ class Kernel:
     plan: type | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
     preferred_from: int = 0
+    limit: str | Callable[[Any, np.dtype], str | None] | None = None
 
     @functools.cached_property
     def _numpy_dtypes(self) -> frozenset[np.dtype]:
@@ -99,7 +105,18 @@ class Kernel:
 
     def refusal(self, plan: Any, dtype: Any, device: str) -> str | None:
         """Why this kernel cannot run such a call, or None where it can."""
-        if device != self.device:
+        return self.mismatch(plan, dtype, device) or self.beyond(plan, dtype)
+
+    def beyond(self, plan: Any, dtype: Any) -> str | None:
+        """Why the limit of this kernel keeps it from running a call of its kind, or None."""
+        if self.limit is None:
+            return None
+        limit = _resolve(self.limit) if isinstance(self.limit, str) else self.limit
+        return limit(plan, np.dtype(dtype))
+
+    def mismatch(self, plan: Any, dtype: Any, device: str) -> str | None:
+        """Why this kernel serves other calls than those of such a plan, dtype and device, or None."""
+        if devices.kind(device) != self.device:
             return f"runs on {self.device}, the inputs are on {device}"
         if dtype not in self._numpy_dtypes:
             return f"serves {', '.join(self.dtypes)}, not {np.dtype(dtype).name}"
@@ -200,10 +217,12 @@ class OpSpec:
         return tuple(range(len(self.inputs)))
 
     def serving(self, plan: Any, dtype: np.dtype, device: str) -> tuple[Kernel, ...]:
-        """The kernels that serve such a call, in the order of preference; found once for each kind of it."""
-        kind = type(plan), dtype, device  # all that a refusal depends on
+        """The kernels that serve calls of this kind up to their limits, in the order of preference; found
+        once for each kind.
+        """
+        kind = type(plan), dtype, device
         if kind not in self._serving:
-            serving = [kernel for kernel in self.kernels if kernel.refusal(plan, dtype, device) is None]
+            serving = [kernel for kernel in self.kernels if kernel.mismatch(plan, dtype, device) is None]
             self._serving[kind] = tuple(serving)
         return self._serving[kind]
 

@@ -1,4 +1,4 @@
-"""`Tensor`: a NumPy array with a place on the tape. No mathematics here: operators call the operations in
+"""`Tensor`: an array with a place on the tape. No mathematics here: operators call the operations in
 `ops/`.
 """
 
@@ -10,6 +10,7 @@ from weakref import ref
 
 import numpy as np
 
+from . import devices
 from .namespace import tensors as ops
 from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
 
@@ -21,14 +22,18 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 class Tensor:
     """An n-dimensional array of float32 or float64 that can be differentiated.
 
-    data: anything `numpy.asarray` accepts; it is copied, so that nobody changes it behind the tape's back.
-        Integers and booleans become float64. Other dtypes (float16, complex, object) are a TypeError.
+    data: anything `numpy.asarray` accepts, or an array on another device; it is copied, so that nobody
+        changes it behind the tape's back. Integers and booleans become float64. Other dtypes (float16,
+        complex, object) are a TypeError.
     dtype: float32 or float64; default: that of `data`.
+    device: "cpu", "cuda", "cuda:1" or "cuda-sim"; default: that of `data`. What is calculated from a tensor,
+        and its gradient, stay on its device. RuntimeError where the device cannot be used here.
     requires_grad: record what is done with this tensor, and give it a `.grad` in `backward`.
 
     Changing a tensor in place (`t[...] = v`, `t += v`, `t.copy_(v)`, `t.data = v`) counts up a version that
     it shares with its views; a backward pass that needs an array which was changed since it was saved
-    raises an error. `.data` is a read-only view for that reason.
+    raises an error. `.data` is a read-only view for that reason; CuPy has no such views, so that of a tensor
+    on a GPU can be written to, which the tape does not see.
     """
 
     __slots__ = ("__weakref__", "_array", "_edge", "_version", "grad")
@@ -36,8 +41,11 @@ class Tensor:
     __array_ufunc__ = None  # so that ndarray + Tensor reaches Tensor.__radd__
     __hash__ = object.__hash__  # == compares elements; a tensor is a dictionary key by identity
 
-    def __init__(self, data: Any, dtype: Any = None, *, requires_grad: bool = False):
-        array = np.array(data.data if isinstance(data, Tensor) else data, order="K")
+    def __init__(
+        self, data: Any, dtype: Any = None, *, device: str | None = None, requires_grad: bool = False
+    ):
+        source = array_of(data)
+        array = source.copy(order="K") if devices.on_device(source) else np.array(source, order="K")
         if dtype is not None and array.dtype.kind in "fiub":
             array = array.astype(dtype, copy=False)
         elif array.dtype.kind in "iub":
@@ -45,7 +53,7 @@ class Tensor:
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         if array.dtype not in DTYPES:
             raise _wrong_dtype(array)
-        self._array = array
+        self._array = array if device is None else devices.send(array, _available(device))
         self._edge: Edge | None = None
         self._version = [0]
         self.grad: Tensor | None = None
@@ -58,12 +66,12 @@ class Tensor:
     @classmethod
     def wrap(cls, array: Any, edge: Edge | None = None, version: list[int] | None = None) -> Tensor:
         """A tensor *over* `array`, without a copy: what operations return, and a way to share memory with
-        NumPy.
+        NumPy or CuPy.
 
         Writing to a shared array other than through a tensor is not seen by the version counter.
         """
         if type(array) is not np.ndarray:
-            array = np.asarray(array)
+            array = devices.as_array(array)
         if array.dtype not in DTYPES:
             raise _wrong_dtype(array)
         self = cls.__new__(cls)
@@ -76,10 +84,13 @@ class Tensor:
     # What it is
 
     @property
-    def data(self) -> np.ndarray:
-        """The values, as a read-only view. Assigning to it copies new values in, in place."""
+    def data(self) -> Any:
+        """The values, as a view on their device, read-only unless that is a GPU. Assigning to it copies new
+        values in, in place.
+        """
         view = self._array.view()
-        view.flags.writeable = False
+        if isinstance(view, np.ndarray):
+            view.flags.writeable = False
         return view
 
     @data.setter
@@ -105,7 +116,7 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        return devices.CPU if type(self._array) is np.ndarray else devices.device_of(self._array)
 
     @property
     def is_leaf(self) -> bool:
@@ -129,8 +140,19 @@ class Tensor:
         return self._array.item()
 
     def numpy(self) -> np.ndarray:
-        """The values as an array of their own; `data` is a view without the copy."""
-        return self._array.copy()
+        """The values as an array of their own on the CPU; `data` is a view where they are."""
+        array = devices.fetch(self._array)
+        return array.copy() if array is self._array else array
+
+    def to(self, device: str) -> Tensor:
+        """The tensor on a device: itself where it is there, and else a copy. Differentiable: the gradient
+        comes back to this tensor's device.
+
+        Raises:
+            ValueError: there is no such device. RuntimeError: it cannot be used here; the message says why.
+        """
+        wanted = _available(device)
+        return self if wanted == self.device else ops.to_device(self, device=wanted, origin=self.device)
 
     def detach(self) -> Tensor:
         """The same values (shared memory, shared version) without a place on the tape."""
@@ -163,7 +185,8 @@ class Tensor:
         Returns a function that removes the hook.
         """
         node, index = edge_of(self, "register_hook")
-        shape, dtype = self.shape, self.dtype  # a hook that held the tensor would make a reference circle
+        # A hook that held the tensor would make a reference circle.
+        shape, dtype, device = self.shape, self.dtype, self.device
 
         def call(cotangent: Any) -> Any:
             recorded = isinstance(cotangent, Tensor)
@@ -176,6 +199,11 @@ class Tensor:
             if result.shape != shape:
                 raise ValueError(
                     f"register_hook: the hook gave a gradient of shape {result.shape}, wanted {shape}"
+                )
+            if result.device != device:
+                raise ValueError(
+                    f"register_hook: the hook gave a gradient on {result.device}, wanted it on {device}; "
+                    f"send it there with .to({device!r})"
                 )
             return result.astype(dtype) if recorded else result._array.astype(dtype)
 
@@ -202,7 +230,10 @@ class Tensor:
                 f"in-place change of a tensor of shape {self.shape} while gradients are recorded: the tape "
                 "could not follow it; use an operation such as where(), or change it inside `with no_grad():`"
             )
-        self._array[key] = values._array if isinstance(values, Tensor) else values
+        array = array_of(values)
+        if type(self._array) is not np.ndarray or devices.on_device(array):
+            array = devices.send(devices.as_array(array), self.device)  # a copy is what was asked for
+        self._array[key] = array
         self._version[0] += 1
 
     def __iadd__(self, other: Any) -> Tensor:
@@ -267,25 +298,32 @@ class Tensor:
     def __getitem__(self, key: Any) -> Tensor:
         return ops.getitem(self, key=key)
 
-    # Comparisons give NumPy arrays of booleans: they have no gradient
+    # Comparisons give arrays of booleans on the tensor's device: they have no gradient
 
     def __eq__(self, other: object) -> Any:
-        return self._array == array_of(other)
+        return self._array == self._beside(other)
 
     def __ne__(self, other: object) -> Any:
-        return self._array != array_of(other)
+        return self._array != self._beside(other)
 
     def __lt__(self, other: Any) -> Any:
-        return self._array < array_of(other)
+        return self._array < self._beside(other)
 
     def __le__(self, other: Any) -> Any:
-        return self._array <= array_of(other)
+        return self._array <= self._beside(other)
 
     def __gt__(self, other: Any) -> Any:
-        return self._array > array_of(other)
+        return self._array > self._beside(other)
 
     def __ge__(self, other: Any) -> Any:
-        return self._array >= array_of(other)
+        return self._array >= self._beside(other)
+
+    def _beside(self, other: Any) -> Any:
+        """The array, or whatever it is, that this tensor is compared with."""
+        other = array_of(other)
+        if type(other) is not type(self._array):
+            devices.one_device("comparison", (("left", self._array), ("right", other)))
+        return other
 
     # The operations that read best as methods
 
@@ -355,26 +393,45 @@ class Tensor:
         return float(self.item())
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.device != devices.CPU:
+            raise TypeError(
+                f"this tensor of shape {self.shape} is on {self.device}, and NumPy calculates on the CPU; "
+                "fetch it with .numpy()"
+            )
         return np.array(self.data, dtype=dtype, copy=copy)
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Of a tensor on a GPU; others have no such attribute."""
+        interface = getattr(self._array, "__cuda_array_interface__", None)
+        if interface is None:
+            raise AttributeError(f"__cuda_array_interface__: this tensor is on {self.device}, not on a GPU")
+        self._check_exportable("__cuda_array_interface__")
+        return interface
+
     def __dlpack__(self, **arguments: Any) -> Any:
-        if self.requires_grad:
-            raise BufferError(
-                "__dlpack__: this tensor is on the tape, which others cannot follow; export detach() instead"
-            )
+        self._check_exportable("__dlpack__")
         return self.data.__dlpack__(**arguments)  # read-only: a write from outside would not be seen
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.__dlpack_device__()
 
+    def _check_exportable(self, protocol: str) -> None:
+        if self.requires_grad:
+            raise BufferError(
+                f"{protocol}: this tensor is on the tape, which others cannot follow; export detach() instead"
+            )
+
     def __reduce__(self) -> Any:
-        return _rebuild, (self._array, self.requires_grad, self.grad)
+        # The values travel by way of the CPU.
+        return _rebuild, (devices.fetch(self._array), self.requires_grad, self.grad, self.device)
 
     def __repr__(self) -> str:
-        values = np.array2string(self._array, separator=", ", prefix="Tensor(")
+        values = np.array2string(devices.fetch(self._array), separator=", ", prefix="Tensor(")
+        device = "" if self.device == devices.CPU else f", device={self.device}"
         made = "" if self.is_leaf else f", from={self._edge[0].op.name}"  # type: ignore[index]
         grad = ", requires_grad=True" if self.is_leaf and self.requires_grad else ""
-        return f"Tensor({values}, dtype={self.dtype}{grad}{made})"
+        return f"Tensor({values}, dtype={self.dtype}{device}{grad}{made})"
 
 
 def _one_or_many(lengths: tuple[Any, ...]) -> Any:
@@ -382,9 +439,16 @@ def _one_or_many(lengths: tuple[Any, ...]) -> Any:
     return lengths[0] if len(lengths) == 1 and not isinstance(lengths[0], int) else lengths
 
 
-def tensor(data: Any, dtype: Any = None, *, requires_grad: bool = False) -> Tensor:
-    """`Tensor(data, dtype, requires_grad=...)`, under the name that torch gives it."""
-    return Tensor(data, dtype, requires_grad=requires_grad)
+def _available(device: str) -> str:
+    """The device by its one name, or an error that says why it cannot be used here."""
+    wanted = devices.named(device)
+    devices.check_available(wanted)
+    return wanted
+
+
+def tensor(data: Any, dtype: Any = None, *, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """`Tensor(data, dtype, device=..., requires_grad=...)`, under the name that torch gives it."""
+    return Tensor(data, dtype, device=device, requires_grad=requires_grad)
 
 
 def array_of(value: Any) -> Any:
@@ -412,15 +476,18 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
                 f"{operation}: the output has shape {output.shape}; only one element has a gradient without "
                 "a cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
-        given = np.ones(output.shape, output.dtype)
+        given = devices.full(output.shape, 1.0, output.dtype, like=output._array)
     array = array_of(given)
-    shape = array.shape if isinstance(array, np.ndarray) else np.shape(array)
-    if shape != output.shape:
-        raise ValueError(f"{operation}: the cotangent has shape {shape}, the output has {output.shape}")
+    if not devices.is_array(array):  # numbers have no place yet
+        array = given = devices.send(np.asarray(array, output.dtype), output.device)
+    if array.shape != output.shape:
+        raise ValueError(f"{operation}: the cotangent has shape {array.shape}, the output has {output.shape}")
+    if type(array) is not np.ndarray or type(output._array) is not np.ndarray:
+        devices.one_device(operation, (("output", output._array), ("cotangent", array)))
     if create_graph:
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
-    return np.asarray(array, output.dtype)
+    return array.astype(output.dtype, copy=False)
 
 
 def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> list[Any]:
@@ -444,14 +511,16 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
     return results
 
 
-def _wrong_dtype(array: np.ndarray) -> TypeError:
+def _wrong_dtype(array: Any) -> TypeError:
     return TypeError(
         f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with dtype='float32'"
     )
 
 
-def _rebuild(array: np.ndarray, requires_grad: bool, grad: Tensor | None) -> Tensor:
+def _rebuild(
+    array: np.ndarray, requires_grad: bool, grad: Tensor | None, device: str = devices.CPU
+) -> Tensor:
     """A copy or an unpickled tensor is a leaf: the values travel, the graph stays behind."""
-    result = Tensor(array, requires_grad=requires_grad)
+    result = Tensor(array, device=device, requires_grad=requires_grad)
     result.grad = grad
     return result

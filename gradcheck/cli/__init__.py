@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-__all__ = ["cli", "main", "program"]
+__all__ = ["ARGUMENTS", "cli", "main", "program"]
 
 # Where each command stands, and its line in `--help`, which so imports none of them.
 COMMANDS = {
@@ -21,9 +21,13 @@ COMMANDS = {
     "calibrate": ("gradcheck.cli.calibrate:calibrate", "How far the checker can be trusted, measured."),
     "mutants": ("gradcheck.cli.mutants:mutants", "Grade the checker with gradients known to be wrong."),
     "bench": ("gradcheck.cli.bench:bench", "Time the operations beside torch, JAX and NumPy."),
+    "doctor": ("gradcheck.cli.doctor:doctor", "What is installed here, what is missing, and how to mend it."),
     "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
 INTERNAL_ERROR, INTERRUPTED = 3, 130
+
+ARGUMENTS = "gradcheck.arguments"
+"""Where a context keeps the words of the command line."""
 
 
 def program() -> str:
@@ -43,9 +47,14 @@ def _one_line() -> Iterator[None]:
 class _Lazy(click.Group):
     """A group whose commands are imported when they are called."""
 
-    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        words = list(args)  # which parsing takes away
         with _one_line():
-            return super().make_context(*arguments, **extra)
+            context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = words
+        return context
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)

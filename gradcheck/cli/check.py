@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from gradcheck import axes
-from gradcheck.cli import arrays, executing, plugins, program, reports, target
+from gradcheck.cli import arrays, executing, placing, plugins, program, reports, target
 from gradcheck.cli.executing import Execution
 from gradcheck.cli.reports import Reports
 from gradcheck.cli.selection import Job, NothingSelected, Selection
@@ -80,6 +80,7 @@ def _only(
     help="Check at real data: a batch of scikit-learn's digit images.",
 )
 @target.options
+@placing.option
 @executing.options
 @click.option(
     "--resume",
@@ -102,7 +103,8 @@ def gradcheck(
 
     Each configuration is checked for itself: the kernel's gradient against the numeric derivative of its own
     forward pass, float32 against float64, the sequential and the parallel kernel against the definition and
-    each other, and facts such as "the gradient sums to zero over the normalized axes".
+    each other, and facts such as "the gradient sums to zero over the normalized axes". On another device than
+    the CPU every kernel that serves is compared with the definition, and with itself in a second call.
     """
     of_target = {option.name: options.pop(option.name) for option in _of_target(context)}
     common = {name: options[name] for name in ("dtypes", "input_path")}
@@ -151,6 +153,7 @@ def _sweep(
     only_list: bool,
     plugin_paths: tuple[str, ...],
     resume: str | None,
+    device: str,
     **options: Any,
 ) -> None:
     execution = Execution(**{field.name: options.pop(field.name) for field in dataclasses.fields(Execution)})
@@ -167,9 +170,10 @@ def _sweep(
         others = f", {len(at_samples)} at samples" if at_samples else ""
         click.echo(f"{len(jobs)} configurations{others}", err=True)
         return
+    placing.prepare(context, device)
     sources = {spec.name: ("--plugin", plugin.path) for plugin in loaded for spec in plugin.operations}
     operations = [(spec, sources.get(spec.name, ())) for spec in selection.registered]
-    tasks = _tasks(jobs, operations, seed)
+    tasks = _tasks(jobs, operations, seed, device)
     start = time.perf_counter()
     found = swept(tasks, execution, wanted.lines, resume)
     outcome = Outcome(
@@ -187,17 +191,17 @@ def _sweep(
 
 
 def _tasks(
-    jobs: Sequence[Job], operations: Sequence[tuple[OpSpec, tuple[str, ...]]], seed: int
+    jobs: Sequence[Job], operations: Sequence[tuple[OpSpec, tuple[str, ...]]], seed: int, device: str
 ) -> list[Task]:
     """A task for each configuration, and for each sample of the operations; none of them twice."""
     tasks = [
-        Task(configuration, seed, () if batch is None else batch.source, program())
+        Task(configuration, seed, () if batch is None else batch.source, program(), device)
         for configuration, batch in jobs
     ]
     if operations:
         from gradcheck.adapters.tinygrad_bn import cases
 
         for spec, source in operations:
-            samples = (SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed))
-            tasks += [Task(sample, seed, source, program()) for sample in samples]
+            samples = (SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed, device))
+            tasks += [Task(sample, seed, source, program(), device) for sample in samples]
     return list(dict.fromkeys(tasks))

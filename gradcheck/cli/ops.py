@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from gradcheck.cli import arrays, plugins
+from gradcheck.cli import arrays, placing, plugins
 from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
 
 __all__ = ["ops", "setting"]
@@ -93,6 +93,7 @@ def show(context: click.Context, /, name: str, plugin_paths: tuple[str, ...]) ->
     "--shape", default=None, metavar="4,3,5", help="Shape of the input; default: that of the first sample."
 )
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(("float32", "float64")))
+@placing.option
 @click.option("--kernel", default=None, help="As the argument kernel= of the function.")
 @click.option(
     "--attribute",
@@ -109,17 +110,19 @@ def explain(
     name: str,
     shape: str | None,
     dtype: str,
+    device: str,
     kernel: str | None,
     settings: tuple[str, ...],
     plugin_paths: tuple[str, ...],
 ) -> None:
     """Which kernel a call of NAME would run, and why each other one would not."""
+    placing.simulating(context, device)
     from tinygrad_bn import explain as explain_call
 
     plugins.opened(context, plugin_paths)
     spec = _find(name)
     if not spec.fused:
-        click.echo(str(explain_call(spec.name)))
+        click.echo(str(explain_call(spec.name, device=device)))
         return
     assert spec.samples is not None  # the registry refuses a differentiable operation without samples
     sample = next(iter(spec.samples(np.random.default_rng(0))))
@@ -134,7 +137,7 @@ def explain(
     try:
         x = np.broadcast_to(np.zeros((), dtype), lengths)  # of any size without its memory
         _validate(spec, x, attributes)
-        click.echo(str(explain_call(spec.name, x, *others, kernel=kernel, **attributes)))
+        click.echo(str(explain_call(spec.name, x, *others, kernel=kernel, device=device, **attributes)))
     except Exception as problem:  # the operation's own, about attributes that it was not made for
         shown = ", ".join(f"{key}={value!r}" for key, value in attributes.items())
         raise click.UsageError(
@@ -179,7 +182,9 @@ def _find(name: str) -> OpSpec:
 def _kernel_line(kernel: Any) -> str:
     serves = "" if kernel.plan is None else f", {kernel.plan.__name__.lower()} view"
     threshold = f", from {kernel.preferred_from:,} elements" if kernel.preferred_from else ""
-    return f"{kernel.device} {kernel.name}: {kernel.target} ({', '.join(kernel.dtypes)}{serves}{threshold})"
+    limited = ", up to a limit" if kernel.limit else ""
+    what = f"{', '.join(kernel.dtypes)}{serves}{threshold}{limited}"
+    return f"{kernel.device} {kernel.name}: {kernel.target} ({what})"
 
 
 def _samples(spec: OpSpec) -> list[str]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Performer", "main"]
 
+CPU = "cpu"
 KERNELS = "tinygrad_bn.kernels.cpu."
 EQUAL = {"group_norm": ("layer_norm", "instance_norm"), "instance_norm": ("batch_norm",)}
 """Other operations that one is compared with."""
@@ -38,13 +39,20 @@ class Performer:
 
     def __init__(self) -> None:
         self._batches: dict[tuple[str, ...], list[arrays.Batch]] = {}
-        self._cases: dict[tuple[str, int], dict[str, Case]] = {}
+        self._cases: dict[tuple[str, int, str], dict[str, Case]] = {}
         self._prepared: set[str] = set()
 
     def prepare(self, task: Task) -> None:
-        """See to it that the kernels are loaded, not compiled here: then figures are the same everywhere."""
+        """See to it that the kernels are loaded, not compiled here: then figures are the same everywhere.
+
+        Those of other devices are compiled where they run. Raises DeviceUnavailable.
+        """
         operation = task.configuration.operation
-        if operation not in self._prepared:
+        if task.device != CPU:
+            from tinygrad_bn import devices
+
+            devices.check_available(task.device)
+        elif operation not in self._prepared:
             self._prepared.add(operation)
             families = _families(operation)
             if families:
@@ -68,8 +76,8 @@ class Performer:
     def _configuration(self, task: Task, configuration: Configuration) -> Result:
         from gradcheck.adapters.tinygrad_bn import check_configuration
 
-        given = (self._given(task.source, configuration), task.source) if task.source else ()
-        return check_configuration(configuration, task.seed, *given)
+        given = self._given(task.source, configuration) if task.source else None
+        return check_configuration(configuration, task.seed, given, task.source, task.device)
 
     def _given(self, source: tuple[str, ...], configuration: Configuration) -> np.ndarray:
         """The input of a configuration: the array of its shape among those that the source names."""
@@ -84,14 +92,14 @@ class Performer:
     def _sample(self, task: Task, sample: SampleCase) -> Result:
         from gradcheck.adapters.tinygrad_bn import cases
 
-        key = (sample.operation, task.seed)
+        key = (sample.operation, task.seed, task.device)
         if key not in self._cases:
-            found = cases(plugins.registered(sample.operation), task.seed)
+            found = cases(plugins.registered(sample.operation), task.seed, task.device)
             self._cases[key] = {case.name: case for case in found}
         report = self._cases[key][sample.sample].check()
         return Result(
             sample, task.seed, report.checks, (), (), report.seconds, task.source,
-            findings=report.findings, place=report.place, notes=report.notes,
+            findings=report.findings, place=report.place, notes=report.notes, device=task.device,
         )  # fmt: skip
 
 

@@ -36,15 +36,20 @@ class Outcome:
         return max((result.verdict for result in self.results), default=Verdict.PASS)
 
     def __str__(self) -> str:
-        """One line: how many configurations, how many of each verdict, how long, and whether that is all."""
+        """One line: how many configurations, where if not on the CPU, how many of each verdict, how long, and
+        whether that is all.
+        """
         counts = Counter(result.verdict for result in self.results)
         shown = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
-        number = f"{len(self.results)} configuration{'' if len(self.results) == 1 else 's'}"
+        others = dict.fromkeys(result.device for result in self.results if result.device != "cpu")
+        place = f" on {' and '.join(others)}" if others else ""
+        number = f"{len(self.results)} configuration{'' if len(self.results) == 1 else 's'}{place}"
         if not self.interrupted:
             return f"{number}: {shown} in {self.seconds:.1f} s"
         whole = "" if self.planned is None else f" of {self.planned}"
         checked = f": {shown}" if shown else ""
-        return f"interrupted after {len(self.results)}{whole} configurations{checked} in {self.seconds:.1f} s"
+        done = f"{len(self.results)}{whole} configurations{place}"
+        return f"interrupted after {done}{checked} in {self.seconds:.1f} s"
 
 
 def groups(results: Sequence[Result]) -> Iterator[tuple[str, str, list[Result]]]:

@@ -50,17 +50,19 @@ class Task:
     source: the words of the command line that name the file of the input or of the operation, where there
         is one; where the check runs, the file must be found by the same name.
     program: how the command line is called, for the command that repeats the check.
+    device: where the kernels run.
     """
 
     configuration: Configuration | SampleCase
     seed: int = 0
     source: tuple[str, ...] = ()
     program: str = "python cli.py"
+    device: str = "cpu"
 
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from the other tasks of a sweep; its result has the same."""
-        return (*self.source, str(self.configuration))
+        return (*_on(self.device), *self.source, str(self.configuration))
 
     def as_json(self) -> dict[str, Any]:
         """As an object, for `from_json`."""
@@ -79,7 +81,7 @@ class Result:
     kernels_forward, kernels_vjp: the compiled kernels that ran. source: the words of the command line that
     name the user's array or file, where there is one. program: how the command line is called. findings: of
     each wrong gradient, where and in which term it is wrong. place: file:line of a vjp that is not right.
-    notes: what else the reader should know.
+    notes: what else the reader should know. device: where the kernels ran.
     """
 
     configuration: Configuration | SampleCase
@@ -93,14 +95,16 @@ class Result:
     findings: tuple[Finding, ...] = ()
     place: str = ""
     notes: tuple[str, ...] = ()
+    device: str = "cpu"
 
     @classmethod
     def of_error(cls, task: Task, reason: str, seconds: float = 0.0) -> Result:
         """The result of a task that could not be carried out."""
         checks = (Check("worker", Verdict.ERROR, reason),)
         return cls(
-            task.configuration, task.seed, checks, (), (), seconds, source=task.source, program=task.program
-        )
+            task.configuration, task.seed, checks, (), (), seconds,
+            source=task.source, program=task.program, device=task.device,
+        )  # fmt: skip
 
     @property
     def verdict(self) -> Verdict:
@@ -150,14 +154,14 @@ class Result:
     @property
     def command(self) -> str:
         """The command that repeats this check."""
-        words = (*self.source, *self.configuration.words, "--seed", str(self.seed))
+        words = (*_on(self.device), *self.source, *self.configuration.words, "--seed", str(self.seed))
         command = self.configuration.command if isinstance(self.configuration, SampleCase) else "gradcheck"
         return f"{self.program} {command} {shlex.join(words)}"
 
     @property
     def key(self) -> tuple[str, ...]:
         """What tells it from the other results of a sweep; its task has the same."""
-        return (*self.source, str(self.configuration))
+        return (*_on(self.device), *self.source, str(self.configuration))
 
     def as_json(self) -> dict[str, Any]:
         """As an object that holds everything, for `from_json`, and what is read off it, for other readers.
@@ -182,6 +186,11 @@ class Result:
     def from_json(cls, entry: Any) -> Result:
         """The result that was written so. Raises ValueError where it is none."""
         return _read(cls, entry)
+
+
+def _on(device: str) -> tuple[str, ...]:
+    """The words of a command line that choose a device."""
+    return () if device == "cpu" else ("--device", device)
 
 
 def _of_configuration(configuration: Configuration | SampleCase) -> dict[str, Any]:

@@ -36,6 +36,9 @@ CLOSING = 5.0
 # parallel; more would take the cores of the neighbours.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "NUMBA_NUM_THREADS": "2"}
 
+# What must be set where a device is to be used, before its library is loaded.
+OF_DEVICE = {"cuda-sim": {"NUMBA_ENABLE_CUDASIM": "1"}}
+
 
 class WorkerUnavailable(RuntimeError):
     """A process does not start, or runs another version of the program; the message says which."""
@@ -82,6 +85,7 @@ class _Worker:
     def __init__(self, sweep: str) -> None:
         self.sweep = sweep
         self._process: subprocess.Popen[bytes] | None = None
+        self._environment: dict[str, str] = {}
         self._busy = threading.Lock()
         self._rest = threading.Timer(0, lambda: None)
         self._over = False
@@ -136,7 +140,7 @@ class _Worker:
         """What the process says when it begins with the task, or, where it cannot, the result."""
         for last in (False, True):
             try:
-                process = self._running()
+                process = self._running(task["device"])
                 assert process.stdin is not None
                 process.stdin.write(json.dumps(task).encode() + b"\n")
                 process.stdin.flush()
@@ -148,16 +152,22 @@ class _Worker:
                     raise
         raise AssertionError  # not reached
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self, device: str) -> subprocess.Popen[bytes]:
+        """The process, with what must be set for the device."""
+        environment = OF_DEVICE.get(device, {})
+        if self._process is not None and environment != self._environment:
+            self._kill()
+            self._close()
         if self._process is None:
             paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**ENVIRONMENT, **os.environ, "PYTHONPATH": paths},
+                env={**ENVIRONMENT, **os.environ, **environment, "PYTHONPATH": paths},
                 start_new_session=True,  # Ctrl-C is for the program that runs the sweep, which ends this one
             )
+            self._environment = environment
             if self._over:
                 self._kill()
             try:

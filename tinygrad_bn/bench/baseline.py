@@ -17,7 +17,7 @@ __all__ = ["Baseline", "Change", "Incomparable"]
 ALLOWED = 1.15
 """The same code, started again, differs by so much: its arrays lie elsewhere in memory."""
 SIGMAS = 4.0
-KEY = ("operation", "shape", "keywords", "dtype", "threads", "direction")
+KEY = ("operation", "shape", "keywords", "dtype", "device", "threads", "direction")
 
 
 class Incomparable(Exception):
@@ -83,17 +83,16 @@ class Baseline:
             for count in threads:
                 for direction in DIRECTIONS:
                     if _key({**vars(case), "threads": count, "direction": direction}) not in self._cases:
-                        raise Incomparable(
-                            f"{path} has no {case} {case.dtype} {direction} on {count} threads; save it anew"
-                        )
+                        what = f"{case} {case.dtype} {direction}, {case.place(count)}"
+                        raise Incomparable(f"{path} has no {what}; save it anew")
 
     def changes(self, now: Mapping[str, Any]) -> list[Change]:
         """Of every case of a report; the baseline may have more."""
         found = []
         for case in now["cases"]:
             old = self._cases[_key(case)]
-            made = Case(case["operation"], tuple(case["shape"]), case["keywords"])
-            what = f"{made} {case['dtype']} {case['direction']}, threads {case['threads']}"
+            made = Case(case["operation"], tuple(case["shape"]), case["keywords"], device=case["device"])
+            what = f"{made} {case['dtype']} {case['direction']}, {made.place(case['threads'])}"
             factor = allowed(old["noise"], case["noise"])
             found.append(Change(what, old["over_floor"], case["over_floor"], factor))
         return found

@@ -39,6 +39,10 @@ SMALL = (
     *("norm::instance_norm", "norm::group_norm", "dropout::dropout"),
 )
 
+# Forward and backward, where it is not 2 and 3. A channel of BatchNorm is spread over the whole batch: no
+# block keeps it between the statistics and what follows from them, so that all is read twice.
+MOVED = {"norm::batch_norm": (3, 5)}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -53,6 +57,7 @@ class Case:
     dtype: str = "float32"
     seed: int = 0
     mean: float = 0.0
+    device: str = "cpu"
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Case:
@@ -66,6 +71,10 @@ class Case:
     @cached_property
     def spec(self) -> OpSpec:
         return REGISTRY.get(self.operation)
+
+    def place(self, threads: int) -> str:
+        """On how many threads of the CPU, or on which GPU."""
+        return f"{threads} thread{'s' * (threads > 1)}" if self.device == "cpu" else self.device
 
     @property
     def elements(self) -> int:
@@ -86,6 +95,13 @@ class Case:
     def arguments(self) -> Mapping[str, Any]:
         """The keywords of the public function, those that follow from the shape among them."""
         return self._call[1]
+
+    def arrays_moved(self, direction: str) -> int | None:
+        """Arrays of the input's size that a GPU must read and write in a pass; None if it is not fused."""
+        if not self.spec.fused:
+            return None
+        forward, backward = (2, 2) if self.spec.rng else MOVED.get(self.operation, (2, 3))
+        return forward if direction == "forward" else backward
 
     @property
     def channels_last(self) -> bool:

@@ -16,9 +16,10 @@ __all__ = ["Measurement", "Summary", "Timing", "geometric_mean", "number", "summ
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call, one mean for each round."""
+    """Seconds per call, one mean for each round. host: of a GPU's calls, until they were started."""
 
     seconds: tuple[float, ...]
+    host: tuple[float, ...] = ()
 
     @property
     def best(self) -> float:
@@ -27,6 +28,11 @@ class Timing:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def call(self) -> float:
+        """What a call costs the host at the least, which on a GPU does not wait for the result."""
+        return min(self.host or self.seconds)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,18 @@ class Measurement:
         return self.ours.best / self.floor.best
 
     @property
+    def of_copy(self) -> float | None:
+        """The share of the copy's bandwidth that our best time comes to, if we moved no more than is needed.
+
+        On a GPU, where the floor is a copy: it moves the input twice. None elsewhere, and where it is unknown
+        how much is needed.
+        """
+        moved = self.case.arrays_moved(self.direction)
+        if self.case.device == "cpu" or moved is None:
+            return None
+        return moved / 2 * self.floor.best / self.ours.best
+
+    @property
     def noise(self) -> float:
         """The standard error of log(ours / floor), estimated from the rounds.
 
@@ -89,23 +107,24 @@ class Measurement:
     def __str__(self) -> str:
         peer = "" if self.ratio is None else f", best peer {self.best_peer} ÷ ours {number(self.ratio)}"
         return (
-            f"{self.case} {self.case.dtype} {self.direction}, threads {self.threads}: "
+            f"{self.case} {self.case.dtype} {self.direction}, {self.case.place(self.threads)}: "
             f"{number(self.ours.best * 1e3)} ms, ours ÷ floor {number(self.over_floor)}{peer}"
         )
 
     def as_json(self) -> dict[str, Any]:
         def timing(of: Timing) -> dict[str, float]:
-            return {"best": of.best, "median": of.median, "rounds": len(of.seconds)}
+            host = {"host": min(of.host)} if of.host else {}
+            return {"best": of.best, "median": of.median, "rounds": len(of.seconds), **host}
 
         case = self.case
         return {
             "operation": case.operation, "shape": list(case.shape), "keywords": dict(case.keywords),
-            "dtype": case.dtype, "threads": self.threads, "direction": self.direction,
+            "dtype": case.dtype, "device": case.device, "threads": self.threads, "direction": self.direction,
             "floor": timing(self.floor), "ours": timing(self.ours),
             "peers": {name: timing(of) for name, of in self.peers.items()},
             "best_peer": self.best_peer, "ratio": self.ratio,
             "median_ratio": self.median_ratio,
-            "over_floor": self.over_floor, "noise": self.noise,
+            "over_floor": self.over_floor, "noise": self.noise, "of_copy": self.of_copy,
         }  # fmt: skip
 
 

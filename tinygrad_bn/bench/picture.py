@@ -18,6 +18,7 @@ COLOURS = {
     "torch": ("#d9730d", "#e08a3c"),
     "torch-compile": ("#e8a87c", "#b9734a"),
     "jax": ("#4a9b7f", "#5fb89a"),
+    "liger": ("#7a5fb8", "#a68fd8"),
     "numpy": ("#a8a8a8", "#808080"),
 }
 LABEL, PANEL, GAP, VALUE = 260, 330, 30, 46  # widths
@@ -26,19 +27,17 @@ BAR, SPACE, TOP = 9, 10, 66  # heights
 
 def draw(measurements: Sequence[Measurement]) -> str:
     """A panel for each direction side by side, a section for each dtype and number of threads."""
-    sections: dict[tuple[str, int], list[Measurement]] = {}
+    sections: dict[tuple[str, str], list[Measurement]] = {}
     for each in measurements:
-        sections.setdefault((each.case.dtype, each.threads), []).append(each)
+        sections.setdefault((each.case.dtype, each.case.place(each.threads)), []).append(each)
     libraries = [name for name in COLOURS if any(name in each.timings for each in measurements)]
     longest = max(
         (t.best / each.floor.best for each in measurements for t in each.timings.values()), default=10
     )
     decades = max(1, math.ceil(math.log10(longest) - 1e-9))
     parts, y = [], 0.0
-    for (dtype, threads), group in sections.items():
-        drawn, height = _section(
-            group, libraries, decades, y, f"{dtype}, {threads} thread{'s' * (threads > 1)}"
-        )
+    for (dtype, place), group in sections.items():
+        drawn, height = _section(group, libraries, decades, y, f"{dtype}, {place}")
         parts += drawn
         y += height
     width = LABEL + 2 * PANEL + GAP + VALUE

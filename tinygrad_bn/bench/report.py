@@ -15,10 +15,13 @@ from .figures import Measurement, Summary, number, summaries
 from .libraries import FLOOR, OURS
 from .speed import Failure
 
-__all__ = ["SCHEMA_VERSION", "Report", "Table", "machine", "speed_report"]
+__all__ = ["SCHEMA_VERSION", "Report", "Table", "gpu", "machine", "speed_report"]
 
-SCHEMA_VERSION = 1
-PACKAGES = ("numpy", "numba", "llvmlite", "torch", "jax", "jaxlib")
+SCHEMA_VERSION = 2
+PACKAGES = (
+    "numpy", "numba", "llvmlite", "numba-cuda", "cupy-cuda12x", "cupy-cuda13x",
+    "torch", "triton", "liger-kernel", "jax", "jaxlib",
+)  # fmt: skip
 CACHES = "/sys/devices/system/cpu/cpu0/cache"
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -81,16 +84,18 @@ class Report:
     def _setting(self) -> str:
         """One line: on what, with what."""
         here, packages = machine(), ", ".join(f"{name} {version}" for name, version in versions().items())
+        gpu = f"{self.settings['gpu']}; " if "gpu" in self.settings else ""
         cache = f"{here['cache_bytes'] / 2**20:.0f} MiB last-level cache, " if here["cache_bytes"] else ""
         return (
-            f"{here['processor']}, {here['cpus']} CPUs, {cache}{here['system']}; {packages}; seed {self.seed}"
+            f"{gpu}{here['processor']}, {here['cpus']} CPUs, {cache}{here['system']}; {packages}; "
+            f"seed {self.seed}"
         )
 
 
 def speed_report(
     measurements: Sequence[Measurement], failures: Sequence[Failure], seed: int, settings: Mapping[str, Any]
 ) -> Report:
-    """Of `bench`: a table for each dtype, number of threads and direction, and the summary of all."""
+    """Of `bench`: a table for each dtype, number of threads or GPU, and direction, and the summary of all."""
     cases = [each.as_json() for each in measurements]
     summary = summaries(measurements)
     failed = [
@@ -98,12 +103,24 @@ def speed_report(
         for each in failures
     ]
     results = {"cases": cases, "summary": [asdict(each) for each in summary], "failures": failed}
-    groups: dict[tuple[str, int, str], list[Measurement]] = {}
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
     for each in measurements:
-        groups.setdefault((each.case.dtype, each.threads, each.direction), []).append(each)
+        key = (each.case.dtype, each.case.place(each.threads), each.direction)
+        groups.setdefault(key, []).append(each)
     tables = [_times(group, *key) for key, group in groups.items()]
+    tables += [_host(group, *key) for key, group in groups.items() if group[0].case.device != "cpu"]
     tables.append(_summary(summary))
-    return Report("speed", seed, settings, results, tables)
+    return Report("speed", seed, settings, results, tables, _bandwidth(measurements))
+
+
+def _bandwidth(measurements: Sequence[Measurement]) -> list[str]:
+    """What the share of the copy is a share of."""
+    copies = [2 * each.case.nbytes / each.floor.best for each in measurements if each.case.device != "cpu"]
+    if not copies:
+        return []
+    return [
+        f"The copy moves {number(min(copies) / 1e9)} to {number(max(copies) / 1e9)} GB/s, read and written."
+    ]
 
 
 def _summary(found: Sequence[Summary]) -> Table:
@@ -118,15 +135,29 @@ def _summary(found: Sequence[Summary]) -> Table:
     return Table("Summary: best peer ÷ ours, and ours ÷ floor; the means are geometric", columns, rows)
 
 
-def _times(group: Sequence[Measurement], dtype: str, threads: int, direction: str) -> Table:
+def _times(group: Sequence[Measurement], dtype: str, place: str, direction: str) -> Table:
     libraries = dict.fromkeys(name for each in group for name in (FLOOR, OURS, *each.timings))
+    on_gpu = group[0].case.device != "cpu"
     rows = []
     for each in group:
         timings = [each.timings.get(library) for library in libraries]
         cells = ["" if t is None else f"{number(t.best * 1e3)}/{number(t.median * 1e3)}" for t in timings]
-        rows.append((str(each.case), *cells, number(each.ratio), number(each.over_floor)))
-    title = f"{direction}, {dtype}, {threads} thread{'s' if threads > 1 else ''}; best/median in ms"
-    return Table(title, (direction, *libraries, "peer ÷ ours", "÷ floor"), rows)
+        last = each.of_copy if on_gpu else each.over_floor
+        rows.append((str(each.case), *cells, number(each.ratio), number(last)))
+    title = f"{direction}, {dtype}, {place}; best/median in ms"
+    return Table(title, (direction, *libraries, "peer ÷ ours", "of the copy" if on_gpu else "÷ floor"), rows)
+
+
+def _host(group: Sequence[Measurement], dtype: str, place: str, direction: str) -> Table:
+    """What a call on a GPU costs the host, which does not wait for it."""
+    libraries = dict.fromkeys(name for each in group for name in each.timings if name != FLOOR)
+    rows = []
+    for each in group:
+        best = [min(each.timings[name].host) if name in each.timings else None for name in libraries]
+        rows.append((str(each.case), *(number(None if t is None else t * 1e6) for t in best)))
+    return Table(
+        f"{direction}, {dtype}, {place}; the host's microseconds per call", (direction, *libraries), rows
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -137,6 +168,16 @@ def machine() -> dict[str, Any]:
         "cache_bytes": cache_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def gpu(device: str) -> dict[str, Any]:
+    """What the settings say of a GPU; nothing for the CPU."""
+    if device == "cpu":
+        return {}
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(int(device.partition(":")[2] or 0))
+    return {"device": device, "gpu": properties["name"].decode()}
 
 
 def _processor() -> str:

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import numpy as np
 from ..registry import REGISTRY
 from . import libraries
 from .cases import Case
+from .libraries.streams import Stream
+from .timing import OnDevice, OnHost, copies_needed
 
 __all__ = ["main"]
 
@@ -32,49 +33,40 @@ class Worker:
     """The library, and the case that it has prepared."""
 
     def __init__(self, name: str):
-        self.library = libraries.load(name)
+        self.name = name
         self.current: Any = None
+        self.timer: OnHost | OnDevice | None = None
+        self._streams: dict[str, Stream] = {}
 
-    def prepare(self, case: Mapping[str, Any], reference: bool = False, **files: str) -> dict[str, Any]:
+    def prepare(
+        self, case: Mapping[str, Any], reference: bool = False, graph: bool = False, **files: str
+    ) -> dict[str, Any]:
         """Make the inputs and run both passes, which compiles what is to be compiled; how long each takes.
 
         save: a folder for the results. expected: one where another library saved its own, which these must
-        equal.
+        equal. graph: replay the passes as CUDA graphs.
         """
-        self.current = None  # before the next inputs are made
+        self.current = self.timer = None  # before the next inputs are made
         made = Case.from_json(case)
-        self.current = self.library(made, **({"reference": True} if reference else {}))
+        library = libraries.load(self.name, made.device)
+        if made.device != "cpu" and made.device not in self._streams:  # before anything is started on it
+            self._streams[made.device] = library.stream(int(made.device.partition(":")[2] or 0))
+        self.current = library(made, **({"reference": True} if reference else {}))
         if "save" in files or "expected" in files:
             self._results(made, **files)
+        self.timer = OnHost(self.current)
+        if made.device != "cpu":
+            stream = self._streams[made.device]
+            more = copies_needed(made.nbytes, stream.cache_bytes) - 1
+            self.timer = OnDevice([self.current, *(library(made) for _ in range(more))], stream, graph)
         for direction in DIRECTIONS:
             self.sample(direction, 1)
         return {direction: self.sample(direction, 1)["seconds"] for direction in DIRECTIONS}
 
     def sample(self, direction: str, calls: int) -> dict[str, float]:
-        """The mean time of some calls, each on the clock by itself, after one that is not.
-
-        A forward pass whose results are kept comes before each backward pass, off the clock. Results are
-        dropped off the clock too.
-        """
-        library, clock = self.current, time.perf_counter
-        total = 0.0
-        if direction == "forward":
-            output = library.forward()
-            for _ in range(calls):
-                output = None
-                start = clock()
-                output = library.forward()  # noqa: F841 -- or dropping it would be timed
-                total += clock() - start
-        else:
-            recorded = library.record()
-            gradients = library.backward(recorded)
-            for _ in range(calls):
-                recorded = gradients = None
-                recorded = library.record()
-                start = clock()
-                gradients = library.backward(recorded)  # noqa: F841 -- as above
-                total += clock() - start
-        return {"seconds": total / calls}
+        """The mean time of some calls."""
+        assert self.timer is not None, "prepare a case first"
+        return self.timer.sample(direction, calls)
 
     def memory(self) -> dict[str, int | None]:
         """Of the case that is prepared; of ours alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .philox import Quantised, as_word
 
@@ -50,6 +51,13 @@ class Mask:
     def decisions(self) -> int:
         """How many decisions the mask holds."""
         return math.prod(self.mask_shape)
+
+    def check_shape(self, name: str, array: Any) -> None:
+        """Raise ValueError unless an array has the shape of the input, by which kernels find the decisions."""
+        if array.shape != self.shape:
+            raise ValueError(
+                f"dropout: {name} has shape {array.shape}, but the mask was made for {self.shape}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import device_of, send
 from ..fused import operation
 from ..kernels import philox
 from ..kernels.masks import Mask, Scale
@@ -19,7 +20,7 @@ from .checks import as_index, shape_of
 
 __all__ = ["dropout"]
 
-MODULE = "tinygrad_bn.kernels.cpu.dropout"
+MODULE, CUDA = "tinygrad_bn.kernels.cpu.dropout", "tinygrad_bn.kernels.cuda.dropout"
 MODES = ("upscale_in_train", "downscale_in_infer")
 PARALLEL_FROM = 1 << 16
 
@@ -65,6 +66,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
     kernels=(
         Kernel("sequential", f"{MODULE}:sequential", plan=Mask),
         Kernel("parallel", f"{MODULE}:parallel", plan=Mask, preferred_from=PARALLEL_FROM),
+        Kernel("cuda", f"{CUDA}:dropout", device="cuda", plan=Mask),
     ),
     plan=lambda shapes, a: Mask(
         shapes[0], a["mask_shape"], a["seed"], a["stream"], a["call"], philox.quantise(a["p"]), a["scale"]
@@ -80,7 +82,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
 )
 def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
     """y = x · scale where the mask of (seed, stream, call) keeps, 0 elsewhere."""
-    mask = philox.keep_mask(seed, stream, call, p, mask_shape)
+    mask = send(philox.keep_mask(seed, stream, call, p, mask_shape), device_of(input))
     return xp.where(mask, input * scale, 0.0), ()
 
 
@@ -89,6 +91,7 @@ def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
     kernels=(
         Kernel("sequential", f"{MODULE}:sequential_scale", plan=Scale),
         Kernel("parallel", f"{MODULE}:parallel_scale", plan=Scale, preferred_from=PARALLEL_FROM),
+        Kernel("cuda", f"{CUDA}:scale", device="cuda", plan=Scale),
     ),
     plan=lambda shapes, attributes: Scale(attributes["factor"]),
     keeps=((),),
@@ -131,7 +134,8 @@ def dropout(
             all.
             For input [N, C, H, W], axis=(0, 1) drops whole feature maps.
         generator: where the mask comes from; default: the one that `manual_seed` sets.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" (on the CPU), "cuda" (on a GPU) or "definition"; default: by device
+            and size.
 
     Raises:
         ValueError: p, mode or axis is out of range. TypeError: another dtype or type.

@@ -27,7 +27,7 @@ PARALLEL_FROM = 1 << 16
 
 
 def _kernels(view: type, suffix: str = "") -> tuple[Kernel, ...]:
-    """The sequential and the parallel twin that serve a view."""
+    """The sequential and the parallel twin that serve a view on the CPU."""
     module = f"tinygrad_bn.kernels.cpu.{view.__name__.lower()}"
     return (
         Kernel("sequential", f"{module}:sequential{suffix}", plan=view),
@@ -35,9 +35,36 @@ def _kernels(view: type, suffix: str = "") -> tuple[Kernel, ...]:
     )
 
 
-ROWS = _kernels(views.Rows)
-CHANNELS = _kernels(views.Split) + _kernels(views.Cols)
-CHANNELS_INFERENCE = _kernels(views.Split, "_inference") + _kernels(views.Cols, "_inference")
+def _streaming(view: type, module: str, suffix: str = "") -> Kernel:
+    """The kernel that serves a view of any size on a CUDA device."""
+    return Kernel("streaming", f"tinygrad_bn.kernels.cuda.{module}:streaming{suffix}", "cuda", view)
+
+
+def _resident(view: type, module: str) -> Kernel:
+    """The one for statistics that fit the registers of a block."""
+    module = f"tinygrad_bn.kernels.cuda.{module}"
+    return Kernel("resident", f"{module}:resident", "cuda", view, limit=f"{module}:too_long")
+
+
+ROWS = (
+    *_kernels(views.Rows),
+    _streaming(views.Rows, "rows_streaming"),
+    _resident(views.Rows, "rows"),
+)
+CHANNELS = (
+    *_kernels(views.Split),
+    *_kernels(views.Cols),
+    _streaming(views.Split, "split"),
+    _resident(views.Split, "split_resident"),
+    _streaming(views.Cols, "cols"),
+    _resident(views.Cols, "cols"),
+)
+CHANNELS_INFERENCE = (
+    *_kernels(views.Split, "_inference"),
+    *_kernels(views.Cols, "_inference"),
+    _streaming(views.Split, "split", "_inference"),
+    _streaming(views.Cols, "cols", "_inference"),
+)
 
 
 # The calls that a benchmark makes: all with weight and bias, whose shape follows from that of the input
@@ -336,7 +363,7 @@ def batch_norm(
             f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient "
             "nothing; use a larger batch, or training=False"
         )
-    running.check_writable()
+    running.check_writable(input)
     output, aux = _batch_norm.call((input, weight, bias), attributes, kernel)
     if running.present:
         running.update(aux[0].reshape(channels), aux[1].reshape(channels), count)
@@ -429,7 +456,7 @@ def instance_norm(
             f"{name}: one spatial element, shape {shape}: its variance is 0 and its gradient nothing; "
             "use a larger input, or running statistics with use_input_stats=False"
         )
-    running.check_writable()
+    running.check_writable(input)
     output, aux = _instance_norm.call((input, weight, bias), attributes, kernel)
     if running.present and shape[0]:
         mean, variance = (statistic.reshape(shape[0], channels).mean(axis=0) for statistic in aux[:2])

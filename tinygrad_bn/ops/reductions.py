@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import as_array
 from ..dispatch import primitive
 from .samples import calls
 
@@ -43,7 +44,7 @@ def _sum(xp, g, y, x, axis, keepdims):
 @primitive("reduce::sum", vjps=(_sum,), samples=AXES)
 def sum(x, axis=None, keepdims=False):
     """The sum over `axis` (an integer, a tuple, or None for all)."""
-    return np.add.reduce(x, axis, keepdims=keepdims)
+    return as_array(x).sum(axis, keepdims=keepdims)
 
 
 def _mean(xp, g, y, x, axis, keepdims):
@@ -53,9 +54,9 @@ def _mean(xp, g, y, x, axis, keepdims):
 @primitive("reduce::mean", vjps=(_mean,), samples=AXES)
 def mean(x, axis=None, keepdims=False):
     """The mean over `axis` (an integer, a tuple, or None for all)."""
-    x = np.asarray(x)
-    total = np.add.reduce(x, axis, keepdims=keepdims)
-    return total / (x.size // max(total.size, 1))  # the bits of np.mean, which takes twice as long
+    x = as_array(x)
+    total = x.sum(axis, keepdims=keepdims)
+    return total / (x.size // max(total.size, 1))  # the bits of x.mean, which takes twice as long in NumPy
 
 
 def _extreme(xp, g, y, x, axis, keepdims):
@@ -71,10 +72,10 @@ def amax(x, axis=None, keepdims=False):
     """The largest element over `axis`; equal ones share the derivative, as in torch's function of this
     name.
     """
-    return np.asarray(x).max(axis, keepdims=keepdims)
+    return as_array(x).max(axis, keepdims=keepdims)
 
 
 @primitive("reduce::amin", vjps=(_extreme,), keeps=((0,),), keeps_output=True, samples=AXES)
 def amin(x, axis=None, keepdims=False):
     """The smallest element over `axis`; equal ones share the derivative."""
-    return np.asarray(x).min(axis, keepdims=keepdims)
+    return as_array(x).min(axis, keepdims=keepdims)

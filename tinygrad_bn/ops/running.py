@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import is_array, one_device
 from ..tensor import Tensor, array_of
 from .checks import as_index, is_number
 
@@ -72,12 +73,15 @@ class Running:
     def present(self) -> bool:
         return self.mean is not None
 
-    def check_writable(self) -> None:
-        """Raise before anything is computed what `update` would raise after."""
-        if not self.present:
-            return
+    def check_writable(self, input: Any) -> None:
+        """Raise before anything is computed what `update` with this input's statistics would raise after."""
         for name, value in (("running_mean", self.mean), ("running_var", self.variance)):
-            if not array_of(value).flags.writeable:
+            if value is None:
+                continue
+            array = array_of(value)
+            if type(array) is not np.ndarray or type(array_of(input)) is not np.ndarray:
+                one_device(self.operation, (("input", array_of(input)), (name, array)))
+            if not getattr(array.flags, "writeable", True):  # CuPy has no arrays that are not
                 raise ValueError(
                     f"{self.operation}: {name} is read-only, but training updates it in place; pass a "
                     "writable array"
@@ -102,8 +106,8 @@ class Running:
 
     def _check(self, name: str, value: Any, channels: int) -> None:
         array = array_of(value)
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            got = array.dtype if isinstance(array, np.ndarray) else type(value).__name__
+        if not is_array(array) or array.dtype.kind != "f":
+            got = array.dtype if is_array(array) else type(value).__name__
             raise TypeError(f"{self.operation}: {name} is {got}, wanted an array or Tensor of floats")
         if array.shape != (channels,):
             raise ValueError(
@@ -129,7 +133,7 @@ class Running:
                     "already hold (0 for the first)"
                 )
             counted = num_batches_tracked
-            if isinstance(counted, np.ndarray) and counted.size == 1:  # as torch's layers hold it
+            if is_array(counted) and counted.size == 1:  # as torch's layers hold it
                 counted = counted.item()
             batches = as_index(self.operation, "num_batches_tracked", counted, "an integer")
             if batches < 0:

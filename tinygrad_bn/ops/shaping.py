@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..devices import as_array, send, zeros
 from ..dispatch import primitive
 from ..registry import Sample
 from .samples import calls
 
-__all__ = ["astype", "broadcast_to", "concatenate", "getitem", "pad", "reshape", "scatter", "transpose"]
+__all__ = [
+    "astype", "broadcast_to", "concatenate", "getitem", "pad", "reshape", "scatter", "to_device", "transpose",
+]  # fmt: skip
 
 
 @primitive(
@@ -21,7 +24,7 @@ __all__ = ["astype", "broadcast_to", "concatenate", "getitem", "pad", "reshape",
 )
 def reshape(x, shape):
     """The same elements in row-major order in another shape; one length may be −1."""
-    return np.asarray(x).reshape(shape)
+    return as_array(x).reshape(shape)
 
 
 def _transpose(xp, g, y, x, axes):
@@ -43,7 +46,7 @@ def _transpose(xp, g, y, x, axes):
 )
 def transpose(x, axes=None):
     """The axes in another order; None reverses them."""
-    return np.asarray(x).transpose(axes)
+    return as_array(x).transpose(axes)
 
 
 @primitive(
@@ -65,7 +68,18 @@ def broadcast_to(x, shape):
 )
 def astype(x, dtype):
     """x as float32 or float64; without a copy where it is so already. The gradient has x's dtype."""
-    return np.asarray(x).astype(dtype, copy=False)
+    return as_array(x).astype(dtype, copy=False)
+
+
+@primitive(
+    "array::to_device",
+    vjps=(lambda xp, g, y, x, device, origin: xp.to_device(g, device=origin, origin=device),),
+    view=True,
+    samples=calls((((2, 3),), {"device": "cpu", "origin": "cpu"})),
+)
+def to_device(x, device, origin):
+    """x on `device`; without a copy where it is there already. The gradient goes back to x's, `origin`."""
+    return send(as_array(x), device)
 
 
 def _keys(rng: np.random.Generator) -> Iterator[Sample]:
@@ -118,8 +132,8 @@ def scatter(values, key, shape):
     """Zeros of `shape`, with `values` added at `key`; what is named twice is added twice. The transpose of
     indexing.
     """
-    values = np.asarray(values)
-    result = np.zeros(shape, values.dtype)
+    values = as_array(values)
+    result = zeros(shape, values.dtype, like=values)
     if _is_basic(key):
         result[key] = values
     else:

@@ -19,7 +19,7 @@ import numpy as np
 import tinygrad_bn
 from gradcheck.adapters import Pair, shared
 from gradcheck.contract.randomness import GlobalGenerator
-from tinygrad_bn import OpSpec, Tensor
+from tinygrad_bn import OpSpec, Tensor, devices
 from tinygrad_bn.dispatch import Primitive
 from tinygrad_bn.fused import Fused
 
@@ -40,18 +40,23 @@ def pair(
 
     Args:
         fn: takes the inputs, returns one Tensor.
-        inputs: Tensors; floating arrays become Tensors too, everything else is passed on as it is.
+        inputs: Tensors, all on one device; floating arrays become Tensors there too, other arrays go there,
+            and everything else is passed on as it is.
         differentiable: positions of the inputs to check; by default all that are floating.
 
     Raises:
-        TypeError: inputs of another framework, or none that is floating.
+        TypeError: inputs of another framework, or none that is floating. ValueError: Tensors on two devices.
     """
     shared.require_one_framework(inputs)
+    tensors = {f"input {n}": value.data for n, value in enumerate(inputs) if isinstance(value, Tensor)}
+    devices.one_device("check", tensors.items())
+    device = next(map(devices.device_of, tensors.values()), devices.CPU)
     arrays = shared.input_arrays(fn, inputs, _as_array)
     if differentiable is None and isinstance(fn, Named) and not fn.spec.variadic:
         floating = shared.wanted_positions(fn, arrays, None)
         differentiable = [position for position in fn.spec.gradients if position in floating]
-    return Adapted(fn, inputs, shared.wanted_positions(fn, arrays, differentiable)).pair(arrays)
+    wanted = shared.wanted_positions(fn, arrays, differentiable)
+    return Adapted(fn, inputs, wanted, device=device).pair(arrays)
 
 
 def _as_array(value: Any) -> np.ndarray | None:
@@ -67,7 +72,8 @@ def _as_array(value: Any) -> np.ndarray | None:
 class Adapted:
     """A function on Tensors, on arrays of which those at the positions `wanted` get a gradient.
 
-    `lay_out` moves the first input in memory, from which a Tensor takes its own layout.
+    `lay_out` moves the first input in memory, from which a Tensor takes its own layout. The function runs on
+    `device`; the arrays are NumPy's.
     """
 
     def __init__(
@@ -76,13 +82,15 @@ class Adapted:
         inputs: Sequence[Any],
         wanted: tuple[int, ...],
         lay_out: Callable[[np.ndarray], np.ndarray] | None = None,
+        device: str = devices.CPU,
     ) -> None:
-        self.fn, self.inputs, self.wanted, self.lay_out = fn, inputs, wanted, lay_out
+        self.fn, self.inputs, self.wanted, self.lay_out, self.device = fn, inputs, wanted, lay_out, device
         self.start = tinygrad_bn.default_generator().state
 
     def pair(self, arrays: list[np.ndarray | None]) -> Pair:
         """Both passes, and forward mode where it comes from another source than the backward pass."""
         jvp = self.jvp if self.runs_kernels(arrays) else None
+        place = () if self.device == devices.CPU else (f"on {self.device}",)
         return Pair(
             forward=functools.update_wrapper(functools.partial(self.forward), self.fn, updated=()),
             backward=self.backward,
@@ -91,7 +99,7 @@ class Adapted:
             differentiable=self.wanted,
             jvp=jvp,
             second=functools.partial(self.second, arrays),
-            remarks=() if jvp else (NO_KERNEL,),
+            remarks=place if jvp else (*place, NO_KERNEL),
         )
 
     def forward(self, *arrays: np.ndarray | None) -> tuple[np.ndarray, Any]:
@@ -101,16 +109,18 @@ class Adapted:
                 tensors[position].requires_grad = True
             output = self.output_of(tensors)
             drawn = tinygrad_bn.default_generator().state
-        return output.data, (output, [tensors[position] for position in self.wanted], drawn)
+        return devices.fetch(output.data), (output, [tensors[position] for position in self.wanted], drawn)
 
     def backward(self, saved: Any, cotangent: np.ndarray) -> tuple[np.ndarray | None, ...]:
         output, leaves, drawn = saved
         with _drawing_from(drawn):
-            gradients = tinygrad_bn.grad(output, leaves, cotangent, retain_graph=True, allow_unused=True)
+            along = self._there(cotangent)
+            gradients = tinygrad_bn.grad(output, leaves, along, retain_graph=True, allow_unused=True)
         found: list[np.ndarray | None] = [None] * len(self.inputs)
         for position, leaf, gradient in zip(self.wanted, leaves, gradients, strict=True):
             # What the output does not depend on has gradient zero; the numbers tell whether that is right.
-            found[position] = np.zeros_like(leaf.data) if gradient is None else gradient.data
+            zeros = np.zeros(leaf.shape, leaf.dtype)
+            found[position] = zeros if gradient is None else devices.fetch(gradient.data)
         return tuple(found)
 
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -125,7 +135,8 @@ class Adapted:
                 return self.output_of(tensors)
 
             primals = [tensors[position] for position in along]
-            return tinygrad_bn.jvp(of_moved, primals, [tangents[position] for position in along])[1].data
+            moving = [self._there(tangents[position]) for position in along]
+            return devices.fetch(tinygrad_bn.jvp(of_moved, primals, moving)[1].data)
 
     def second(self, arrays: list[np.ndarray | None], cotangent: np.ndarray) -> Pair:
         """The Pair of (*inputs, cotangent) ↦ the gradients, joined into one vector."""
@@ -137,23 +148,31 @@ class Adapted:
                 self.output_of(primals), wanted, direction, create_graph=True, allow_unused=True
             )
             parts = [
-                Tensor(np.zeros(x.size, x.dtype)) if gradient is None else gradient.reshape(x.size)
+                Tensor.wrap(devices.zeros((x.size,), x.dtype, like=x.data))
+                if gradient is None
+                else gradient.reshape(x.size)
                 for x, gradient in zip(wanted, found, strict=True)
             ]
             return tinygrad_bn.functional.concatenate(parts)
 
         name = f"gradient of {getattr(self.fn, '__name__', type(self.fn).__name__)}"
-        joined = Adapted(gradients, [*self.inputs, None], (*self.wanted, len(self.inputs)), self.lay_out)
+        wanted = (*self.wanted, len(self.inputs))
+        joined = Adapted(gradients, [*self.inputs, None], wanted, self.lay_out, self.device)
         return Pair(joined.forward, joined.backward, [*arrays, cotangent], name, joined.wanted)
 
     def tensors(self, arrays: Sequence[np.ndarray | None]) -> list[Any]:
         """The arguments of a call: Tensors for floating arrays, over the memory in which they lie."""
         if self.lay_out is not None and arrays[0] is not None:
             arrays = (self.lay_out(arrays[0]), *arrays[1:])
+        there = [None if array is None else self._there(array) for array in arrays]
         return [
             given if array is None else Tensor.wrap(array) if array.dtype.kind == "f" else array
-            for array, given in zip(arrays, self.inputs, strict=True)
+            for array, given in zip(there, self.inputs, strict=True)
         ]
+
+    def _there(self, array: Any) -> Any:
+        """The array on the device, laid out in memory as it is here."""
+        return array if self.device == devices.CPU else _laid_out_alike(array, self.device)
 
     def output_of(self, tensors: Sequence[Any]) -> Any:
         return shared.one_output(self.fn(*tensors), Tensor, "tinygrad_bn.Tensor")
@@ -164,6 +183,18 @@ class Adapted:
         with tinygrad_bn.record() as trace, contextlib.suppress(Exception):
             GlobalGenerator().call("trial", None, lambda: self.forward(*copies))
         return bool(trace.kernels("forward"))
+
+
+def _laid_out_alike(array: np.ndarray, device: str) -> Any:
+    """A copy on a device, with the strides of the array and what lies between its elements."""
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if owner.dtype != array.dtype or not owner.flags.forc or not array.size:
+        return devices.send(array, device)
+    storage = devices.send(owner.ravel(order="K"), device)
+    offset = array.__array_interface__["data"][0] - owner.__array_interface__["data"][0]
+    return devices.strided(storage, offset // array.itemsize, array.shape, array.strides)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from gradcheck.harness import check_pair
 from gradcheck.judge import Check, Verdict
 from gradcheck.repeating import place_of
 from gradcheck.report import Report
-from tinygrad_bn import Kernel, OpSpec, Sample
+from tinygrad_bn import Kernel, OpSpec, Sample, devices
 from tinygrad_bn.fused import DEFINITION, Fused
 from tinygrad_bn.namespace import arrays as array_functions
 from tinygrad_bn.registry import Samples
@@ -32,22 +32,25 @@ class Case(NamedTuple):
     check: Callable[[], Report]
 
 
-def cases(spec: OpSpec, seed: int = 0) -> list[Case]:
-    """A case for each sample, by each kernel on the CPU and in each dtype that this serves. Nothing is run.
+def cases(spec: OpSpec, seed: int = 0, device: str = devices.CPU) -> list[Case]:
+    """A case for each sample, by each kernel of a device and in each dtype that this serves. Nothing is run.
 
     A kernel's gradient is judged by the numeric derivative of its own forward pass, its output by the
-    definition. Error samples must raise what they say, and every kernel must serve a sample.
+    definition on the CPU. Error samples must raise what they say, and every kernel must serve a sample; an
+    operation with kernels must have one for the device.
 
     Args:
         spec: the record of the operation.
         seed: an integer, at least 0, of the samples, directions and cotangents.
+        device: where the operation runs.
     """
     found: list[Case] = []
     if spec.gradients:
         of_samples = _of_kernels if spec.kernels else _of_rules
-        found += of_samples(spec, [*_drawn(spec.samples, seed), *_drawn(spec.hard_samples, seed)], seed)
+        samples = [*_drawn(spec.samples, seed), *_drawn(spec.hard_samples, seed)]
+        found += of_samples(spec, samples, seed, device)
     for sample in _drawn(spec.error_samples, seed):
-        check = functools.partial(_check_raises, spec, sample, seed)
+        check = functools.partial(_check_raises, spec, sample, seed, device)
         found.append(Case(f"error sample {sample.name}", "float64", check))
     return _with_names_of_their_own(found)
 
@@ -83,40 +86,47 @@ def _dtype(spec: OpSpec, inputs: Sequence[Any]) -> str:
     return first if first in spec.dtypes else "float64"
 
 
-def _of_rules(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[Case]:
+def _of_rules(spec: OpSpec, samples: Sequence[Sample], seed: int, device: str) -> Iterator[Case]:
     """The rules of a primitive, or the definition of a fused operation without kernels."""
     operation = operation_of(spec)
     for sample in samples:
         call = functools.partial(operation, **sample.attributes)
         fn = (lambda *parts, call=call: call(parts)) if spec.variadic else call
         inputs = _arrays(sample.inputs)
-        check = functools.partial(_report, spec, fn, inputs, seed)
+        check = functools.partial(_report, spec, fn, inputs, seed, device)
         yield Case(sample.name, _dtype(spec, inputs), check)
 
 
-def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int) -> Iterator[Case]:
+def _of_kernels(spec: OpSpec, samples: Sequence[Sample], seed: int, device: str) -> Iterator[Case]:
     operation = Fused(spec)
-    kernels = [kernel for kernel in spec.kernels if kernel.device == "cpu"]
+    kernels = [kernel for kernel in spec.kernels if kernel.device == devices.kind(device)]
     served: set[Kernel] = set()
     for sample in samples:
         for name in dict.fromkeys(kernel.name for kernel in kernels):
             for dtype in spec.dtypes:
                 inputs = [_cast(value, dtype) for value in _arrays(sample.inputs)]
                 try:
-                    kernel = operation.explain(*inputs, kernel=name, **sample.attributes).kernel
+                    found = operation.explain(*inputs, kernel=name, device=device, **sample.attributes)
                 except ValueError:  # no kernel of this name serves this sample
                     continue
+                kernel = found.kernel
                 assert kernel is not None  # a name that serves is one that runs
                 served.add(kernel)
                 fn = functools.partial(operation, kernel=name, **sample.attributes)
-                check = functools.partial(_report, spec, fn, inputs, seed, kernel, sample.attributes)
+                check = functools.partial(_report, spec, fn, inputs, seed, device, kernel, sample.attributes)
                 yield Case(f"{sample.name}, {name} {dtype}", _dtype(spec, inputs), check)
+    if not kernels:
+        yield _unchecked(spec, "kernels", f"no kernel of {spec.name} runs on {device}", seed)
     for kernel in kernels:
         if kernel not in served:
-            reason = f"kernel {kernel.name!r} ({kernel.target}) serves no sample, so nothing was checked"
-            found = Check("kernel", Verdict.ERROR, reason)
-            check = functools.partial(_plain_report, spec, found, seed)
-            yield Case(f"kernel {kernel.name}", "float64", check)
+            reason = f"kernel {kernel.name!r} ({kernel.target}) serves no sample"
+            yield _unchecked(spec, f"kernel {kernel.name}", reason, seed)
+
+
+def _unchecked(spec: OpSpec, name: str, why: str, seed: int) -> Case:
+    """An ERROR for what would otherwise pass unseen."""
+    found = Check("kernel", Verdict.ERROR, f"{why}, so nothing was checked")
+    return Case(name, "float64", functools.partial(_plain_report, spec, found, seed))
 
 
 def _cast(value: Any, dtype: str) -> Any:
@@ -128,13 +138,14 @@ def _report(
     fn: Callable[..., Any],
     inputs: Sequence[Any],
     seed: int,
+    device: str,
     kernel: Kernel | None = None,
     attributes: Any = None,
 ) -> Report:
     """The report at one sample; a kernel is compared with the definition, which takes `attributes`."""
     gradients = range(len(inputs)) if spec.variadic else spec.gradients
     wanted = tuple(i for i in gradients if inputs[i] is not None and inputs[i].dtype.kind == "f")
-    pair = Adapted(fn, inputs, wanted).pair(list(inputs))
+    pair = Adapted(fn, inputs, wanted, device=device).pair(list(inputs))
     reference: Callable[..., Any] | None = None
     zero: tuple[int, ...] = ()
     if kernel is not None:
@@ -172,14 +183,15 @@ def _zero(
     return tuple(position for position in wanted if not np.any(gradients[position]))
 
 
-def _check_raises(spec: OpSpec, sample: Sample, seed: int) -> Report:
+def _check_raises(spec: OpSpec, sample: Sample, seed: int, device: str) -> Report:
     public = public_function(spec)
+    inputs = [devices.send(value, device) if devices.is_array(value) else value for value in sample.inputs]
     wanted = f"{sample.raises.__name__ if sample.raises else 'an exception'} that says {sample.match!r}"
     try:
         if public is None:
-            operation_of(spec)(*sample.inputs, **sample.attributes)
+            operation_of(spec)(*inputs, **sample.attributes)
         else:
-            public(**dict(zip(spec.inputs, sample.inputs, strict=False)), **sample.attributes)
+            public(**dict(zip(spec.inputs, inputs, strict=False)), **sample.attributes)
     except Exception as error:
         if isinstance(error, sample.raises or Exception) and re.search(sample.match, str(error)):
             return _plain_report(spec, Check("raises", Verdict.PASS), seed)

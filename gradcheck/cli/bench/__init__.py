@@ -10,7 +10,15 @@ from click.core import ParameterSource
 
 from gradcheck.cli import plugins
 from gradcheck.cli.bench import others
-from gradcheck.cli.bench.options import BROKEN, Destination, options, read_cases, read_peers, read_threads
+from gradcheck.cli.bench.options import (
+    BROKEN,
+    Destination,
+    options,
+    read_cases,
+    read_device,
+    read_peers,
+    read_threads,
+)
 from gradcheck.cli.output import OutputFile
 
 if TYPE_CHECKING:
@@ -24,13 +32,17 @@ FEWEST_ROUNDS = 5
 
 
 @click.group(invoke_without_command=True)
-@options("op", "shape", "attribute", "plugin", "against", "threads", "dtype", "rounds", "seed")
+@options(
+    "op", "shape", "attribute", "plugin", "device", "graph", "against", "threads", "dtype", "rounds", "seed"
+)
 @click.option("--save", metavar="FILE", help="Write the JSON report there too, as a baseline for --compare.")
 @click.option("--compare", metavar="FILE", help="Exit status 1 where a case is slower than in this baseline.")
 @options("format", "output")
 @click.pass_context
 def bench(context: click.Context, /, **given: Any) -> None:
     """Time forward and backward passes beside torch, JAX and NumPy, and beside the least that memory allows.
+
+    On a GPU, with --device cuda, beside torch and Liger, and in fractions of the device's own copy.
 
     Without a command: the speed of operations, as a user calls them. Every library runs in a process of its
     own, in interleaved rounds, after its results were found equal to ours.
@@ -56,6 +68,8 @@ def _speed(
     shapes: Sequence[str],
     keywords: Sequence[str],
     plugin_paths: Sequence[str],
+    device: str,
+    graph: bool,
     against: Sequence[str],
     threads: Sequence[str],
     dtypes: Sequence[str],
@@ -71,13 +85,16 @@ def _speed(
     destination = Destination(output, output_format, picture=True)
     saved = None if save is None else OutputFile(save, "--save")
     declared = [spec.name for plugin in plugins.opened(context, plugin_paths) for spec in plugin.operations]
-    counts, peers = read_threads(threads), read_peers(against)
-    cases = read_cases(operations or declared, shapes, keywords, dtypes, seed, len(peers) + 2)
+    device = read_device(device, threads, graph)
+    # The host of a GPU starts calls on one thread, but its driver and its compilers have some too.
+    counts = read_threads(threads) if device == "cpu" else read_threads(())[-1:]
+    peers = read_peers(against, device)
+    cases = read_cases(operations or declared, shapes, keywords, dtypes, seed, len(peers) + 2, device)
     if (save or compare) and rounds < FEWEST_ROUNDS:
         raise click.UsageError(f"--rounds: a baseline needs {FEWEST_ROUNDS} or more, to know its noise")
-    settings = {"rounds": rounds}
+    settings = {"rounds": rounds, **report.gpu(device), **({"graph": True} if graph else {})}
     then = None if compare is None else _baseline(compare, settings, seed, cases, counts)
-    found = speed.run(cases, peers, counts, speed.Settings(rounds), plugin_paths)
+    found = speed.run(cases, peers, counts, speed.settings(device, rounds, graph), plugin_paths)
     measurements, failures = others.followed(found)
     made = report.speed_report(measurements, failures, seed, settings)
     destination.write(made, measurements)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from tinygrad_bn.bench.figures import Measurement
     from tinygrad_bn.bench.report import Report
 
-__all__ = ["BROKEN", "Destination", "options", "read_cases", "read_peers", "read_threads"]
+__all__ = ["BROKEN", "Destination", "options", "read_cases", "read_device", "read_peers", "read_threads"]
 
 BROKEN = 3
 FORMATS = ("terminal", "json", "markdown", "svg")
 SUFFIXES = {"md": "markdown"}
+ON_GPU = 2**25
+"""Elements of a declared case on a GPU: 128 MiB of float32 exceed the second-level cache."""
 COPIES = 6  # arrays of the input's size in each process: input, output, cotangent, gradient, and others
 
 Command = Callable[..., None]
@@ -42,9 +45,18 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
         help="A keyword of the function at --shape, such as num_groups=4. Repeatable.",
     ),
     "plugin": plugins.option,
+    "device": click.option(
+        "--device", default="cpu", show_default=True, metavar="NAME",
+        help="cpu, or cuda: the first GPU (cuda:1 is the second), timed by its events.",
+    ),
+    "graph": click.option(
+        "--graph/--no-graph", default=False, show_default=True,
+        help="On a GPU: replay the calls as CUDA graphs, which the host need not start one by one.",
+    ),
     "against": click.option(
         "--against", "against", multiple=True, metavar="NAMES",
-        help="torch, torch-compile, jax, numpy or none; with commas, or repeated. Default: all installed.",
+        help="torch, torch-compile, jax, numpy or none; on a GPU torch, torch-compile, liger or none; with "
+        "commas, or repeated. Default: all installed.",
     ),
     "threads": click.option(
         "--threads", "threads", multiple=True, metavar="1,2",
@@ -111,8 +123,9 @@ def read_cases(
     dtypes: Sequence[str],
     seed: int,
     processes: int,
+    device: str = "cpu",
 ) -> list[Case]:
-    """The cases that are selected; without an operation, all that are declared.
+    """The cases that are selected; without an operation, all that are declared. On a GPU those are enlarged.
 
     Raises click.UsageError for what no operation can run, and for what `processes` could not hold in memory.
     """
@@ -136,6 +149,9 @@ def read_cases(
             raise click.UsageError(f"--dtype: {spec.name} serves {', '.join(spec.dtypes)}, not {dtype}")
         typed = [Case(spec.name, shape, attributes, dtype, seed) for shape in lengths]
         these = typed or list(declared(spec, dtype, seed))
+        if device != "cpu":
+            sized = these if typed else [case.of_size(ON_GPU) for case in these]
+            these = [replace(case, device=device) for case in sized]
         if named and not these:
             raise click.UsageError(f"--op: {spec.name} declares no cases; pass --shape 64,256, or any other")
         for case in these:
@@ -161,6 +177,28 @@ def _check(case: Case, processes: int) -> None:
         )
 
 
+def read_device(name: str, threads: Sequence[str] = (), graph: bool = False) -> str:
+    """The device of that name. Raises click.UsageError where it cannot be used, or an option contradicts."""
+    from tinygrad_bn import devices
+
+    try:
+        device = devices.named(name)
+    except ValueError:
+        device = ""
+    if device in ("", devices.SIMULATOR):
+        what = "the times of a simulator say nothing; " if device else ""
+        raise click.UsageError(f"--device is {name!r}: {what}wanted cpu, cuda (the first GPU), cuda:1, …")
+    if device == devices.CPU:
+        if graph:
+            raise click.UsageError("--graph replays CUDA graphs; pass --device cuda too")
+        return device
+    if threads:
+        raise click.UsageError(f"--threads is of the CPU; leave it out with --device {device}")
+    if (why := devices.problem(device)) is not None:
+        raise click.UsageError(f"--device {device}: {why}")
+    return device
+
+
 def read_threads(given: Sequence[str]) -> list[int]:
     """The numbers of threads, one after the other."""
     from tinygrad_bn.bench.pool import cores
@@ -173,19 +211,22 @@ def read_threads(given: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(map(int, texts)))
 
 
-def read_peers(given: Sequence[str]) -> list[str]:
+def read_peers(given: Sequence[str], device: str = "cpu") -> list[str]:
     """The libraries to compare with. Raises click.UsageError for one that is unknown or absent."""
-    from tinygrad_bn.bench.libraries import PEERS, absence
+    from tinygrad_bn.bench.libraries import absence, peers
 
-    names = _separated(given)
+    known, names = peers(device), _separated(given)
     for name in names:
-        if name not in (*PEERS, "none"):
-            raise click.UsageError(f"--against: no library {name!r}; known are {', '.join(PEERS)}, and none")
-        if name != "none" and (why := absence(name)) is not None:
+        if name not in (*known, "none"):
+            on = "" if device == "cpu" else f" on {device}"
+            raise click.UsageError(
+                f"--against: no library {name!r}{on}; known are {', '.join(known)}, and none"
+            )
+        if name != "none" and (why := absence(name, device)) is not None:
             raise click.UsageError(f"--against: {why}")
     if names:
         return [name for name in names if name != "none"]
-    absent = {name: why for name in PEERS if (why := absence(name)) is not None}
+    absent = {name: why for name in known if (why := absence(name, device)) is not None}
     for why in dict.fromkeys(absent.values()):
         click.echo(f"left out: {why}", err=True)
-    return [name for name in PEERS if name not in absent]
+    return [name for name in known if name not in absent]

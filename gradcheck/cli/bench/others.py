@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradcheck.cli import plugins
-from gradcheck.cli.bench.options import BROKEN, Destination, options, read_cases, read_peers, read_threads
+from gradcheck.cli.bench.options import (
+    BROKEN,
+    Destination,
+    options,
+    read_cases,
+    read_device,
+    read_peers,
+    read_threads,
+)
 
 if TYPE_CHECKING:
     from tinygrad_bn.bench.cases import Case
@@ -99,33 +107,40 @@ def memory(
 
 
 @click.command()
-@options("against", "rounds", "seed", "format", "output")
+@options("device", "against", "rounds", "seed", "format", "output")
 @click.pass_context
 def tape(
     context: click.Context,
+    device: str,
     against: Sequence[str],
     rounds: int,
     seed: int,
     output_format: str | None,
     output: str | None,
 ) -> None:
-    """The time of operations on 1,000 elements, where the cost of the tape shows, on one thread."""
+    """The time of operations on 1,000 elements, where the cost of the tape shows, on one thread.
+
+    On a GPU, that of the host until a call is started.
+    """
     from tinygrad_bn.bench import figures, report, speed
     from tinygrad_bn.bench.cases import small
 
     destination = Destination(output, output_format)
-    peers = read_peers(against or ("torch",))
-    measurements, failures = followed(speed.run(small(seed), peers, [1], speed.Settings(rounds)))
+    device = read_device(device)
+    peers = read_peers(against or ("torch",), device)
+    cases = [replace(case, device=device) for case in small(seed)]
+    measurements, failures = followed(speed.run(cases, peers, [1], speed.Settings(rounds)))
     results = {"cases": [each.as_json() for each in measurements]}
     columns = ("microseconds", "", "tinygrad_bn", *peers, *(f"ours ÷ {peer}" for peer in peers))
     rows = []
     for each in measurements:
-        times = [each.peers[peer].best if peer in each.peers else None for peer in peers]
-        ratios = [None if time is None else each.ours.best / time for time in times]
-        cells = [figures.number(None if t is None else t * 1e6) for t in (each.ours.best, *times)]
+        times = [each.peers[peer].call if peer in each.peers else None for peer in peers]
+        ratios = [None if time is None else each.ours.call / time for time in times]
+        cells = [figures.number(None if t is None else t * 1e6) for t in (each.ours.call, *times)]
         rows.append((str(each.case), each.direction, *cells, *map(figures.number, ratios)))
     table = report.Table("Operations on 1,000 elements; best times", columns, rows)
-    destination.write(report.Report("tape", seed, {"rounds": rounds}, results, [table]))
+    settings = {"rounds": rounds, **report.gpu(device)}
+    destination.write(report.Report("tape", seed, settings, results, [table]))
     context.exit(BROKEN if failures else 0)
 
 
@@ -173,7 +188,7 @@ def growth(
         found = {each.case.elements: each.over_floor for each in group}
         smallest, *_ = grown = [chosen[operation, dtype].of_size(n) for n in sizes]
         cells = [figures.number(found.get(case.elements)) for case in grown]
-        what = f"{smallest} {dtype}, {direction}, threads {count}"
+        what = f"{smallest} {dtype}, {direction}, {smallest.place(count)}"
         rows.append((what, *cells, figures.number(max(found.values()) / min(found.values()))))
     columns = ("at the smallest size", *(f"{n:,}" for n in sizes), "largest ÷ smallest")
     table = report.Table("Our time ÷ floor, by elements", columns, rows)

@@ -76,7 +76,7 @@ def test_a_bench_as_json(run):
         assert 0 < case["ours"]["best"] <= case["ours"]["median"] and case["floor"]["best"] > 0
         assert case["ratio"] == case["peers"]["numpy"]["best"] / case["ours"]["best"]
     lines = result.stderr.splitlines()
-    assert len(lines) == 4 and lines[0].startswith("layer_norm 3,4 float32 forward, threads 1: ")
+    assert len(lines) == 4 and lines[0].startswith("layer_norm 3,4 float32 forward, 1 thread: ")
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,7 @@ def test_an_operation_of_a_third_party_is_timed_beside_its_definition(run, plugi
 def test_a_peer_that_disagrees_is_reported_and_never_timed(run, plugin):
     result = run("bench", "--plugin", plugin("wrong", 3), *QUICK, "--format", "json")
     assert result.exit_code == 3
-    assert (
-        "failed: numpy: double 2,3, float32, threads 1: AssertionError: the output differs" in result.stderr
-    )
+    assert "failed: numpy: double 2,3, float32, 1 thread: AssertionError: the output differs" in result.stderr
     record = json.loads(result.stdout)
     assert [case["peers"] for case in record["cases"]] == [{}, {}]
     (failure,) = record["failures"]
@@ -114,7 +112,7 @@ def test_a_case_whose_process_dies_is_reported_and_the_rest_goes_on(run, plugin)
     result = run("bench", "--plugin", path, "--op", "mortal::double", *shapes, *QUICK)
     assert result.exit_code == 3
     assert (
-        "failed: tinygrad_bn: double 13,2, float32, threads 1: its process ended by SIGKILL" in result.stderr
+        "failed: tinygrad_bn: double 13,2, float32, 1 thread: its process ended by SIGKILL" in result.stderr
     )
     assert "double 4,2" in result.stdout and "double 13,2" not in result.stdout
 
@@ -151,18 +149,18 @@ def test_compare_fails_where_a_case_is_slower_and_only_there(run, saved):
     change(scale(1e-12))
     slower = run("bench", *words, "--compare", path)
     assert slower.exit_code == 1 and "2 compared, 2 slower" in slower.stderr
-    assert "slower: layer_norm 3,4 float32 forward, threads 1: " in slower.stderr
+    assert "slower: layer_norm 3,4 float32 forward, 1 thread: " in slower.stderr
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda r: r.update(schema_version=99), "has schema version 99, this is 1; save it anew"),
+        (lambda r: r.update(schema_version=99), "has schema version 99, this is 2; save it anew"),
         (lambda r: r.update(kind="tape"), "is no report of the speed; write one with --save"),
         (lambda r: r.update(seed=8), "was measured with seed 8, this run has 0"),
         (lambda r: r["settings"].update(rounds=7), "was measured with rounds 7, this run has 5"),
         (lambda r: r["machine"].update(processor="abacus"), "was measured with processor abacus"),
-        (lambda r: r["cases"].pop(), "has no layer_norm 3,4 float32 backward on 1 threads; save it anew"),
+        (lambda r: r["cases"].pop(), "has no layer_norm 3,4 float32 backward, 1 thread; save it anew"),
     ],
     ids=["schema", "kind", "seed", "settings", "machine", "case"],
 )
@@ -318,3 +316,70 @@ def _workers(path):
             if "tinygrad_bn.bench.worker" in command and path in command:
                 found.append(entry)
     return found
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has a GPU. What would be measured on it is made up, and the cases are kept."""
+    from tinygrad_bn import devices
+    from tinygrad_bn.bench import libraries, report, speed
+    from tinygrad_bn.bench.figures import Measurement, Timing
+
+    monkeypatch.setattr(devices, "problem", lambda device: None)
+    monkeypatch.setattr(libraries, "absence", lambda name, device: None)
+    monkeypatch.setattr(report, "gpu", lambda device: {"device": device, "gpu": "Abacus 1"})
+    runs = []
+
+    def run(cases, peers, threads, settings, plugins=()):
+        runs.append((cases, peers, settings))
+        for case in cases:
+            for direction in ("forward", "backward"):
+                timing = Timing((2e-4,), (3e-5,))
+                yield Measurement(case, 1, direction, dict.fromkeys(("tinygrad_bn", "floor", *peers), timing))
+
+    monkeypatch.setattr(speed, "run", run)
+    return runs
+
+
+def test_on_a_gpu_the_declared_cases_exceed_its_cache_and_others_are_as_they_are_typed(run, gpu):
+    result = run("bench", "--device", "cuda", "--op", "layer_norm", "--graph", "--format", "json")
+    assert result.exit_code == 0, result.output
+    ((cases, peers, settings),) = gpu
+    assert peers == ["torch", "torch-compile", "liger"] and settings.graph
+    assert all(case.device == "cuda" and 0.9 < case.elements / 2**25 < 1.1 for case in cases)
+    assert json.loads(result.stdout)["settings"] == {
+        "rounds": 12, "device": "cuda", "gpu": "Abacus 1", "graph": True,
+    }  # fmt: skip
+    words = ("--device", "cuda:1", "--op", "rms_norm", "--shape", "3,4", "--against", "torch")
+    result = run("bench", *words)
+    assert (gpu[1][0][0].shape, gpu[1][0][0].device) == ((3, 4), "cuda:1")
+    assert "rms_norm 3,4 float32 forward, cuda:1: 0.200 ms" in result.stderr
+
+
+def test_tape_on_a_gpu_is_the_time_of_the_host(run, gpu):
+    result = run("bench", "tape", "--device", "cuda", "--against", "torch")
+    assert result.exit_code == 0, result.output
+    assert "30.0" in result.stdout and "200" not in result.stdout.partition("Abacus")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--device", "tpu"), "--device is 'tpu': wanted cpu, cuda (the first GPU), cuda:1, …"),
+        (("--device", "cuda-sim"), "--device is 'cuda-sim': the times of a simulator say nothing; wanted"),
+        (("--device", "cuda", "--threads", "1"), "--threads is of the CPU; leave it out with --device cuda"),
+        (("--graph",), "--graph replays CUDA graphs; pass --device cuda too"),
+        (("--device", "cuda", "--against", "jax"), "no library 'jax' on cuda; known are torch"),
+        (("tape", "--device", "tpu"), "--device is 'tpu'"),
+    ],
+)  # fmt: skip
+def test_options_that_contradict_the_device_are_one_line(refused, gpu, words, message):
+    assert message in refused("bench", *words)
+
+
+def test_without_a_driver_the_device_is_refused_in_one_line(refused):
+    from tinygrad_bn import devices
+
+    if devices.problem("cuda") is None:
+        pytest.skip("there is a GPU here")
+    assert refused("bench", "--device", "cuda").startswith("--device cuda: ")

@@ -20,7 +20,7 @@ DROPOUT = "dropout shape=3,5 mask_axes=0 p=0.25 scaling=upscale_in_train affine=
 KEYS = {
     "operation", "configuration", "seed", "kernels_forward", "kernels_vjp", "verdict", "reasons", "checks",
     "findings", "error", "bar", "tolerance", "resolution", "seconds", "command", "source", "program", "place",
-    "notes",
+    "notes", "device",
 }  # fmt: skip
 
 
@@ -37,13 +37,13 @@ def pretend(monkeypatch, *verdicts, **numbers):
     """Let the next checks have these verdicts, in turn, without running anything."""
     left = list(verdicts)
 
-    def check_configuration(configuration, seed=0, given=None, source=()):
+    def check_configuration(configuration, seed=0, given=None, source=(), device="cpu"):
         verdict = left.pop(0)
         if isinstance(verdict, BaseException):
             raise verdict
         reason = "" if verdict is Verdict.PASS else f"because of {verdict}"
         checks = (Check("gradient", verdict, reason, "input", **numbers),)
-        return Result(configuration, seed, checks, ("k.forward",), ("k.vjp",), 0.25, source)
+        return Result(configuration, seed, checks, ("k.forward",), ("k.vjp",), 0.25, source, device=device)
 
     monkeypatch.setattr(adapter, "check_configuration", check_configuration)
 

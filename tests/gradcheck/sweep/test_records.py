@@ -130,6 +130,7 @@ def test_the_json_entry_of_a_pass_and_of_an_error():
         "findings": [],
         "place": "",
         "notes": [],
+        "device": "cpu",
     }  # fmt: skip
     entry = result(BROKEN).as_json()
     assert entry["verdict"] == "ERROR" and entry["reasons"] == ["call raised"]

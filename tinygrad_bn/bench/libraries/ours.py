@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ... import autograd
+from ... import autograd, devices
 from ...tape import no_grad
 from ...tensor import Tensor, array_of
 from ..cases import Case
+from .streams import CupyStream
 
 __all__ = ["Definition", "Ours"]
 
@@ -23,6 +24,7 @@ class Ours:
     inputs wider, to float64, after they are drawn.
     """
 
+    stream = CupyStream
     options: dict[str, Any] = {}  # noqa: RUF012 -- never changed
 
     def __init__(self, case: Case, reference: bool = False):
@@ -31,17 +33,18 @@ class Ours:
         for position, array in enumerate(case.arrays()):
             wanted = case.spec.variadic or position in case.spec.gradients
             wide = array.astype(np.float64) if reference else array
-            self.inputs.append(Tensor(wide, requires_grad=True) if wanted else wide)
+            there = devices.send(wide, case.device)
+            self.inputs.append(Tensor(there, requires_grad=True) if wanted else there)
         self.wanted = [value for value in self.inputs if isinstance(value, Tensor)]
         self.forward = self.record = case.bound(self.inputs, **(self.options if case.spec.fused else {}))
         output = self.record()
-        self.cotangent = Tensor(case.cotangent(output.shape).astype(output.dtype))
+        self.cotangent = Tensor(case.cotangent(output.shape).astype(output.dtype), device=case.device)
 
     def backward(self, output: Tensor) -> Sequence[Any]:
         return autograd.grad(output, self.wanted, self.cotangent)
 
     def numpy(self, value: Tensor) -> np.ndarray:
-        return value.data
+        return value.numpy()
 
 
 class Definition(Ours):

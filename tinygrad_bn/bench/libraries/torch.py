@@ -1,10 +1,10 @@
-"""torch on the CPU, eager and compiled. Channels last is the same memory, seen as [N, C, H, W]."""
+"""torch, eager and compiled. Channels last is the same memory, seen as [N, C, H, W]."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..cases import Case
 from . import PRIMITIVES, Unserved
+from .streams import TorchStream
 
 __all__ = ["Compiled", "Torch"]
 
@@ -71,22 +72,27 @@ def _function(case: Case) -> Callable[..., Any]:
 class Torch:
     """torch.nn.functional with inputs that require a gradient; backward by torch.autograd.grad."""
 
+    stream = TorchStream
+
     def __init__(self, case: Case):
         self.case = case
         self.inputs = [self._tensor(array) for array in case.arrays()]
         self.wanted = [self.inputs[position] for position in case.spec.gradients]
         for tensor in self.wanted:
             tensor.requires_grad_()
-        self.forward = self.record = partial(self._prepared(_function(case)), *self.inputs)
+        self.forward = self.record = partial(self._prepared(self._function(case)), *self.inputs)
         output = self.record()
         shape = self.numpy(output).shape
         self.cotangent = self._tensor(case.cotangent(shape))
+
+    def _function(self, case: Case) -> Callable[..., Any]:
+        return _function(case)
 
     def _prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return self._swapped(torch.from_numpy(array), -1, 1)
+        return self._swapped(torch.from_numpy(array).to(self.case.device), -1, 1)
 
     def _swapped(self, tensor: torch.Tensor, source: int, target: int) -> torch.Tensor:
         if self.case.channels_last and tensor.ndim == len(self.case.shape):
@@ -97,12 +103,16 @@ class Torch:
         return torch.autograd.grad(output, self.wanted, self.cotangent)
 
     def numpy(self, value: torch.Tensor) -> np.ndarray:
-        return self._swapped(value.detach(), 1, -1).numpy()
+        return self._swapped(value.detach(), 1, -1).cpu().numpy()
 
 
 class Compiled(Torch):
-    """The same functions through torch.compile, each for its shape."""
+    """The same functions through torch.compile, each for its shape, once."""
+
+    _latest: ClassVar[tuple[Case, Any] | None] = None
 
     def _prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.compiler.reset()  # or the next shape would be compiled for any
-        return torch.compile(function, dynamic=False)
+        if Compiled._latest is None or Compiled._latest[0] != self.case:
+            torch.compiler.reset()  # or the next shape would be compiled for any
+            Compiled._latest = self.case, torch.compile(function, dynamic=False)
+        return Compiled._latest[1]

@@ -196,12 +196,6 @@ def lengths_and_steps(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tu
     return np.array(lengths, np.int64), np.array(steps, np.int64)
 
 
-def check_shape(name: str, array: Array, plan: Mask) -> None:
-    """The drivers index the decisions by the shape in the plan, unchecked."""
-    if array.shape != plan.shape:
-        raise ValueError(f"dropout: {name} has shape {array.shape}, but the mask was made for {plan.shape}")
-
-
 @dataclass(frozen=True, slots=True)
 class DropoutKernel:
     """The kernel of the plan Mask, made of one twin of the driver; it keeps the packed decisions."""
@@ -209,14 +203,14 @@ class DropoutKernel:
     driver: Driver
 
     def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
-        check_shape("x", x, plan)
+        plan.check_shape("x", x)
         bits = np.empty((plan.decisions + 7) // 8, np.uint8)
         return self._multiplied(plan, x, bits, bits), (bits,)
 
     def vjp(
         self, plan: Mask, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[Array]
     ) -> tuple[Array | None]:
-        check_shape("cotangent", cotangent, plan)
+        plan.check_shape("cotangent", cotangent)
         return (self._multiplied(plan, cotangent, aux[0], NOTHING) if needs[0] else None,)
 
     def _multiplied(self, plan: Mask, x: Array, bits: Array, drawn: Array) -> Array:
