@@ -24,18 +24,21 @@ from gradcheck.sweep import SampleCase
 
 __all__ = ["corners", "covering", "exhaustive", "family", "of_shape", "product"]
 
+CPU = "cpu"
 CHANNELS = 6
 DRAWN = tuple(values for values in VALUES if values != "given")
 
 
-def exhaustive(operation: str) -> list[Configuration]:
-    """Every ordinary configuration of an operation, and every corner."""
-    return [*product(operation), *corners(operation)]
+def exhaustive(operation: str, device: str = CPU) -> list[Configuration]:
+    """Every ordinary configuration of an operation, and every corner of the kernels of a device."""
+    return [*product(operation), *corners(operation, device)]
 
 
-def covering(operation: str) -> list[Configuration]:
-    """Part of `product(operation)` in which all its pairs of settings occur, and every corner."""
-    return [*_covering(list(product(operation))), *corners(operation)]
+def covering(operation: str, device: str = CPU) -> list[Configuration]:
+    """Part of `product(operation)` in which all its pairs of settings occur, and every corner of a device's
+    kernels.
+    """
+    return [*_covering(list(product(operation))), *corners(operation, device)]
 
 
 def _covering(configurations: list[Configuration]) -> list[Configuration]:
@@ -108,7 +111,7 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def corners(operation: str) -> Iterator[Configuration]:
+def corners(operation: str, device: str = CPU) -> Iterator[Configuration]:
     """Where correct-looking code breaks: short, odd and long reductions, ε that matters, ill values."""
     if operation == "dropout":
         yield from _masks()
@@ -121,7 +124,7 @@ def corners(operation: str) -> Iterator[Configuration]:
                     yield configuration
         for mode in MODES:
             yield from _covering(list(_ill_values(operation, mode)))
-    for shape, place in _past_one_piece(operation):
+    for shape, place in (_past_one_piece if device == CPU else _past_one_block)(operation):
         for dtype in DTYPES:
             yield Configuration(operation, shape, dtype=dtype, **place)
 
@@ -189,6 +192,35 @@ def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str,
     else:
         yield (2, 4, 1031), {**first, "groups": 2}
         yield (2, 733, 6), {**last, "groups": 3}
+
+
+# Those of a CUDA device hold at most 2048 values of a tile, 32 short rows or 8 elements for each of 256
+# threads in a block, and its simulator has time for little more.
+
+
+def _past_one_block(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
+    first: dict[str, Any] = {"channel_axis": 1}
+    last: dict[str, Any] = {"channel_axis": -1}
+    if operation == "dropout":
+        common: dict[str, Any] = {"p": 0.5, "affine": "none"}
+        yield (3, 691), {"mask_axes": (0, 1), "scaling": "upscale_in_train", **common}
+        yield (11, 3, 67), {"mask_axes": (0, 2), "scaling": "upscale_in_train", **common}
+        yield (2051,), {"mask_axes": (0,), "scaling": "downscale_in_infer", "mode": "inference", **common}
+    elif operation in ("layer_norm", "rms_norm"):
+        yield (2, 1031), {"tail": 1}
+        yield (67, 3), {"tail": 1}
+    elif operation == "batch_norm":
+        for mode in MODES:
+            yield (2, 2, 1031), {**first, "mode": mode}
+            yield (131, 3), {**first, "mode": mode}
+            yield (17, 35, 3), {**first, "mode": mode}
+        yield (9, 67), first
+    elif operation == "instance_norm":
+        yield (1, 2, 1031), first
+        yield (2, 131, 3), last
+    else:
+        yield (1, 4, 517), {**first, "groups": 2}
+        yield (2, 131, 6), {**last, "groups": 3}
 
 
 def _corner_places(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:

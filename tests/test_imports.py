@@ -45,6 +45,10 @@ MAY_IMPORT = {
     "tinygrad_bn.bench": ("cupy", "jax", "liger_kernel", "numba", "numpy", "tinygrad_bn", "torch"),
     "tinygrad_bn.kernels": ("numpy", "tinygrad_bn.kernels"),
     "tinygrad_bn.kernels.cpu": ("llvmlite", "numba", "numpy", "tinygrad_bn.kernels"),
+    "tinygrad_bn.kernels.cuda": ("numpy", "tinygrad_bn.devices", "tinygrad_bn.kernels"),
+    "tinygrad_bn.kernels.cuda.compat": ("cupy", "numba", "numpy", "tinygrad_bn.kernels.cuda"),
+    "tinygrad_bn.kernels.cuda.simulator": ("greenlet", "numpy"),
+    "tinygrad_bn.kernels.cuda.vectors": ("llvmlite", "numpy", "tinygrad_bn.kernels.cuda"),
     "tinygrad_bn.ops": (
         "numpy",
         "tinygrad_bn.devices",
@@ -144,6 +148,7 @@ def test_nobody_imports_what_is_above_them():
         ("tinygrad_bn.tensor", "import numba", "imports numba"),
         ("tinygrad_bn.kernels.views", "from ..tensor import Tensor", "imports tinygrad_bn.tensor"),
         ("tinygrad_bn.kernels.philox", "from numba import njit", "imports numba"),
+        ("tinygrad_bn.kernels.cuda.rows", "from numba import cuda", "imports numba"),
         ("tinygrad_bn.ops.norms", "def f():\n    from .. import nn", "imports tinygrad_bn;"),
         ("tinygrad_bn", "from gradcheck import check", "imports gradcheck"),
         ("tinygrad_bn.fused", "import hypothesis.strategies", "imports hypothesis.strategies"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = {"hypothesis", "jax", "matplotlib", "numba", "sklearn", "torch"}
 HELP = """
 import runpy
-sys.argv = ["cli.py", "--help"]
+sys.argv = ["cli.py", *WORDS, "--help"]
 try:
     runpy.run_path("cli.py", run_name="__main__")
 except SystemExit as exit:
@@ -26,9 +26,10 @@ except SystemExit as exit:
         ("import tinygrad_bn", HEAVY | {"click", "gradcheck", "rich"}),
         ("import gradcheck; gradcheck.check", HEAVY | {"click", "rich", "tinygrad_bn"}),
         ("import gradcheck.pytest_plugin", HEAVY | {"click", "numpy", "rich", "tinygrad_bn"}),
-        (HELP, HEAVY | {"numpy", "rich", "tinygrad_bn"}),
+        (f"WORDS = []{HELP}", HEAVY | {"numpy", "rich", "tinygrad_bn"}),
+        (f"WORDS = ['doctor']{HELP}", HEAVY | {"cuda", "cupy", "numpy", "rich", "tinygrad_bn"}),
     ],
-    ids=["import tinygrad_bn", "gradcheck.check", "pytest with the plugin", "cli.py --help"],
+    ids=["import tinygrad_bn", "gradcheck.check", "pytest with the plugin", "cli.py --help", "doctor --help"],
 )
 def test_starting_imports_nothing_heavy(program, unwanted):
     names = {name.partition(".")[0] for name in loaded_by(program)}

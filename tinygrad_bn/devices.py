@@ -112,7 +112,8 @@ def _problem_of_gpu(index: int) -> str | None:
     try:
         count = _cupy().cuda.runtime.getDeviceCount()
     except ImportError as error:
-        return f"CuPy cannot be imported ({error}); `python cli.py doctor` says what is missing"
+        why = error.__cause__ or error  # CuPy puts a page of advice around the cause
+        return f"CuPy cannot be imported ({why}); `python cli.py doctor` says what is missing"
     except Exception as error:  # CUDARuntimeError: no driver, one that is too old, or no device
         return f"no GPU can be used ({error}); `python cli.py doctor` says what is missing"
     if index >= count:
@@ -206,6 +207,8 @@ def _simulated(value: Any) -> Any:
 
 def on_device(value: Any) -> bool:
     """Whether a value is an array on another device than the CPU."""
+    if isinstance(value, np.generic):  # the sum over everything is one: a short way out for what is frequent
+        return False
     if isinstance(value, SimulatedArray):
         return True
     cupy = sys.modules.get("cupy")  # where nobody has imported it, there are none of its arrays
@@ -286,8 +289,7 @@ def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
         return np.empty(shape, dtype)
     if isinstance(like, SimulatedArray):
         return np.empty(shape, dtype).view(SimulatedArray)
-    with like.device:
-        return _cupy().empty(shape, dtype)
+    return _cupy().empty(shape, dtype)  # on the device in use, which CuPy wants to be that of the arrays
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:

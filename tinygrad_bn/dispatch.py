@@ -132,7 +132,7 @@ def keep(
     copy of its own."""
     kept, versions = [], []
     for position, array in enumerate(arrays):
-        if type(array) is not np.ndarray and not devices.is_array(array):
+        if type(array) is not np.ndarray and not (hasattr(array, "dtype") and devices.is_array(array)):
             kept.append(array)
         elif position not in read:
             kept.append(aval(array.shape, array.dtype))

@@ -70,6 +70,7 @@ class Fused:
         self.name = spec.name
         self._vjp = _FusedVjp(spec)
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
+        self._elsewhere = {name for k in spec.kernels if k.device != devices.CPU for name in k.dtypes}
         self._gradients = frozenset(spec.gradients)
         self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
         parameters = inspect.signature(spec.definition).parameters.values()
@@ -146,9 +147,9 @@ class Fused:
                 f"wanted {shape}, {dtype}"
             )
         if type(array) is not type(beside) and devices.device_of(array) != devices.device_of(beside):
+            there, wanted = devices.device_of(array), devices.device_of(beside)
             raise RuntimeError(
-                f"{self.name}: {run.label(method, dtype)} gave an array on {devices.device_of(array)}, wanted it "
-                f"on {devices.device_of(beside)}"
+                f"{self.name}: {run.label(method, dtype)} gave an array on {there}, wanted it on {wanted}"
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
@@ -175,14 +176,14 @@ class Fused:
         if arrays[0] is None:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
         wanted = arrays[0].dtype
-        served = wanted in self._dtypes
         elsewhere = False
         for position, array in enumerate(arrays):
             if array is None:
                 continue
-            elsewhere |= type(array) is not np.ndarray
+            if type(array) is not np.ndarray:
+                elsewhere = True
             if position in self._gradients:
-                if not served or array.dtype != wanted:
+                if array.dtype != wanted or not (array.dtype in self._dtypes or self._stored(array)):
                     raise TypeError(
                         f"{spec.name}: {spec.inputs[position]} has dtype {array.dtype}, wanted "
                         f"{wanted if position else ' or '.join(spec.dtypes)}; convert it with .astype()"
@@ -196,6 +197,10 @@ class Fused:
         if elsewhere:
             devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
         return arrays, edges
+
+    def _stored(self, array: Any) -> bool:
+        """Whether kernels of another device than the CPU serve an array there, as 16-bit floats."""
+        return array.dtype.name in self._elsewhere and devices.on_device(array)
 
     def _bound(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes with the definition's defaults; a kernel would not notice a wrong or a missing
@@ -401,10 +406,9 @@ def _choose(spec: OpSpec, plan: Any, array: Any, device: str, requested: str | N
     chosen = None
     if requested != DEFINITION:
         for kernel in spec.serving(plan, array.dtype, device):
-            if (
-                array.size >= kernel.preferred_from if requested is None else requested == kernel.name
-            ) and kernel.beyond(plan, array.dtype) is None:
-                chosen = kernel
+            if array.size >= kernel.preferred_from if requested is None else requested == kernel.name:
+                within = kernel.limit is None or kernel.beyond(plan, array.dtype) is None
+                chosen = kernel if within else chosen
         if chosen is None and requested is not None:
             why = _reasons(spec, plan, array, device, requested, None)
             raise ValueError(

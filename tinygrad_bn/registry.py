@@ -92,10 +92,6 @@ class Kernel:
     preferred_from: int = 0
     limit: str | Callable[[Any, np.dtype], str | None] | None = None
 
-    @functools.cached_property
-    def _numpy_dtypes(self) -> frozenset[np.dtype]:
-        return frozenset(map(np.dtype, self.dtypes))
-
     def resolve(self) -> Any:
         """Import the kernel; RegistryError where its dotted string leads nowhere."""
         try:
@@ -118,7 +114,7 @@ class Kernel:
         """Why this kernel serves other calls than those of such a plan, dtype and device, or None."""
         if devices.kind(device) != self.device:
             return f"runs on {self.device}, the inputs are on {device}"
-        if dtype not in self._numpy_dtypes:
+        if np.dtype(dtype).name not in self.dtypes:
             return f"serves {', '.join(self.dtypes)}, not {np.dtype(dtype).name}"
         if self.plan is not None and type(plan) is not self.plan:
             return f"serves the {self.plan.__name__.lower()} view, this call is {type(plan).__name__.lower()}"

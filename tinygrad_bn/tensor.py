@@ -17,6 +17,8 @@ from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
 __all__ = ["DTYPES", "Tensor", "tensor"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+CUDA_DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""Names of those on a CUDA device: two of 16 bits in memory, and float32 in the fused kernels, besides."""
 
 
 class Tensor:
@@ -46,14 +48,14 @@ class Tensor:
     ):
         source = array_of(data)
         array = source.copy(order="K") if devices.on_device(source) else np.array(source, order="K")
-        if dtype is not None and array.dtype.kind in "fiub":
+        if dtype is not None and (array.dtype.kind in "fiub" or array.dtype.name in CUDA_DTYPES):
             array = array.astype(dtype, copy=False)
         elif array.dtype.kind in "iub":
             array = array.astype(np.float64)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        if array.dtype not in DTYPES:
-            raise _wrong_dtype(array)
-        self._array = array if device is None else devices.send(array, _available(device))
+        wanted = None if device is None else _available(device)
+        _check_dtype(array, wanted)
+        self._array = array if wanted is None else devices.send(array, wanted)
         self._edge: Edge | None = None
         self._version = [0]
         self.grad: Tensor | None = None
@@ -73,7 +75,7 @@ class Tensor:
         if type(array) is not np.ndarray:
             array = devices.as_array(array)
         if array.dtype not in DTYPES:
-            raise _wrong_dtype(array)
+            _check_dtype(array)
         self = cls.__new__(cls)
         self._array = array
         self._edge = edge
@@ -511,10 +513,18 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
     return results
 
 
-def _wrong_dtype(array: Any) -> TypeError:
-    return TypeError(
-        f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with dtype='float32'"
-    )
+def _check_dtype(array: Any, device: str | None = None) -> None:
+    """Raise TypeError unless a tensor on the device, by default that of the array, may have its dtype."""
+    if array.dtype in DTYPES:
+        return
+    on_cpu = devices.kind(device or devices.device_of(array)) == devices.CPU
+    if on_cpu or array.dtype.name not in CUDA_DTYPES:
+        more = f", or send it to a CUDA device: {' and '.join(CUDA_DTYPES[:2])} are for those"
+        raise TypeError(
+            f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with "
+            "dtype='float32'"
+            f"{more if array.dtype.name in CUDA_DTYPES else ''}"
+        )
 
 
 def _rebuild(

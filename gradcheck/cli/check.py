@@ -158,7 +158,8 @@ def _sweep(
 ) -> None:
     execution = Execution(**{field.name: options.pop(field.name) for field in dataclasses.fields(Execution)})
     loaded = plugins.opened(context, plugin_paths)
-    selection = Selection(**options, declared=tuple(spec for plugin in loaded for spec in plugin.operations))
+    declared = tuple(spec for plugin in loaded for spec in plugin.operations)
+    selection = Selection(**options, declared=declared, device=device)
     try:
         jobs = selection.jobs()
     except NothingSelected as why:

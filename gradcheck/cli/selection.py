@@ -32,7 +32,7 @@ class NothingSelected(Exception):
 class Selection:
     """The options that select; the empty tuple and None select everything.
 
-    declared: the operations of the plugin files.
+    declared: the operations of the plugin files. device: the one whose kernels have corners.
 
     Raises:
         click.UsageError: options that contradict each other, or values that no configuration could have.
@@ -49,6 +49,7 @@ class Selection:
     array_name: str | None
     dataset: str | None
     declared: tuple[OpSpec, ...] = ()
+    device: str = configurations.CPU
 
     def __post_init__(self) -> None:
         narrowing = [flag for flag, allowed, _ in self._filters() if flag != "--op"]
@@ -161,7 +162,7 @@ class Selection:
         else:
             chosen = configurations.exhaustive if self.exhaustive else configurations.covering
             for operation in self._configured:
-                for each in chosen(operation):
+                for each in chosen(operation, self.device):
                     yield each, None
 
     def _batches(self) -> list[arrays.Batch]:

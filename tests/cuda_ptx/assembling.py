@@ -34,13 +34,16 @@ REGISTERS = 65536
 """Of a multiprocessor, for all threads of a block."""
 GRANULE = 8  # they are given out to a thread in eights
 ACCESS = re.compile(r"\b(ld|st)\.global(?:\.\w+)*?\.v(\d)\.[a-z](\d+)")
+ERROR = re.compile(r"ptxas error\s*: (?:Entry function '\S+' )?(.*)")  # without the mangled name
 USED = re.compile(r"Used (\d+) registers")
-MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+MEMORY = re.compile(r"(\d+) bytes stack frame")  # spilled registers are in it
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """The PTX, and what the assembler says of it. local: bytes of memory for what found no register."""
+    """The PTX, and what the assembler says of it. local: bytes of memory of a thread, for what found no
+    register and for arrays that must have addresses.
+    """
 
     ptx: str
     registers: int
@@ -64,7 +67,7 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
     pretended = SimpleNamespace(compute_capability=capability)
     with mock.patch.object(dispatcher, "get_current_device", return_value=pretended):
         ptx, _ = cuda.compile_ptx(
-            kernel.function, signature, cc=capability, device=False, launch_bounds=kernel.threads
+            kernel.function, signature, cc=capability, device=False, launch_bounds=kernel.bounds
         )
     source = folder / "kernel.ptx"
     source.write_text(ptx)
@@ -75,20 +78,20 @@ def assemble(kernel: Launcher, capability: tuple[int, int], folder: Path) -> Ass
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, ERROR.findall(done.stderr) or done.stderr
     used, memory = USED.findall(done.stderr), MEMORY.findall(done.stderr)
-    return Assembly(ptx, max(map(int, used)), sum(int(n) for each in memory for n in each))
+    return Assembly(ptx, max(map(int, used)), max(int(frame) for frame in memory))
 
 
-def storage(kernel: Launcher) -> np.dtype:
-    """The dtype of the values that a kernel is for: its first array's."""
-    return next(np.dtype(each.dtype) for each in kernel.signature if isinstance(each, Pointer))
+def dtypes(kernel: Launcher) -> list[np.dtype]:
+    """Of its arrays."""
+    return [np.dtype(each.dtype) for each in kernel.signature if isinstance(each, Pointer)]
 
 
 def faults(kernel: Launcher, found: Assembly) -> list[str]:
     """What a kernel's machine code must not have."""
     problems = []
-    if found.double and not kernel.double and storage(kernel) != np.float64:
+    if found.double and not kernel.double and np.float64 not in dtypes(kernel):
         problems.append(f"calculates in float64: {found.double[:3]}")
     writes = OUTPUTS & inspect.signature(kernel.function).parameters.keys()
     for which, what in (("ld", "reads"), ("st", "writes")):

@@ -100,3 +100,15 @@ def test_a_kernel_that_calls_functions_is_compiled_without_a_driver(tmp_path):
     for capability in CAPABILITIES:
         found = assemble(total, capability, tmp_path)
         assert faults(total, found) == [] and "shfl.sync" in found.ptx and "bar.sync" in found.ptx
+
+
+def test_more_shared_memory_than_there_is_is_told_in_one_line(tmp_path):
+    @kernel(32, Pointer(FLOAT))
+    def reversed_row(x):
+        scratch = cuda.shared.array(12500, np.float32)
+        scratch[cuda.threadIdx.x] = x[cuda.threadIdx.x]
+        cuda.syncthreads()
+        x[cuda.threadIdx.x] = scratch[31 - cuda.threadIdx.x]
+
+    with pytest.raises(AssertionError, match=r"uses too much shared data \(0xc350 bytes, 0xc000 max\)"):
+        assemble(reversed_row, (9, 0), tmp_path)

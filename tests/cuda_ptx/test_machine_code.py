@@ -7,11 +7,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from assembling import CAPABILITIES, MODULES, faults_of_variant, storage, variants
+from assembling import CAPABILITIES, MODULES, dtypes, faults_of_variant, variants
 
 # A variant is found by its module and its number there: kernels do not cross processes.
 VARIANTS = [
-    pytest.param((module, number), id=f"{each.name}-{storage(each)}-{each.threads}-{number}")
+    pytest.param((module, number), id=f"{each.name}-{dtypes(each)[0]}-{each.threads}-{number}")
     for module in MODULES
     for number, each in enumerate(variants(module))
 ]

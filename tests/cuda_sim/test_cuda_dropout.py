@@ -27,12 +27,13 @@ from tinygrad_bn.kernels.cuda.compat import Pointer, cuda, kernel
 from tinygrad_bn.kernels.masks import Mask, Scale
 
 DTYPES = pytest.mark.parametrize("dtype", STORAGES)
-NARROW, WIDE = 0.3, 0.99995  # of 16 and of 32 bits; hardly anything survives the second
+NARROW = 0.3  # 16 bits suffice
+WIDE = philox.Quantised(32, 0x4CCC_1234, 0x4CCC_1234 / 2**32)
 BLOCK = dropout.THREADS * dropout.EIGHT
 
 
 def plan_for(shape, mask_shape=None, p=NARROW, seed=2**63 + 5, stream=2**32 - 3, call=7):
-    quantised = philox.quantise(p)
+    quantised = p if isinstance(p, philox.Quantised) else philox.quantise(p)
     return Mask(shape, mask_shape or shape, seed, stream, call, quantised, quantised.survivor_scale)
 
 
@@ -57,7 +58,7 @@ def assert_bits(plan, x, cotangent=None):
 
 
 @DTYPES
-@pytest.mark.parametrize("p", [0.0, NARROW, 1e-4, WIDE, 1.0])
+@pytest.mark.parametrize("p", [0.0, NARROW, 1e-4, WIDE, 1.0], ids=str)
 @pytest.mark.parametrize("size", [0, 1, 8, 9, 259])
 def test_every_size_and_width_of_decisions(size, p, dtype):
     assert_bits(plan_for((size,), p=p), normal(size, dtype), normal(size, dtype, 1))
@@ -92,7 +93,7 @@ PATTERNS = [
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("p", [0.5, 1e-4])
+@pytest.mark.parametrize("p", [0.5, WIDE], ids=["16", "32"])
 @pytest.mark.parametrize(("shape", "mask_shape"), PATTERNS)
 def test_shared_axes(shape, mask_shape, p, dtype):
     assert_bits(plan_for(shape, mask_shape, p), normal(shape, dtype), normal(shape, dtype, 1))
@@ -105,7 +106,7 @@ def test_random_shapes_and_shared_axes():
         mask_shape = tuple(
             n if own else 1 for n, own in zip(shape, rng.random(len(shape)) < 0.5, strict=True)
         )
-        plan = plan_for(shape, mask_shape, p=rng.choice([0.5, 0.25, 1e-4, WIDE]), call=call)
+        plan = plan_for(shape, mask_shape, p=[0.5, 0.25, 1e-4, WIDE][rng.integers(4)], call=call)
         assert_bits(plan, normal(shape, STORAGES[call % 4], call))
 
 
@@ -225,6 +226,25 @@ def test_words_of_32_bits_are_those_of_64():
 
 
 @pytest.mark.parametrize("lane_bits", [16, 32])
+def test_a_lane_that_is_the_threshold_keeps(lane_bits):
+    byte = dropout.BYTES[lane_bits]
+    words = philox.philox4x32(*map(np.uint64, (5, 0, 1, 2, 77, 0)))  # of block 5
+    lanes = np.array(words, np.uint32).view(f"<u{lane_bits // 8}")
+
+    @kernel(32, Pointer(np.dtype(np.uint8)), dropout.LONG, dropout.KEY)
+    def draw(target, number, key):
+        if cuda.threadIdx.x == 0:
+            target[0] = byte(number, key)
+
+    found = np.zeros(1, np.uint8)
+    for place, lane in enumerate(lanes.tolist()):
+        for threshold, kept in ((lane, True), (lane + 1, False)):
+            number, bit = (5, place) if lane_bits == 16 else (2, 4 + place)
+            draw(1, found, number, (1, 2, 77, 0, threshold))
+            assert bool(found[0] >> bit & 1) is kept
+
+
+@pytest.mark.parametrize("lane_bits", [16, 32])
 @pytest.mark.parametrize("first", [0, 2**31 - 5, 2**32 - 5, 2**40])
 def test_block_numbers_go_beyond_one_word(first, lane_bits):
     """Masks of more than 2^32 blocks, without making one: the bytes of the middle alone."""
@@ -277,7 +297,7 @@ def test_decisions_far_along_a_mask(own, last):
 # The same masks as on the CPU
 
 
-@pytest.mark.parametrize("p", [NARROW, 1e-4])
+@pytest.mark.parametrize("p", [NARROW, WIDE], ids=["16", "32"])
 @pytest.mark.parametrize(
     ("shape", "mask_shape"), [((1003,), (1003,)), ((5, 3, 33), (5, 1, 33)), ((4, 6, 35), (4, 6, 1))]
 )

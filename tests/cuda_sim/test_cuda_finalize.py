@@ -66,6 +66,16 @@ def test_moments_of_tiles_give_the_statistics_of_their_values(layout, order):
     np.testing.assert_allclose(mean - shift.astype(float) / rstd, expected, rtol=1e-11)
 
 
+def test_what_a_large_mean_loses_in_float64_is_kept_too():
+    """Means of three tiles of four values near 2⁵³, where float64 has no digit after the point."""
+    large = 2.0**53
+    moments = np.array([[large, large + 2, large + 6], [0.25, -0.5, 0.125], [1, 2, 3]]).reshape(3, 1, 3, 1)
+    (mean,), (variance,), (rstd,), (shift,) = finalize.statistics_of_moments(moments, 1, 4, 12, EPS)
+    means = np.array([0.25, 1.5, 6.125])
+    assert mean - large - shift / rstd == pytest.approx(means.mean(), rel=1e-14)
+    assert variance == pytest.approx(0.5 + means.var(), rel=1e-14)
+
+
 @LAYOUTS
 @ORDERS
 @pytest.mark.parametrize("weighted", [True, False], ids=["weight", "no weight"])

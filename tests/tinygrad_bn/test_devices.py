@@ -1,15 +1,16 @@
-"""Where arrays live: names of devices, what can be used here, and simulated arrays, which behave like CuPy's."""
+"""Where arrays live: names of devices, what can be used here, and simulated arrays, which act like CuPy's."""
 
 from __future__ import annotations
 
-import importlib.util
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tinygrad_bn import devices
+from tinygrad_bn import devices, ops
 from tinygrad_bn.devices import SimulatedArray
 
 
@@ -96,7 +97,7 @@ def test_a_cupy_that_cannot_be_imported_is_told(installed, monkeypatch):
     installed("cupy", "numba_cuda")
 
     def broken():
-        raise ImportError("libcublas.so.12 is missing")
+        raise ImportError("a page of advice") from OSError("libcublas.so.12 is missing")
 
     monkeypatch.setattr(devices, "_cupy", broken)
     assert devices.problem("cuda").startswith("CuPy cannot be imported (libcublas.so.12 is missing); ")
@@ -183,7 +184,7 @@ def test_what_is_no_array_stays_what_it_is():
     ],
 )
 def test_one_does_not_mix_with_a_numpy_array(mix):
-    with pytest.raises(TypeError, match="a NumPy array of shape .* was given beside one on cuda-sim"):
+    with pytest.raises(TypeError, match=r"a NumPy array of shape .* was given beside one on cuda-sim"):
         mix(simulated(3, 4), np.ones((3, 4)))
 
 
@@ -251,11 +252,33 @@ def test_two_devices_are_told_with_the_way_out():
     devices.one_device("add", (("a", np.ones(2)), ("b", 3.0), ("c", None)))
     with pytest.raises(
         ValueError,
-        match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them to one, "
-        r"such as a.to\('cuda-sim'\)",
+        match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them "
+        r"to one, such as a.to\('cuda-sim'\)",
     ):
         devices.one_device("add", (("a", np.ones(2)), ("b", simulated(3)), ("c", None)))
 
 
-def test_nothing_of_this_needs_cupy():
-    assert importlib.util.find_spec("cupy") is not None or "cupy" not in sys.modules
+# CuPy cannot make an array without a GPU, but what it has can be seen
+
+
+HOST = {"argsort", "array", "asarray", "errstate", "finfo", "full"}  # called on numbers and samples alone
+
+
+def test_cupy_has_every_function_that_the_operations_call():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    sources = [path.read_text(encoding="utf-8") for path in Path(ops.__file__).parent.glob("*.py")]
+    called = {name for text in sources for name in re.findall(r"\bnp\.([a-z_]+)\(", text)} - HOST
+    assert {"add", "where", "matmul", "pad"} <= called
+    assert [name for name in sorted(called) if not hasattr(cupy, name)] == []
+
+
+def test_cupys_arrays_have_what_is_asked_of_them():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    wanted = (
+        "astype", "base", "copy", "device", "fill", "flags", "get", "item", "max", "mean", "min", "nbytes",
+        "reshape", "sum", "transpose", "view", "__array_function__", "__array_ufunc__",
+        "__cuda_array_interface__", "__deepcopy__", "__dlpack__", "__dlpack_device__",
+    )  # fmt: skip
+    assert [name for name in wanted if not hasattr(cupy.ndarray, name)] == []
+    assert cupy.ndarray.__hash__ is None  # so that the tape keeps a copy of one that is a key
+    assert cupy.lib.stride_tricks.as_strided and cupy.from_dlpack and cupy.add.at

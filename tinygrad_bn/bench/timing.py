@@ -16,6 +16,7 @@ ABOVE_CACHE = 2
 MOST_COPIES = 32  # of inputs that are tiny
 OCCUPIED = 1e-4  # seconds for which one `Stream.occupy` lasts, at the least
 MARGIN = 2  # the host may be slower than it was
+MOST_OCCUPATIONS = 300  # what is started later waits for room in the queue
 
 
 class OnHost:
@@ -87,7 +88,8 @@ class OnDevice:
                 self._ready(direction)
                 run = lambda: self._call(direction)  # noqa: E731
             stream.wait()
-            for _ in range(1 + math.ceil(MARGIN * self._host[direction] / OCCUPIED)):
+            needed = 1 + math.ceil(MARGIN * self._host[direction] / OCCUPIED)
+            for _ in range(min(needed, MOST_OCCUPATIONS)):
                 stream.occupy()
             first = stream.mark()
             start = clock()

@@ -53,7 +53,7 @@ class Mask:
         return math.prod(self.mask_shape)
 
     def check_shape(self, name: str, array: Any) -> None:
-        """Raise ValueError unless an array has the shape of the input, by which kernels find the decisions."""
+        """Raise ValueError unless an array has the shape of the input: kernels find the decisions by it."""
         if array.shape != self.shape:
             raise ValueError(
                 f"dropout: {name} has shape {array.shape}, but the mask was made for {self.shape}"

@@ -25,7 +25,7 @@ __all__ = [
 def shape_of(operation: str, value: Any) -> tuple[int, ...]:
     """The shape of the input."""
     array = array_of(value)
-    if not is_array(array):
+    if type(array) is not np.ndarray and not is_array(array):
         raise TypeError(f"{operation}: input is {type(value).__name__}, wanted a Tensor or an array")
     return array.shape
 
@@ -91,7 +91,7 @@ def check_affine(
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None:
             array = array_of(value)
-            shape = array.shape if is_array(array) else np.shape(array)
+            shape = array.shape if isinstance(array, np.ndarray) else np.shape(array)
             if shape != expected:
                 raise ValueError(f"{operation}: {name} has shape {shape}, wanted {expected}")
     return expected

@@ -15,7 +15,7 @@ from ..kernels import philox
 from ..kernels.masks import Mask, Scale
 from ..random import Generator, default_generator
 from ..registry import BenchCase, Kernel, Sample
-from ..tensor import Tensor
+from ..tensor import CUDA_DTYPES, Tensor
 from .checks import as_index, shape_of
 
 __all__ = ["dropout"]
@@ -66,7 +66,7 @@ def _errors(rng: np.random.Generator) -> Iterator[Sample]:
     kernels=(
         Kernel("sequential", f"{MODULE}:sequential", plan=Mask),
         Kernel("parallel", f"{MODULE}:parallel", plan=Mask, preferred_from=PARALLEL_FROM),
-        Kernel("cuda", f"{CUDA}:dropout", device="cuda", plan=Mask),
+        Kernel("cuda", f"{CUDA}:dropout", device="cuda", plan=Mask, dtypes=CUDA_DTYPES),
     ),
     plan=lambda shapes, a: Mask(
         shapes[0], a["mask_shape"], a["seed"], a["stream"], a["call"], philox.quantise(a["p"]), a["scale"]
@@ -91,7 +91,7 @@ def _dropout(xp, input, *, p, mask_shape, seed, stream, call, scale):
     kernels=(
         Kernel("sequential", f"{MODULE}:sequential_scale", plan=Scale),
         Kernel("parallel", f"{MODULE}:parallel_scale", plan=Scale, preferred_from=PARALLEL_FROM),
-        Kernel("cuda", f"{CUDA}:scale", device="cuda", plan=Scale),
+        Kernel("cuda", f"{CUDA}:scale", device="cuda", plan=Scale, dtypes=CUDA_DTYPES),
     ),
     plan=lambda shapes, attributes: Scale(attributes["factor"]),
     keeps=((),),

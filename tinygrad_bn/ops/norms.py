@@ -15,7 +15,7 @@ import numpy as np
 from ..fused import operation
 from ..kernels import views
 from ..registry import BenchCase, Kernel
-from ..tensor import Tensor
+from ..tensor import CUDA_DTYPES, Tensor
 from . import norm_samples as samples
 from .checks import as_index, check_affine, check_channel_axis, check_eps, check_rank, shape_of
 from .running import Running
@@ -37,13 +37,14 @@ def _kernels(view: type, suffix: str = "") -> tuple[Kernel, ...]:
 
 def _streaming(view: type, module: str, suffix: str = "") -> Kernel:
     """The kernel that serves a view of any size on a CUDA device."""
-    return Kernel("streaming", f"tinygrad_bn.kernels.cuda.{module}:streaming{suffix}", "cuda", view)
+    target = f"tinygrad_bn.kernels.cuda.{module}:streaming{suffix}"
+    return Kernel("streaming", target, "cuda", view, CUDA_DTYPES)
 
 
 def _resident(view: type, module: str) -> Kernel:
     """The one for statistics that fit the registers of a block."""
     module = f"tinygrad_bn.kernels.cuda.{module}"
-    return Kernel("resident", f"{module}:resident", "cuda", view, limit=f"{module}:too_long")
+    return Kernel("resident", f"{module}:resident", "cuda", view, CUDA_DTYPES, limit=f"{module}:too_long")
 
 
 ROWS = (
@@ -173,7 +174,8 @@ def layer_norm(
         normalized_shape: the shape of the last axes; an integer for one axis.
         weight, bias: [*normalized_shape], input's dtype; each may be None.
         eps: ≥ 0, added to the variance.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" or "definition", on a CUDA device "resident" or "streaming";
+            default: by size.
 
     Raises:
         ValueError: the shapes do not fit, or eps is negative. TypeError: another dtype.
@@ -225,7 +227,8 @@ def rms_norm(
         normalized_shape: the shape of the last axes; an integer for one axis.
         weight, bias: [*normalized_shape], input's dtype; each may be None. torch has no bias here.
         eps: ≥ 0, added to the mean square; None: the machine epsilon of input's dtype, as in torch.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" or "definition", on a CUDA device "resident" or "streaming";
+            default: by size.
 
     Raises:
         ValueError: the shapes do not fit, or eps is negative. TypeError: another dtype.
@@ -234,7 +237,7 @@ def rms_norm(
     """
     shape = check_affine("rms_norm", shape_of("rms_norm", input), normalized_shape, weight, bias)
     if eps is None:
-        eps = float(np.finfo(np.float32 if input.dtype == np.float32 else np.float64).eps)
+        eps = float(np.finfo(np.float64 if input.dtype == np.float64 else np.float32).eps)
     attributes = {"normalized_shape": shape, "eps": check_eps("rms_norm", eps)}
     return _rms_norm.call((input, weight, bias), attributes, kernel)[0]
 
@@ -327,7 +330,8 @@ def batch_norm(
             batches before this one.
         eps: ≥ 0, added to the variance.
         channel_axis: 1, or −1 for channels last.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" or "definition", on a CUDA device "resident" or "streaming";
+            default: by size.
 
     Raises:
         ValueError: shapes, rank, momentum or eps do not fit; one value per channel in training. TypeError:
@@ -421,7 +425,8 @@ def instance_norm(
         momentum, convention, num_batches_tracked: as in `batch_norm`.
         eps: ≥ 0, added to the variance.
         channel_axis: 1, or −1 for channels last.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" or "definition", on a CUDA device "resident" or "streaming";
+            default: by size.
 
     Raises:
         ValueError: shapes, rank, momentum or eps do not fit; one spatial element with use_input_stats.
@@ -517,7 +522,8 @@ def group_norm(
         weight, bias: [C], input's dtype; each may be None.
         eps: ≥ 0, added to the variance.
         channel_axis: 1, or −1 for channels last.
-        kernel: "sequential", "parallel" or "definition"; default: by size.
+        kernel: "sequential", "parallel" or "definition", on a CUDA device "resident" or "streaming";
+            default: by size.
 
     Raises:
         ValueError: shapes, rank or eps do not fit, the groups do not divide the channels, or there is one

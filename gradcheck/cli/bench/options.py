@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tinygrad_bn.bench.cases import Case
     from tinygrad_bn.bench.figures import Measurement
     from tinygrad_bn.bench.report import Report
+    from tinygrad_bn.registry import OpSpec
 
 __all__ = ["BROKEN", "Destination", "options", "read_cases", "read_device", "read_peers", "read_threads"]
 
@@ -28,6 +30,7 @@ FORMATS = ("terminal", "json", "markdown", "svg")
 SUFFIXES = {"md": "markdown"}
 ON_GPU = 2**25
 """Elements of a declared case on a GPU: 128 MiB of float32 exceed the second-level cache."""
+HALVES = ("float16", "bfloat16")
 COPIES = 6  # arrays of the input's size in each process: input, output, cotangent, gradient, and others
 
 Command = Callable[..., None]
@@ -64,7 +67,7 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
     ),
     "dtype": click.option(
         "--dtype", "dtypes", multiple=True, metavar="NAMES", default=("float32",), show_default=True,
-        help=f"{' or '.join(DTYPES)}; with commas, or repeated.",
+        help=f"{' or '.join(DTYPES)}, on a GPU also {' or '.join(HALVES)}; with commas, or repeated.",
     ),
     "rounds": click.option(
         "--rounds", default=12, show_default=True, type=click.IntRange(1), help="Turns of each library."
@@ -136,17 +139,15 @@ def read_cases(
         raise click.UsageError("--shape: of which operation? Pass --op NAME too")
     if keywords and not shapes:
         raise click.UsageError("--attribute goes with --shape; the declared cases have their own")
-    wanted = _separated(dtypes)
-    for dtype in wanted:
-        if dtype not in DTYPES:
-            raise click.UsageError(f"--dtype is {dtype!r}, wanted {' or '.join(DTYPES)}")
+    wanted = _read_dtypes(dtypes, device)
     named = [plugins.registered(name) for name in dict.fromkeys(operations)]
     lengths = [arrays.lengths(text, least=1) for text in dict.fromkeys(shapes)]
     attributes = dict(map(setting, keywords))
     found: list[Case] = []
     for dtype, spec in itertools.product(wanted, named or REGISTRY):
-        if named and dtype not in spec.dtypes:
-            raise click.UsageError(f"--dtype: {spec.name} serves {', '.join(spec.dtypes)}, not {dtype}")
+        served = _served(spec, device)
+        if named and dtype not in served:
+            raise click.UsageError(f"--dtype: {spec.name} serves {', '.join(served)}, not {dtype}")
         typed = [Case(spec.name, shape, attributes, dtype, seed) for shape in lengths]
         these = typed or list(declared(spec, dtype, seed))
         if device != "cpu":
@@ -158,6 +159,31 @@ def read_cases(
             _check(case, processes)
         found += these
     return found
+
+
+def _read_dtypes(given: Sequence[str], device: str) -> list[str]:
+    known = DTYPES if device == "cpu" else (*DTYPES, *HALVES)
+    wanted = _separated(given)
+    for dtype in wanted:
+        if dtype not in known:
+            on = "" if device == "cpu" else f" on {device}"
+            raise click.UsageError(f"--dtype is {dtype!r}, wanted {' or '.join(known)}{on}")
+    if "bfloat16" in wanted:
+        try:
+            importlib.import_module("ml_dtypes")  # gives it to NumPy
+        except ModuleNotFoundError:
+            raise click.UsageError(
+                "--dtype: bfloat16 needs ml_dtypes, which is not installed; pip install ml-dtypes"
+            ) from None
+    return wanted
+
+
+def _served(spec: OpSpec, device: str) -> list[str]:
+    """The dtypes of an operation on a device: those of its kernels there come on top."""
+    if device == "cpu":
+        return list(spec.dtypes)
+    there = [name for kernel in spec.kernels if kernel.device != "cpu" for name in kernel.dtypes]
+    return list(dict.fromkeys((*spec.dtypes, *there)))
 
 
 def _check(case: Case, processes: int) -> None:

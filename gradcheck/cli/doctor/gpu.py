@@ -96,7 +96,7 @@ def bindings() -> Finding:
 
 
 def toolkit() -> Finding:
-    """The compiler's libraries: NVVM, NVRTC and nvJitLink."""
+    """The compiler's libraries, NVVM, NVRTC and nvJitLink; numba-cuda compiles, which needs no GPU."""
     if importlib.util.find_spec("cuda") is None or _version("cuda-pathfinder") is None:
         return absent("not looked for: cuda-pathfinder, which finds it, is not installed", _install())
     from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
@@ -110,7 +110,15 @@ def toolkit() -> Finding:
     numbers = ctypes.c_int(), ctypes.c_int()
     ctypes.CDLL(found["nvrtc"]).nvrtcVersion(*map(ctypes.byref, numbers))
     version = ".".join(str(number.value) for number in numbers)
-    return _fitting(f"CUDA {version}, in {os.path.commonpath(found.values())}", numbers[0].value)
+    compiles = ""
+    if _version("numba-cuda") is not None:
+        os.environ.pop("NUMBA_ENABLE_CUDASIM", None)  # in this process alone
+        from tinygrad_bn.kernels.cuda.compat import cuda, types
+
+        cuda.compile_ptx(lambda: None, types.void(), cc=(8, 0), device=False)
+        compiles = ", compiles"
+    place = os.path.commonpath(filter(os.path.isabs, found.values()))
+    return _fitting(f"CUDA {version}{compiles}, in {place}", numbers[0].value)
 
 
 def ptxas() -> Finding:

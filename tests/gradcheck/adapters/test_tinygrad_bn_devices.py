@@ -203,7 +203,8 @@ def plant(monkeypatch):
         return tuple(found)
 
     def longest(plan, dtype):
-        long = np.prod(plan.shape) > LONGEST
+        # One group as a row is longer than rows may be: there the other kernel is what it is compared with.
+        long = plan.length > 15 if isinstance(plan, views.Rows) else np.prod(plan.shape) > LONGEST
         return f"a statistic of {plan} does not fit" if long else None
 
     def install(wrong="", names=(), norm=planted.Norm):
@@ -237,7 +238,7 @@ FAMILIES = {
     "one group": "group_norm shape=2,6,3 channel_axis=1 groups=1 affine=none",
     "split of one channel": "batch_norm shape=3,2,4 channel_axis=1 layout=strided",
     "cols": "group_norm shape=2,3,6 channel_axis=-1 groups=2 dtype=float32",
-    "a sample alone is in columns": "instance_norm shape=2,6,1,2 channel_axis=1",
+    "each sample a batch": "instance_norm shape=2,6,1,2 channel_axis=1",
     "at inference": "batch_norm shape=2,4,3 channel_axis=1 mode=inference",
     "dropout": "dropout shape=3,5 mask_axes=0,1 p=0.5 scaling=upscale_in_train affine=none",
     "dropout at inference": (
@@ -272,7 +273,7 @@ def test_an_error_in_either_kernel_is_seen(plant, family, wrong, name):
     result = check_configuration(Configuration.parse(FAMILIES[family]), device=DEVICE)
     failing = {check.name for check in result.checks if check.verdict is Verdict.FAIL}
     assert result.verdict is Verdict.FAIL and f"{name} kernel against definition" in failing
-    assert ("gradient" in failing) == (name == "streaming")  # the first is judged by its own forward pass too
+    assert ("gradient" in failing) == (name == "resident")  # which a call runs: by its own forward pass too
     assert check_configuration(Configuration.parse(FAMILIES[family])).verdict is Verdict.PASS  # on the CPU
 
 
@@ -287,7 +288,7 @@ def test_a_kernel_that_repeats_itself_only_roughly_is_seen(plant):
     result = check_configuration(Configuration.parse(FAMILIES["rows"]), device=DEVICE)
     bits = [check for check in result.checks if check.name == "same bits"]
     assert {check.verdict for check in bits} == {Verdict.FAIL}
-    assert bits[0].reason.startswith("two calls of the streaming kernel differ in the bits of output")
+    assert bits[0].reason.startswith("two calls of the resident kernel differ in the bits of output")
 
 
 def test_a_kernel_that_is_missing_is_an_error_and_no_quiet_pass(plant, monkeypatch):
@@ -308,4 +309,4 @@ def test_one_kernel_under_two_names_is_an_error(plant, monkeypatch):
     )
     result = check_configuration(Configuration.parse(FAMILIES["rows"]), device=DEVICE)
     assert result.verdict is Verdict.ERROR
-    assert "streaming and resident are the same kernel in forward" in result.reasons[0]
+    assert "resident and streaming are the same kernel in forward" in result.reasons[0]

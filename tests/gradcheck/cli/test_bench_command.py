@@ -356,8 +356,9 @@ def test_on_a_gpu_the_declared_cases_exceed_its_cache_and_others_are_as_they_are
         "rounds": 12, "device": "cuda", "gpu": "Abacus 1", "graph": True,
     }  # fmt: skip
     words = ("--device", "cuda:1", "--op", "rms_norm", "--shape", "3,4", "--against", "torch")
-    result = run("bench", *words)
+    result = run("bench", *words, "--dtype", "float32,float16")
     assert (gpu[1][0][0].shape, gpu[1][0][0].device) == ((3, 4), "cuda:1")
+    assert [case.dtype for case in gpu[1][0]] == ["float32", "float16"]
     assert "rms_norm 3,4 float32 forward, cuda:1: 0.200 ms" in result.stderr
 
 
@@ -376,6 +377,8 @@ def test_tape_on_a_gpu_is_the_time_of_the_host(run, gpu):
         (("--graph",), "--graph replays CUDA graphs; pass --device cuda too"),
         (("--device", "cuda", "--against", "jax"), "no library 'jax' on cuda; known are torch"),
         (("tape", "--device", "tpu"), "--device is 'tpu'"),
+        (("--device", "cuda", "--dtype", "int8"), "'int8', wanted float64 or float32 or float16 or bfloat16"),
+        (("--device", "cuda", "--op", "exp", "--dtype", "float16"), "math::exp serves float32, float64, not"),
     ],
 )  # fmt: skip
 def test_options_that_contradict_the_device_are_one_line(refused, gpu, words, message):

@@ -35,8 +35,8 @@ def everywhere(monkeypatch):
 @pytest.mark.parametrize("command", [EXP, ("ops", "explain", "math::exp")], ids=["gradcheck", "ops explain"])
 def test_an_unknown_device_is_refused(refused, command):
     assert refused(*command, "--device", "gpu") == (
-        "--device: device is 'gpu', wanted 'cpu', 'cuda' (the first GPU), 'cuda:1' (the second, and so on) or "
-        "'cuda-sim' (numba's simulator)"
+        "--device: device is 'gpu', wanted 'cpu', 'cuda' (the first GPU), 'cuda:1' (the second, and so on) "
+        "or 'cuda-sim' (numba's simulator)"
     )
 
 

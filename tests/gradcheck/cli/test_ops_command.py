@@ -18,7 +18,7 @@ def test_list_has_a_line_for_each_operation_in_columns(run):
     column = {line.index("primitive") for line in lines if "primitive" in line}
     assert column == {lines[0].index("primitive")}
     (batch_norm,) = (line for line in lines if line.startswith("norm::batch_norm "))
-    assert "  cpu: sequential, parallel  y = (x − E[x])" in batch_norm
+    assert "  cpu: sequential, parallel; cuda: streaming, resident  y = (x − E[x])" in batch_norm
 
 
 def test_a_broken_plugin_is_shown_apart_from_the_list(run, monkeypatch):

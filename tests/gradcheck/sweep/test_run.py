@@ -19,9 +19,11 @@ import pytest
 import troubles
 from troubles import alive, figures, reasons, wait_until
 
+from gradcheck.adapters.tinygrad_bn import cases
 from gradcheck.judge import Verdict
-from gradcheck.sweep import SweepStopped, run, workers
+from gradcheck.sweep import SampleCase, SweepStopped, Task, run, workers
 from gradcheck.sweep.lines import source_fingerprint
+from tinygrad_bn.registry import REGISTRY
 
 GOOD = [f"good {number}" for number in range(4)]
 
@@ -35,6 +37,17 @@ def test_threads_give_the_figures_of_this_process_in_any_order(tasks, here, orde
 def test_a_pool_of_processes_gives_the_same_figures(tasks, here):
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
         assert figures(run(tasks, executor)) == here
+
+
+def test_a_process_of_one_device_does_not_serve_another():
+    """numba's simulator must be asked for when a process starts."""
+    pytest.importorskip("greenlet", reason="greenlet is not installed")
+    sample = SampleCase("math::exp", next(case.name for case in cases(REGISTRY.get("math::exp"))))
+    tasks = [Task(sample, seed, device=device) for seed in (0, 1) for device in ("cpu", "cuda-sim")]
+    with ThreadPoolExecutor(1) as executor:
+        results = list(run(tasks, executor))
+    assert {(result.seed, result.device) for result in results} == {(t.seed, t.device) for t in tasks}
+    assert {result.verdict for result in results} == {Verdict.PASS}
 
 
 def test_a_task_that_is_there_twice_is_carried_out_once(tasks):

@@ -22,7 +22,10 @@ def _layer_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
 
 
 def _rms_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
-    return F.rms_norm(x, k["normalized_shape"], weight, k.get("eps")) + bias
+    eps = k.get("eps")
+    if eps is None and x.element_size() == 2:  # torch would take that of 16 bits
+        eps = torch.finfo(torch.float32).eps
+    return F.rms_norm(x, k["normalized_shape"], weight, eps) + bias
 
 
 def _batch_norm(k: Any, x: Any, weight: Any, bias: Any) -> Any:
@@ -92,7 +95,11 @@ class Torch:
         return function
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return self._swapped(torch.from_numpy(array).to(self.case.device), -1, 1)
+        if array.dtype.name == "bfloat16":  # NumPy has it from a package that torch does not know
+            made = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            made = torch.from_numpy(array)
+        return self._swapped(made.to(self.case.device), -1, 1)
 
     def _swapped(self, tensor: torch.Tensor, source: int, target: int) -> torch.Tensor:
         if self.case.channels_last and tensor.ndim == len(self.case.shape):
@@ -103,7 +110,8 @@ class Torch:
         return torch.autograd.grad(output, self.wanted, self.cotangent)
 
     def numpy(self, value: torch.Tensor) -> np.ndarray:
-        return self._swapped(value.detach(), 1, -1).cpu().numpy()
+        found = self._swapped(value.detach(), 1, -1).cpu()
+        return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
 
 
 class Compiled(Torch):

@@ -80,11 +80,10 @@ def grid(plan: Cols, itemsize: int, width: int, joined: int, blocks: int) -> Gri
     return Grid(width, joined, threads, rows, length, chunk, down, across, columns, plan.Z * down * across)
 
 
-def divided(plan: Cols, *arrays: Any) -> Grid:
-    """The division for arrays in the shape of x, as kernels see them."""
-    storage = arrays[0].dtype
+def divided(plan: Cols, storage: np.dtype) -> Grid:
+    """The division of an x of a dtype, as kernels see it."""
     joined = joined_rows(plan, storage)
-    wide = width(plan.M * joined, *arrays)
+    wide = width(plan.M * joined, storage)
     return grid(plan, storage.itemsize, wide, joined, BLOCKS * processors())
 
 
@@ -100,7 +99,7 @@ class ColsKernel:
         y = new(x.shape, x.dtype, x)
         given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
         T = arithmetic(given.dtype)
-        division = divided(plan, given) if x.size else None
+        division = divided(plan, given.dtype) if x.size else None
         if not self.training:
             statistics = statistics_of_running(T, plan.eps, *running)
         elif division is None:
@@ -134,12 +133,12 @@ class ColsKernel:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            division = divided(plan, g, given)
+            division = divided(plan, given.dtype)
             owners = (plan.statistics, plan.M, plan.B, plan.repeat)
             means = statistics  # which inference does not read
             if self.training or need_affine:
                 sums = new((2, plan.Z, division.tiles, plan.M), statistics.dtype, x)
-                kernels.sums(given.dtype, division.width, division.threads)(
+                kernels.gradient_sums(given.dtype, division.width, division.threads)(
                     division.blocks,
                     *(g, given, statistics, sums, sums.size // 2, *owners, *division.arguments),
                 )
@@ -191,12 +190,11 @@ streaming_inference = ColsKernel(training=False)
 
 
 def variants() -> Iterator[Launcher]:
-    """For the tests that compile: every kernel."""
+    """For the tests that compile: every kernel. One of few threads differs from it in that number alone."""
     for storage in map(np.dtype, ("float32", "float64", "float16", "uint16")):
         for wide in (per_vector(storage), 1):
-            for threads in (THREADS, FEW_THREADS):
-                yield kernels.moments(storage, wide, threads)
-                yield kernels.normalize(storage, wide, threads)
-                yield kernels.sums(storage, wide, threads)
-                for training in (True, False):
-                    yield kernels.differentiate(storage, wide, threads, training)
+            yield kernels.moments(storage, wide, THREADS)
+            yield kernels.normalize(storage, wide, THREADS)
+            yield kernels.gradient_sums(storage, wide, THREADS)
+            for training in (True, False):
+                yield kernels.differentiate(storage, wide, THREADS, training)

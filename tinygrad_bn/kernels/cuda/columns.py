@@ -283,7 +283,7 @@ def normalize(storage: np.dtype, width: int, threads: int) -> Launcher:
 
 
 @cache
-def sums(storage: np.dtype, width: int, threads: int) -> Launcher:
+def gradient_sums(storage: np.dtype, width: int, threads: int) -> Launcher:
     """x and the cotangent → sums [2, Z, tiles, M]: of each column of a chunk the sums of the
     cotangent times x̂, and of the cotangent.
     """

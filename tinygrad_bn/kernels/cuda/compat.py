@@ -1,15 +1,16 @@
-"""The one place that imports `numba.cuda`: what differs between its releases, and between a GPU and the simulator.
+"""The one place that imports `numba.cuda`: what differs between its releases, and between a GPU and the
+simulator.
 
 A kernel is written once. On a GPU it is compiled by the package `numba-cuda`; where the environment variable
-`NUMBA_ENABLE_CUDASIM=1` was set before numba was loaded, its source runs as Python in numba's simulator, under
-the scheduler of `simulator.py`. Kernels take addresses rather than arrays: seven parameters less for each, and
-no work on the host for their layout.
+`NUMBA_ENABLE_CUDASIM=1` was set before numba was loaded, its source runs as Python in numba's simulator,
+under the scheduler of `simulator.py`. Kernels take addresses rather than arrays: seven parameters less for
+each, and no work on the host for their layout.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -22,12 +23,12 @@ SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
 if not SIMULATED and importlib.util.find_spec("numba_cuda") is None:
     raise ImportError(
-        "the CUDA kernels need the package numba-cuda; pip install 'tinygrad-bn[cuda13]' (or [cuda12], by the "
-        "driver), or set NUMBA_ENABLE_CUDASIM=1 before Python starts to run them in numba's simulator"
+        "the CUDA kernels need the package numba-cuda; pip install 'tinygrad-bn[cuda13]' (or [cuda12], by "
+        "the driver), or set NUMBA_ENABLE_CUDASIM=1 before Python starts to run them in numba's simulator"
     )
 
 if not hasattr(np, "row_stack"):  # numba-cuda asks NumPy 2.5, which has lost it, for it
-    np.row_stack = np.vstack
+    np.row_stack = np.vstack  # noqa: NPY201
 
 from numba import cuda, types  # noqa: E402 -- after the repair
 
@@ -38,8 +39,12 @@ if SIMULATED:
     from . import simulator
 
     simulator.install(_simulated_kernels, _simulated_interface, cuda)
+else:
+    from numba.cuda.extending import intrinsic
 
-__all__ = ["INT", "SIMULATED", "Launcher", "Pointer", "cuda", "device", "kernel", "processors", "types"]
+__all__ = [
+    "INT", "SIMULATED", "Launcher", "Pointer", "cuda", "device", "intrinsic", "kernel", "processors", "types",
+]  # fmt: skip
 
 INT = np.dtype(np.int64)
 """In the signature of a kernel: a size or an index, which may exceed 2³¹."""
@@ -47,7 +52,9 @@ INT = np.dtype(np.int64)
 
 @dataclass(frozen=True)
 class Pointer:
-    """In the signature of a kernel: the address of values of a dtype. bfloat16 is stored as its bits, uint16."""
+    """In the signature of a kernel: the address of values of a dtype. bfloat16 is stored as its bits,
+    uint16.
+    """
 
     dtype: np.dtype
 
@@ -62,12 +69,14 @@ def device(function: Callable[..., Any]) -> Any:
 
 @dataclass(frozen=True)
 class Launcher:
-    """A kernel for blocks of `threads` threads: `launcher(blocks, *arguments)` starts it on the caller's stream.
+    """A kernel for blocks of `threads` threads: `launcher(blocks, *arguments)` starts it on the caller's
+    stream.
 
     signature: for each argument a `Pointer`, given a contiguous device array of its dtype; the dtype of a
         number; or a tuple of one dtype, again and again, given so many numbers.
     vectorized: whether it reads and writes 16 bytes at once.
-    double: whether it calculates in float64 though the values are not; only what runs once per statistic does.
+    double: whether it calculates in float64 though the values are not; only what runs once per statistic
+        does.
     """
 
     function: Callable[..., None]
@@ -83,6 +92,13 @@ class Launcher:
     @property
     def name(self) -> str:
         return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__qualname__.partition('.')[0]}"
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The threads of a block, and the blocks for which a multiprocessor must have registers: one, or the
+        assembler may rather spill than keep out a second.
+        """
+        return self.threads, 1
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -107,7 +123,7 @@ class Launcher:
     def _compiled(self) -> Any:
         if SIMULATED:
             return cuda.jit(self.function)
-        return cuda.jit(types.void(*self.types), launch_bounds=self.threads)(self.function)
+        return cuda.jit(types.void(*self.types), launch_bounds=self.bounds)(self.function)
 
 
 def kernel(

@@ -1,9 +1,9 @@
-"""Dropout on CUDA devices. The mask is drawn in the forward and again in the backward pass; nothing is stored.
+"""Dropout on CUDA devices. The mask is drawn in the forward pass and again in the backward; none is stored.
 
-A warp serves 256 neighbouring elements. Each of its lanes makes eight decisions, a byte of the packed mask of
-`kernels/philox.py`, for the eight elements that follow its number; then the lanes hand one another the bits of those
-vectors that they read and write, which lie side by side in memory. Where elements share decisions, a lane finds
-its eight by the runs of `masks.runs`.
+A warp serves 256 neighbouring elements. Lane k decides on eight of them, from 8k on: a byte of the packed
+mask of `kernels/philox.py`. But it reads and writes others, so that the vectors of all lanes lie side by side
+in memory; for those it gets the bits from the lanes that decided. Where elements share decisions, a lane
+finds its eight by the runs of `masks.runs`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import masks, philox
 from ..masks import Mask, Scale
 from . import vectors
 from .compat import INT, Launcher, Pointer, cuda, device, kernel
-from .launch import arithmetic, contiguous, new, stored, width
+from .launch import arithmetic, contiguous, new, stored
 
 THREADS, WARP, EIGHT = 256, 32, 8
 ALL = 0xFFFFFFFF
@@ -37,7 +37,7 @@ HIGH = u64(32)
 
 @device
 def philox4x32(c0, c1, c2, c3, k0, k1):
-    """`philox.philox4x32` on words of 32 bits: there, a fifth of the instructions would be upper halves of nothing."""
+    """`philox.philox4x32` on words of 32 bits; the original, on a GPU, adds upper halves that are zero."""
     for _ in range(10):
         left, right = MULTIPLIER_0 * u64(c0), MULTIPLIER_1 * u64(c2)
         c0, c1, c2, c3 = u32(right >> HIGH) ^ c1 ^ k0, u32(right), u32(left >> HIGH) ^ c3 ^ k1, u32(left)
@@ -95,9 +95,9 @@ BYTES = {16: byte_of_16, 32: byte_of_32, EVERY: byte_of_ones}
 
 @cache
 def decisions(lane_bits: int, runs: int, own: bool) -> Any:
-    """A function that makes the decisions on eight elements from `first` on: bit k is 1 where first + k is kept.
+    """A function that decides on eight elements from `first` on: bit k is 1 where first + k is kept.
 
-    runs: how many there are in `masks.runs`. own: whether each element of the last of them has its own decision.
+    runs: the length of `masks.runs`. own: whether each element of the last run has a decision of its own.
     """
     byte = BYTES[lane_bits]
     last = runs - 1
@@ -131,10 +131,10 @@ def decisions(lane_bits: int, runs: int, own: bool) -> Any:
 
 
 @cache
-def multiplication(storage: np.dtype, width: int, lane_bits: int, runs: int, own: bool) -> Launcher:
+def multiplication(storage: np.dtype, lane_bits: int, runs: int, own: bool) -> Launcher:
     """y = x · scale where an element is kept, +0 where it is dropped, whatever x is there."""
     T = arithmetic(storage)
-    zero = T(0)
+    zero, width = T(0), vectors.per_vector(storage)
     load, store, load_one, store_one = (make(n) for n in (width, 1) for make in (vectors.load, vectors.store))
     count = EIGHT // width  # the vectors of a lane
     eight = decisions(lane_bits, runs, own)
@@ -148,7 +148,7 @@ def multiplication(storage: np.dtype, width: int, lane_bits: int, runs: int, own
         KEY,
         (LONG,) * runs,
         (LONG,) * runs,
-        vectorized=width > 1,
+        vectorized=True,
     )
     def multiply(x, y, size, scale, key, lengths, steps):
         lane = cuda.threadIdx.x % WARP
@@ -191,13 +191,13 @@ def runs_of(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> Runs:
     return lengths, steps
 
 
-def multiplied(x: Any, factor: float, key: Sequence[int], lane_bits: int, runs: Runs) -> Any:
+def multiplied(x: Any, factor: float, key: Sequence[Any], lane_bits: int, runs: Runs) -> Any:
     """x times a mask times a factor, in a new array."""
     x = contiguous(x)
     y = new(x.shape, x.dtype, x)
     given, result = stored(x), stored(y)
     lengths, steps = runs
-    launcher = multiplication(given.dtype, width(0, given, result), lane_bits, len(lengths), steps[-1] == 1)
+    launcher = multiplication(given.dtype, lane_bits, len(lengths), steps[-1] == 1)
     launcher(-(-x.size // (THREADS * EIGHT)), given, result, x.size, factor, key, lengths, steps)
     return y
 
@@ -241,8 +241,6 @@ scale = ScaleKernel()
 def variants() -> Iterator[Launcher]:
     """The kernels that calls are likely to run."""
     for storage in map(np.dtype, (np.float64, np.float32, np.float16, np.uint16)):
-        for width in (vectors.per_vector(storage), 1):
-            yield multiplication(storage, width, EVERY, 1, True)
-            for lane_bits in (16, 32):
-                for runs, own in ((1, True), (1, False), (2, True), (2, False), (3, True), (3, False)):
-                    yield multiplication(storage, width, lane_bits, runs, own)
+        yield multiplication(storage, EVERY, 1, True)
+        for lane_bits, runs, own in ((16, 1, True), (32, 1, True), (16, 2, False), (16, 3, True)):
+            yield multiplication(storage, lane_bits, runs, own)

@@ -2,9 +2,9 @@
 
 A *row* is what one statistic is made of, contiguous in memory: a row of the view Rows, or a (z, s) of the
 view Split where A is 1. `lanes` threads hold it, each `per` vectors of `width` neighbours; several short rows
-share a block. In the forward pass mean and variance are made in two passes over the registers; sums of 10⁴
-values near 10⁴ would lose what a small variance needs, so the first is of differences from the row's first
-value, and the mean is kept as a rounded part and the rest.
+share a block. Mean and variance are made in two passes over the registers. A sum of values near 10⁴ loses
+what a small variance needs: so the first mean need not be exact, and what it lacks, the mean of the
+deviations from it, is found beside their squares.
 
 Weight and bias go along the row (Rows), or there is one for each of the K stretches of L neighbours (Split),
 at (row mod S) · K + j // L.
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .compat import INT, Launcher, Pointer, cuda, device, kernel
+from .indices import quotient, short_quotient
 from .launch import arithmetic
 from .sums import WARP, row_sums
 from .vectors import load, per_vector, store
@@ -29,7 +30,7 @@ MOST_LANES = 512  # which leaves 128 registers to each thread
 SHORT_BLOCK = 128  # threads of a block of several short rows
 FORWARD_BYTES = 128  # in the registers of a thread: x, in the dtype of arithmetic
 BACKWARD_BYTES = 64  # likewise: of x, the cotangent, and the sums of dweight and dbias
-MOST_LOADS = 16  # loops over more are not unrolled, and what is not unrolled is not in registers
+MOST_LOADS = 12  # in a thread: more values one by one than that do not stay in registers
 SHARED = 48 << 10  # bytes that a block may have without asking
 
 
@@ -53,9 +54,9 @@ class Layout:
         return self.per * self.width
 
 
-def longest(storage: np.dtype) -> int:
-    """The length of the longest rows that fit, both ways."""
-    return MOST_LANES * BACKWARD_BYTES // np.dtype(arithmetic(storage)).itemsize
+def longest(storage: np.dtype, width: int) -> int:
+    """The length of the longest rows that fit, both ways, where `width` values are moved at once."""
+    return MOST_LANES * min(BACKWARD_BYTES // np.dtype(arithmetic(storage)).itemsize, MOST_LOADS * width)
 
 
 @cache
@@ -101,34 +102,38 @@ def forward(storage: np.dtype, form: Layout, by_channel: bool) -> Launcher:
         row = np.int64(cuda.blockIdx.x) * in_block + cuda.threadIdx.x // lanes
         inside = row < rows
         start = row * length
+        first = (row - quotient(row, S) * S) * K if by_channel else np.int64(0)
         registers = cuda.local.array(values, T)
         factor = cuda.local.array(width, T)
         term = cuda.local.array(width, T)
-        pivot = T(0)
-        if inside and centred:
-            load_one(x, start, factor, 0)
-            pivot = factor[0]
-        total = T(0)
         for k in range(per):
             j = (k * lanes + lane) * width
             if inside and j < length:
                 load_vector(x, start + j, registers, k * width)
+            else:
                 for i in range(width):
-                    total += registers[k * width + i] - pivot
+                    registers[k * width + i] = T(0)
         mean = T(0)
-        rest = T(0)
         if centred:
-            total, _ = add(total, total)
-            total *= inverse
-            mean = pivot + total
-            rest = (pivot - mean) + total
+            for i in range(values):
+                mean += registers[i] * inverse
+            mean, _ = add(mean, mean)
+        total = T(0)
         squares = T(0)
         for k in range(per):
             if inside and (k * lanes + lane) * width < length:
                 for i in range(width):
-                    deviation = (registers[k * width + i] - mean) - rest
+                    deviation = registers[k * width + i] - mean
+                    total += deviation
                     squares += deviation * deviation
-        squares, _ = add(squares, squares)
+        total, squares = add(total, squares)
+        rest = total * inverse if centred else T(0)
+        squares -= total * rest
+        if squares < T(0):  # rounding, where all values are equal
+            squares = T(0)
+        near = mean
+        mean = near + rest
+        rest = (near - mean) + rest
         variance = squares * inverse
         rstd = T(1) / T(math.sqrt(variance + eps))
         shift = -rest * rstd
@@ -144,7 +149,7 @@ def forward(storage: np.dtype, form: Layout, by_channel: bool) -> Launcher:
                     factor[i] = T(1)
                     term[i] = T(0)
                 if by_channel:
-                    channel = row % S * K + j // L
+                    channel = first + short_quotient(j, L)
                     if has_weight:
                         load_one(weight, channel, factor, 0)
                     if has_bias:
@@ -227,23 +232,29 @@ def backward_rows(storage: np.dtype, form: Layout) -> Launcher:
                 mean = statistics[row]
                 rstd = statistics[2 * rows + row]
                 shift = statistics[3 * rows + row]
-            total = T(0)
-            moment = T(0)
-            for k in range(per):
+            for k in range(per):  # all loads before the first use
                 j = (k * lanes + lane) * width
                 if inside and j < length:
                     load_vector(x, start + j, normalized, k * width)
                     load_vector(cotangent, start + j, g, k * width)
-                    if has_weight:
-                        load_vector(weight, j, factor, 0)
-                    for i in range(width):
-                        at = k * width + i
-                        normalized[at] = (normalized[at] - mean) * rstd + shift
-                        dweight[at] += g[at] * normalized[at]
-                        dbias[at] += g[at]
-                        g[at] *= factor[i]
-                        total += g[at]
-                        moment += g[at] * normalized[at]
+                else:
+                    for i in range(k * width, k * width + width):
+                        normalized[i] = T(0)
+                        g[i] = T(0)
+            total = T(0)
+            moment = T(0)
+            for k in range(per):
+                j = (k * lanes + lane) * width
+                if has_weight and j < length:
+                    load_vector(weight, j, factor, 0)
+                for i in range(width):
+                    at = k * width + i
+                    normalized[at] = (normalized[at] - mean) * rstd + shift
+                    dweight[at] += g[at] * normalized[at]
+                    dbias[at] += g[at]
+                    g[at] *= factor[i]
+                    total += g[at]
+                    moment += g[at] * normalized[at]
             if need_x:
                 total, moment = add(total, moment)
                 offset = total * inverse if centred else T(0)
@@ -293,8 +304,10 @@ def _over_rows(form: Layout, T: type) -> Any:
 
 
 def shared_bytes(storage: np.dtype, form: Layout) -> int:
-    """What `backward_channels` needs for the sums of vectors, where there are several channels to a row."""
-    return 2 * form.per * form.threads * np.dtype(arithmetic(storage)).itemsize
+    """What `backward_channels` needs where there are several channels to a row: for two sums of each vector, and
+    of each warp.
+    """
+    return 2 * (form.per * form.threads + form.threads // WARP) * np.dtype(arithmetic(storage)).itemsize
 
 
 @cache
@@ -344,7 +357,7 @@ def backward_channels(storage: np.dtype, form: Layout, grouped: bool) -> Launche
         row = np.int64(cuda.blockIdx.x) * in_block + thread // lanes
         inside = row < rows
         start = row * length
-        first = row % S * K
+        first = (row - quotient(row, S) * S) * K
         g = cuda.local.array(values, T)
         normalized = cuda.local.array(values, T)
         factor = cuda.local.array(1, T)
@@ -361,11 +374,13 @@ def backward_channels(storage: np.dtype, form: Layout, grouped: bool) -> Launche
         if grouped:
             scratch = cuda.shared.array(size, T)
             mine = thread // lanes * 2 * slots
-        for k in range(per):
+        for k in range(per):  # all loads before the first use
             j = (k * lanes + lane) * width
             if inside and j < length:
                 load_vector(x, start + j, normalized, k * width)
                 load_vector(cotangent, start + j, g, k * width)
+        for k in range(per):
+            if inside and (k * lanes + lane) * width < length:
                 plain = T(0)
                 along = T(0)
                 for i in range(k * width, k * width + width):
@@ -414,7 +429,7 @@ def backward_channels(storage: np.dtype, form: Layout, grouped: bool) -> Launche
                 j = (k * lanes + lane) * width
                 if inside and j < length:
                     if grouped and has_weight:
-                        load_one(weight, first + j // L, factor, 0)
+                        load_one(weight, first + short_quotient(j, L), factor, 0)
                     for i in range(k * width, k * width + width):
                         g[i] = rstd * (g[i] * factor[0] - offset - normalized[i] * along)
                     store_vector(dx, start + j, g, k * width)
@@ -428,7 +443,7 @@ def variants() -> Iterator[Launcher]:
     """
     for storage in map(np.dtype, ("float32", "float64", "float16", "uint16")):
         for width in (per_vector(storage), 1):
-            for length in (96, 1024, longest(storage)):
+            for length in (96, 1024, longest(storage, width)):
                 form = layout(storage, 1024, length, width, FORWARD_BYTES)
                 for by_channel in (False, True):
                     yield forward(storage, form, by_channel)

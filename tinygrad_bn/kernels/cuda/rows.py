@@ -76,7 +76,7 @@ class ResidentRows:
             statistics[...] = np.nan
         elif plan.rows:
             given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
-            wide = width(plan.length, given, factor, term, stored(y))
+            wide = width(plan.length, given.dtype)
             form = layout(given.dtype, plan.rows, plan.length, wide, FORWARD_BYTES)
             kernels.forward(given.dtype, form, by_channel=False)(
                 -(-plan.rows // form.rows),
@@ -97,7 +97,7 @@ class ResidentRows:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            wide = width(plan.length, g, given, factor, stored(dx))
+            wide = width(plan.length, given.dtype)
             form = layout(given.dtype, plan.rows, plan.length, wide, BACKWARD_BYTES)
             blocks = persistent_blocks(plan.rows, form.rows, form.threads)
             partials = new((2, blocks, plan.length) if need_affine else (1,), aux[2].dtype, x)
@@ -129,6 +129,7 @@ resident = ResidentRows()
 
 def too_long(plan: Rows, dtype: np.dtype) -> str | None:
     """Why `resident` cannot serve a call."""
-    if plan.length > longest(dtype):
-        return f"holds rows of up to {longest(dtype):,} values in registers, these have {plan.length:,}"
+    most = longest(dtype, width(plan.length, dtype))
+    if plan.length > most:
+        return f"holds rows of up to {most:,} values in registers, these have {plan.length:,}"
     return None

@@ -197,7 +197,7 @@ def variants() -> Iterator[Launcher]:
 
 def statistics_of_rows(plan: Rows, x: Any) -> Any:
     """The statistics [4, rows]; to the kernel of the view Split a row is a channel of one run."""
-    form = cut(x.dtype, width(plan.length, x), 1, 1, plan.rows, plan.length)
+    form = cut(x.dtype, width(plan.length, x.dtype), 1, 1, plan.rows, plan.length)
     partials = new((3, 1, form.tiles, plan.rows), arithmetic(x.dtype), x)
     moments(x.dtype, form.tile)(form.blocks, x, partials, plan.centred, *form.numbers)
     full = form.tile.vectors * form.tile.width
@@ -216,7 +216,7 @@ class StreamingRows:
         else:
             given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
             statistics = statistics_of_rows(plan, given)
-            wide = width(plan.length, given, factor, term, stored(y))
+            wide = width(plan.length, given.dtype)
             threads = block(plan.length, wide)
             tiles = -(-plan.length // tile_size(threads, wide))
             apply(given.dtype, threads, wide)(
@@ -239,7 +239,7 @@ class StreamingRows:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            wide = width(plan.length, g, given, factor, stored(dx))
+            wide = width(plan.length, given.dtype)
             threads = block(plan.length, wide)
             means = statistics  # not read where dx is not needed
             if needs[0]:

@@ -1,12 +1,12 @@
 """Thread blocks in numba's CUDA simulator, one thread at a time, in an order that is chosen.
 
 numba starts a thread of the operating system for each CUDA thread: slow, and in an order that chance decides.
-Here the threads of a block are greenlets. Each runs until it waits: at a barrier for its block, at a shuffle for
-its warp. Who runs first is fixed, `forward` or `backward`, so that a result which depends on it, as one does where
-a barrier is missing, differs between the two. More is refused than a GPU refuses, where it would go on and be
-wrong:
+Here the threads of a block are greenlets. Each runs until it waits: at a barrier for its block, at a shuffle
+for its warp. Who runs first is fixed, `forward` or `backward`, so that a result which depends on it, as one
+does where a barrier is missing, differs between the two. More is refused than a GPU refuses, where it would
+go on and be wrong:
 
-- an index outside of an array, or a negative one;
+- an index outside of an array, or a negative one; a vector at an address that is no multiple of its size;
 - a barrier that some threads of the block, or of the warp, never reach;
 - what was never written: new shared and local memory holds NaN.
 """
@@ -26,7 +26,8 @@ try:
     from greenlet import getcurrent, greenlet
 except ImportError as error:
     raise ImportError(
-        "numba's simulator of CUDA is used here with the package greenlet; pip install 'tinygrad-bn[cuda-sim]'"
+        "numba's simulator of CUDA is used here with the package greenlet; "
+        "pip install 'tinygrad-bn[cuda-sim]'"
     ) from error
 
 __all__ = ["DivergentBarrier", "Memory", "install", "simulate", "thread_order"]
@@ -42,11 +43,12 @@ class DivergentBarrier(RuntimeError):
 class Memory:
     """The values of a contiguous array as a kernel sees them: one after the other, and none outside."""
 
-    __slots__ = ("_size", "_values", "dtype")
+    __slots__ = ("_address", "_size", "_values", "dtype")
 
     def __init__(self, array: np.ndarray):
         self._values = array.view(np.ndarray).reshape(-1)
         self._size = array.size
+        self._address = array.ctypes.data
         self.dtype = array.dtype
 
     def __getitem__(self, index: int) -> Any:
@@ -58,6 +60,11 @@ class Memory:
         if not 0 <= index < self._size:
             raise IndexError(f"write at {index} of an array of {self._size} values")
         self._values[index] = value
+
+    def check_aligned(self, index: int, size: int) -> None:
+        """Refuse a vector whose address is no multiple of its size in bytes, as a GPU does."""
+        if (self._address + int(index) * self.dtype.itemsize) % size:
+            raise ValueError(f"{size} bytes at once from {index} of an array of {self.dtype} are not aligned")
 
 
 # The threads of a block
@@ -78,7 +85,7 @@ def thread_order(order: str) -> Iterator[None]:
         _backward = kept
 
 
-class Thread(greenlet):
+class Thread(greenlet):  # type: ignore[misc]
     """One thread of a block. What it waits for: the barrier of the block, or a shuffle of its warp."""
 
     def __init__(self, run: Callable[[], None], block: Any, place: Any, number: int):
@@ -148,11 +155,9 @@ class Block:
                 except Exception as error:
                     error.add_note(f"in thread {thread.threadIdx} of block {thread.blockIdx}")
                     raise
-        ended = len(running)
         running = [thread for thread in running if not thread.dead]
-        ended -= len(running)
         if not _release_warps(running) and running:
-            _release_block(running, ended or len(running) < self._count)
+            _release_block(running, len(running) < self._count)
         return running
 
     @property
@@ -172,8 +177,8 @@ def _release_warps(running: list[Thread]) -> bool:
         for lane in lanes:
             if lane.members != present or lane.waits != lanes[0].waits:
                 raise DivergentBarrier(
-                    f"thread {lane.thread_id} waits at {_at(lane)} for the lanes {lane.members:#x} of its warp; "
-                    f"{present:#x} have come, and thread {lanes[0].thread_id} to {_at(lanes[0])}"
+                    f"thread {lane.thread_id} waits at {_at(lane)} for the lanes {lane.members:#x} of its "
+                    f"warp; {present:#x} have come, and thread {lanes[0].thread_id} to {_at(lanes[0])}"
                 )
         for lane in lanes:
             lane.waits, lane.others = None, values

@@ -25,6 +25,7 @@ import numpy as np
 from ..views import Split
 from .compat import INT, Launcher, Pointer, cuda, device, kernel
 from .finalize import gradients_of_sums, statistics_of_moments, statistics_of_running
+from .indices import quotient
 from .launch import arithmetic, contiguous, new, stored, width
 from .rows import affine_gradient
 from .sums import WARP, row_sums
@@ -99,12 +100,6 @@ NUMBERS = (INT,) * 7
 
 
 FAR = 1 << 30  # vectors: further than a tile reaches, and safe in 32 bits
-
-
-@device
-def quotient(a, b):
-    """a // b of numbers that are not negative. A division takes 25 instructions, and is often needless."""
-    return np.int64(np.uint64(a) // np.uint64(b)) if a >= b else np.int64(0)
 
 
 @cache
@@ -371,7 +366,7 @@ class StreamingSplit:
             statistics = new((4, plan.statistics), T, x)
             statistics[...] = np.nan
         if given.size:
-            form = cut_channels(plan, given, out)
+            form = cut_channels(plan, given.dtype)
             normalize(given.dtype, form.tile)(
                 form.blocks,
                 given,
@@ -383,7 +378,7 @@ class StreamingSplit:
 
     def _statistics(self, plan: Split, x: Any, T: type) -> Any:
         length = plan.K * plan.L
-        form = cut(x.dtype, width(length, x), plan.Z, plan.A, plan.S, length)
+        form = cut(x.dtype, width(length, x.dtype), plan.Z, plan.A, plan.S, length)
         partials = new((3, plan.Z, form.tiles, plan.S), T, x)
         moments(x.dtype, form.tile)(form.blocks, x, partials, True, *form.numbers)
         full = form.tile.vectors * form.tile.width
@@ -404,7 +399,7 @@ class StreamingSplit:
             means = statistics  # not read in inference
             need_means = need_x and self.training
             if need_means or need_affine:
-                form = cut_channels(plan, g, given)
+                form = cut_channels(plan, given.dtype)
                 partials = new((2, plan.Z, form.tiles, plan.channels), statistics.dtype, x)
                 cotangent_sums(given.dtype, form.tile)(
                     *(form.blocks, g, given, statistics, partials, plan.statistics, plan.K), *form.numbers
@@ -418,7 +413,7 @@ class StreamingSplit:
                 )
             if need_x:
                 out = stored(dx)
-                form = cut_channels(plan, g, given, out)
+                form = cut_channels(plan, given.dtype)
                 differentiate(given.dtype, form.tile, self.training)(
                     *(form.blocks, g, given, given if factor is None else factor, statistics, means, out),
                     *(weight is not None, plan.statistics, plan.K, *form.numbers),
@@ -429,9 +424,9 @@ class StreamingSplit:
         return dx, dweight if needs[1] else None, dbias if needs[2] else None
 
 
-def cut_channels(plan: Split, *arrays: Any) -> Cut:
-    """The tiles in which all of the arrays can be read or written."""
-    return cut(arrays[0].dtype, width(plan.L, *arrays), plan.Z, plan.A, plan.channels, plan.L)
+def cut_channels(plan: Split, storage: np.dtype) -> Cut:
+    """The tiles of the channels of an x of a dtype, as kernels see it."""
+    return cut(storage, width(plan.L, storage), plan.Z, plan.A, plan.channels, plan.L)
 
 
 streaming = StreamingSplit(training=True)

@@ -22,10 +22,13 @@ def too_long(plan: Split, dtype: np.dtype) -> str | None:
     if plan.A != 1:
         return f"holds a statistic's values in one run of memory, these lie in {plan.A}"
     length = plan.K * plan.L
-    if length > longest(dtype):
-        return f"holds up to {longest(dtype):,} values of a statistic in registers, these are {length:,}"
+    wide = width(plan.L, dtype)
+    if length > longest(dtype, wide):
+        return (
+            f"holds up to {longest(dtype, wide):,} values of a statistic in registers, these are {length:,}"
+        )
     if plan.K > 1:
-        form = layout(dtype, 1, length, 1, BACKWARD_BYTES)  # without vectors, whose sums take more room
+        form = layout(dtype, 1, length, wide, BACKWARD_BYTES)
         if kernels.shared_bytes(dtype, form) > SHARED:
             return (
                 f"holds sums in shared memory, which is too small for those of a group of {length:,} values"
@@ -45,7 +48,7 @@ class ResidentSplit:
             statistics[...] = np.nan
         elif rows:
             given, factor, term = (stored(contiguous(x if a is None else a)) for a in (x, weight, bias))
-            form = layout(given.dtype, rows, length, width(plan.L, given, stored(y)), FORWARD_BYTES)
+            form = layout(given.dtype, rows, length, width(plan.L, given.dtype), FORWARD_BYTES)
             kernels.forward(given.dtype, form, by_channel=True)(
                 -(-rows // form.rows),
                 *(given, factor, term, stored(y), statistics),
@@ -66,7 +69,7 @@ class ResidentSplit:
             g, given, factor = (
                 stored(contiguous(a)) for a in (cotangent, x, x if weight is None else weight)
             )
-            form = layout(given.dtype, rows, length, width(plan.L, g, given, stored(dx)), BACKWARD_BYTES)
+            form = layout(given.dtype, rows, length, width(plan.L, given.dtype), BACKWARD_BYTES)
             sums = new((2, rows * plan.K) if need_affine else (1,), aux[2].dtype, x)
             kernels.backward_channels(given.dtype, form, grouped=plan.K > 1)(
                 -(-rows // form.rows),

@@ -16,8 +16,8 @@ def row_sums(lanes: int, T: type) -> Any:
     """A function `add(a, b)` that makes the sums of two values at once over `lanes` neighbouring threads.
 
     Up to 32 of them, a power of two, are part of a warp; more, a multiple of 32, are the whole block. All
-    threads of the warp or the block call it together. It may be called again and again: its first barrier lets
-    nobody write over sums that others still read.
+    threads of the warp or the block call it together. It may be called again and again: its first barrier
+    lets nobody write over sums that others still read.
     """
     halves = tuple(2**n for n in reversed(range(min(lanes, WARP).bit_length() - 1)))
     warps = lanes // WARP

@@ -1,14 +1,14 @@
 """Sixteen bytes of memory at once, into registers and back.
 
-Ordinary code makes loads of one value; only an explicit vector makes the 128-bit ones that a GPU's memory wants.
-`load(width)` and `store(width)` give the functions for so many values; between memory and registers the values
-change from the dtype of storage to that of arithmetic. 16-bit floats are stored as they are, bfloat16 as the
-upper half of a float32.
+Ordinary code makes loads of one value; only an explicit vector makes the 128-bit ones that a GPU's memory
+wants. `load(width)` and `store(width)` give the functions for so many values; between memory and registers
+the values change from the dtype of storage to that of arithmetic. 16-bit floats are stored as they are,
+bfloat16 as the upper half of a float32.
 
     load(width)(source, at, registers, to)      registers[to + i] = source[at + i]
     store(width)(target, at, registers, first)  target[at + i] = registers[first + i]
 
-`at` is a multiple of `width`, and the address one of 16 bytes where width is `per_vector(dtype)`.
+The address is a multiple of the vector's size, or of 16 bytes where it is larger and moved in parts.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if SIMULATED:
     def load(width: int) -> Any:
         @device
         def load(source, at, registers, to):
+            source.check_aligned(at, min(BYTES, width * source.dtype.itemsize))
             for i in range(width):
                 value = source[at + i]
                 if source.dtype == np.uint16:  # bfloat16
@@ -46,6 +47,7 @@ if SIMULATED:
     def store(width: int) -> Any:
         @device
         def store(target, at, registers, first):
+            target.check_aligned(at, min(BYTES, width * target.dtype.itemsize))
             for i in range(width):
                 value = registers[first + i]
                 target[at + i] = _bfloat16_bits(value) if target.dtype == np.uint16 else value
@@ -61,9 +63,8 @@ if SIMULATED:
 
 else:
     from llvmlite import ir
-    from numba.cuda.extending import intrinsic
 
-    from .compat import types
+    from .compat import intrinsic, types
 
     HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
     WORD, UPPER = ir.IntType(32), ir.IntType(16)
@@ -88,7 +89,7 @@ else:
             self.type = ir.VectorType(WORD, width // 2) if self.words else ir.VectorType(self.element, width)
             first = builder.gep(builder.bitcast(pointer, self.element.as_pointer()), [at])
             self.place = builder.bitcast(first, self.type.as_pointer())
-            self.alignment = width * dtype.bitwidth // 8
+            self.alignment = min(BYTES, width * dtype.bitwidth // 8)
 
         def load(self, wanted: Any) -> list[Any]:
             """The values in the type of arithmetic."""
