@@ -18,7 +18,7 @@ import numpy as np
 
 from . import devices, namespace, trace
 from .registry import REGISTRY, OpSpec, Registry
-from .rules import Aval, restore
+from .rules import aval, restore
 from .tape import Edge, Node, is_grad_enabled
 from .tensor import Tensor
 
@@ -43,7 +43,7 @@ class Saved:
         needs: tuple[bool, ...] = (),
     ):
         self.inputs = inputs
-        self.attributes = _owned(attributes)
+        self.attributes = _owned(attributes) if attributes else attributes
         self.versions = versions
         self.output = output
         self.aux = aux
@@ -89,15 +89,15 @@ class Saved:
         return sum(array.nbytes for array in kept if devices.is_array(array))
 
 
-def _owned(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes as nobody else can change them: index arrays and lists, which have no hash, are
-    copied.
+def _owned(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attributes, a mapping of this call's own, with values that nobody else can change: index arrays
+    and lists, which have no hash, are copied.
     """
     try:
         hash(tuple(attributes.values()))
     except TypeError:
         return {name: _own(value) for name, value in attributes.items()}
-    return dict(attributes)
+    return attributes
 
 
 def _own(value: Any) -> Any:
@@ -135,7 +135,7 @@ def keep(
         if type(array) is not np.ndarray and not (hasattr(array, "dtype") and devices.is_array(array)):
             kept.append(array)
         elif position not in read:
-            kept.append(Aval(array.shape, array.dtype))
+            kept.append(aval(array.shape, array.dtype))
         elif type(values[position]) is Tensor:
             version = values[position]._version
             kept.append(array)
@@ -165,7 +165,7 @@ class Primitive:
         self._arity = len(spec.inputs)
         self._variadic = spec.variadic
         self._ruleless = [] if spec.variadic else [p for p, rule in enumerate(spec.vjps) if rule is None]
-        self._all_read = tuple([position for read in spec.keeps or () for position in read])
+        self._all_read = None if spec.keeps is None else tuple({p for read in spec.keeps for p in read})
         self._attributes = [p.name for p in parameters]
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -247,8 +247,6 @@ class Primitive:
         keeps = self.spec.keeps
         if keeps is None:
             return range(len(edges))
-        if None not in edges:
-            return self._all_read
         return [p for edge, read in zip(edges, keeps, strict=False) if edge is not None for p in read]
 
     def _saved(
@@ -260,7 +258,8 @@ class Primitive:
         result: Tensor,
     ) -> Saved:
         """What the rules of the inputs on the tape read."""
-        kept, versions = keep(values, arrays, self._read(edges))
+        read = self._all_read if self._all_read is not None and None not in edges else self._read(edges)
+        kept, versions = keep(values, arrays, read)
         if not self.spec.keeps_output:
             return Saved(kept, attributes, versions)
         versions.append((len(kept), result._version, result._version[0]))

@@ -71,7 +71,7 @@ class Fused:
         self._vjp = _FusedVjp(spec)
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
         self._elsewhere = {name for k in spec.kernels if k.device != devices.CPU for name in k.dtypes}
-        self._gradients = spec.gradients
+        self._gradients = frozenset(spec.gradients)
         self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
         parameters = inspect.signature(spec.definition).parameters.values()
         keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -228,18 +228,19 @@ class Fused:
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
         results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
-        held = {id(value) for value in (*arrays, *saved.aux)}
+        held = set(map(id, (*arrays, *saved.aux)))
         for position, needed in enumerate(needs):
             if needed:
-                if results[position] is None:
+                given, gradient = saved.inputs[position], results[position]
+                if gradient is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
-                given, gradient = saved.inputs[position], results[position]
-                if gradient.shape != given.shape:  # kernels see weight as [M]
-                    gradient = results[position] = gradient.reshape(given.shape)
+                shape = given.shape
+                if gradient.shape != shape:  # kernels see weight as [M]
+                    gradient = results[position] = gradient.reshape(shape)
                 elif id(gradient) in held:  # whoever gets a gradient may write to it
                     gradient = results[position] = gradient.copy()
-                self._check(gradient, run, "vjp", given.shape, given.dtype, array)
+                self._check(gradient, run, "vjp", shape, given.dtype, array)
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .kernels.philox import as_word
 
@@ -13,8 +12,7 @@ __all__ = ["Generator", "Key", "default_generator", "manual_seed"]
 CALLS = 1 << 32
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What names one mask for ever: the 64-bit seed, the 32-bit stream and the 32-bit call number."""
 
     seed: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Aval", "restore"]
+__all__ = ["Aval", "aval", "restore"]
 
 
 class Aval:
@@ -21,6 +22,10 @@ class Aval:
     @property
     def ndim(self) -> int:
         return len(self.shape)
+
+
+aval = lru_cache(maxsize=1024)(Aval)
+"""`aval(shape, dtype)` is an `Aval`, the same one for equal arguments: most calls repeat an earlier one."""
 
 
 def restore(xp: Any, cotangent: Any, shape: tuple[int, ...], dtype: Any) -> Any:

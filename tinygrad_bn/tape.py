@@ -114,23 +114,26 @@ def _sweep(
         return {}
     floor = 0 if targets is None else min([node.position for node, _ in targets])
     tape = _reachable([node for (node, _), _ in seeds], floor)
-    useful = _leading_to(targets, tape)
-    pending: dict[Node, list[Any]] = {}
+    useful = None if targets is None else _leading_to(targets, tape)
+    pending: dict[Node, list[Any] | None] = dict.fromkeys(tape)
     found: dict[Edge, Any] = {}
 
     def add(edge: Edge, cotangent: Any) -> None:
         node, index = edge
-        slots = pending.get(node)
+        if node not in pending:  # an end
+            found[edge] = found[edge] + cotangent if edge in found else cotangent
+            return
+        slots = pending[node]
         if slots is None:
             slots = pending[node] = [None] * node.outputs
         slots[index] = cotangent if slots[index] is None else slots[index] + cotangent
 
     for edge, cotangent in seeds:
-        if edge[0] in useful:
+        if useful is None or edge[0] in useful:
             add(edge, cotangent)
 
     for node in reversed(tape):
-        cotangents = pending.pop(node, None)
+        cotangents = pending.pop(node)
         if cotangents is None:
             continue
         if node.hooks:
@@ -138,10 +141,11 @@ def _sweep(
         for index, cotangent in enumerate(cotangents):
             if cotangent is not None and (node.op is LEAF if targets is None else (node, index) in targets):
                 found[node, index] = cotangent
-        if node.op is LEAF:
-            continue
-        needs = [parent is not None and parent[0] in useful for parent in node.parents]
-        if not any(needs):
+        if useful is None:
+            needs = [parent is not None for parent in node.parents]
+        else:
+            needs = [parent is not None and parent[0] in useful for parent in node.parents]
+        if True not in needs:
             continue
         if node.released:
             raise RuntimeError(
@@ -159,21 +163,25 @@ def _sweep(
 
 
 def _reachable(roots: Iterable[Node], floor: int) -> list[Node]:
-    """Every node at or above position `floor` that a root depends on, by rising position."""
+    """Every node at or above position `floor` that a root depends on, by rising position.
+
+    Left out are the ends, leaves without a hook: what arrives there only has to be added up.
+    """
     seen = set(roots)
     stack = list(seen)
     while stack:
         for parent in stack.pop().parents:
-            if parent is not None and parent[0] not in seen and parent[0].position >= floor:
-                seen.add(parent[0])
-                stack.append(parent[0])
+            if parent is None:
+                continue
+            node = parent[0]
+            if node.position >= floor and node not in seen and (node.op is not LEAF or node.hooks):
+                seen.add(node)
+                stack.append(node)
     return sorted(seen, key=attrgetter("position"))
 
 
-def _leading_to(targets: set[Edge] | None, tape: list[Node]) -> set[Node]:
-    """The nodes of `tape` from which a target can be reached. All of them where every leaf is a target."""
-    if targets is None:
-        return set(tape)
+def _leading_to(targets: set[Edge], tape: list[Node]) -> set[Node]:
+    """The nodes of `tape` from which a target can be reached, and the targets."""
     useful = {node for node, _ in targets}
     for node in tape:
         for parent in node.parents:

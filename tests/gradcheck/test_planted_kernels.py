@@ -168,7 +168,7 @@ PIECES = {
         "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
-        "dropout.py", "expand", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",
+        "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",
         "dropout shape=3,21851 mask_axes=0,1 p=0.5 scaling=upscale_in_train affine=none",
     ),
 }  # fmt: skip

@@ -193,3 +193,13 @@ def test_derivatives_at_kinks():
     exponent = tensor([2.0], requires_grad=True)
     assert tg.grad(x**exponent, exponent)[0].item() == 0
     assert np.isnan(tensor([np.nan]).relu().item())
+
+
+@pytest.mark.parametrize("axis", [None, 0, -1, (0, 2), ()])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex128"])
+def test_the_mean_has_the_bits_of_numpy_s(axis, dtype):
+    x = np.random.default_rng(0).normal(size=(7, 5, 11)).astype(dtype)
+    for keepdims in (False, True):
+        found = tg.REGISTRY.get("reduce::mean").definition(x, axis, keepdims)
+        wanted = np.mean(x, axis, keepdims=keepdims)
+        assert found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes()

@@ -224,6 +224,20 @@ def test_hooks_see_the_complete_cotangent_and_may_replace_it():
     assert seen == [5.0, 50.0]
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_hook_that_comes_during_the_sweep_costs_no_gradient(wanted):
+    """A leaf without a hook is not visited: whether it has one is asked once, at the start."""
+    x = leaf()
+    low = Linear(2.0)(x)
+    top = Linear(3.0, 5.0)(low[0], x)
+
+    def hook(cotangent):
+        x.hooks = [(0, lambda cotangent: 100 * cotangent)]
+
+    low[0].hooks = [(0, hook)]
+    assert sweep([(top, 1.0)], [(x, 0)] if wanted else None) == {(x, 0): 11.0}
+
+
 def test_a_hook_belongs_to_one_output():
     seen = []
     x = leaf()

@@ -16,12 +16,28 @@ from .figures import Timing
 from .libraries import OURS
 from .pool import Workers
 
-__all__ = ["Compilation", "compilation", "start_times", "sweep"]
+__all__ = ["Compilation", "Start", "compilation", "start_times", "sweep"]
 
 COMMAND_LINE = "from gradcheck.cli import main; main()"
+TIMED = f"import atexit, time; atexit.register(lambda: print(time.process_time())); {COMMAND_LINE}"
 # The second import takes NumPy as it finds it.
-IMPORT = "import numpy, time; s = time.perf_counter(); import tinygrad_bn; print(time.perf_counter() - s)"
+IMPORT = """
+import numpy, time
+clocks = time.perf_counter, time.process_time
+start = [clock() for clock in clocks]
+import tinygrad_bn
+print(*(clock() - then for clock, then in zip(clocks, start)))
+"""
 ENOUGH = 100_000
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds by the clock, and seconds that a processor worked: on a busy machine the first are more."""
+
+    what: str
+    wall: Timing
+    processor: Timing
 
 
 @dataclass(frozen=True)
@@ -34,15 +50,18 @@ class Compilation:
     variants: int
 
 
-def start_times(rounds: int) -> dict[str, Timing]:
+def start_times(rounds: int) -> list[Start]:
     """Of `--help`, and of `import tinygrad_bn` beyond NumPy's import, each in new processes."""
     help_, import_ = [], []
     for _ in range(rounds):
         start = time.perf_counter()
-        _run(COMMAND_LINE, "--help")
-        help_.append(time.perf_counter() - start)
-        import_.append(float(_run(IMPORT)))
-    return {"--help": Timing(tuple(help_)), "import tinygrad_bn, after numpy": Timing(tuple(import_))}
+        worked = float(_run(TIMED, "--help").split()[-1])
+        help_.append((time.perf_counter() - start, worked))
+        import_.append(tuple(map(float, _run(IMPORT).split())))
+    return [
+        Start(what, *map(Timing, zip(*taken, strict=True)))
+        for what, taken in (("--help", help_), ("import tinygrad_bn, after numpy", import_))
+    ]
 
 
 def _run(program: str, *words: str, **environment: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from .philox import Quantised, as_word
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, one would take twice as long to make, and every call makes one
 class Mask:
     """Drop by a mask of `mask_shape`, broadcast over `shape`, and multiply the survivors by `scale`.
 

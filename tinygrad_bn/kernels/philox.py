@@ -108,6 +108,11 @@ class Quantised:
         """1 / (1 − p), which keeps the mean; 1 where p = 1 and nothing survives."""
         return 1.0 / (1.0 - self.p) if self.p < 1.0 else 1.0
 
+    @property
+    def kept(self) -> int:
+        """How many of the 2^lane_bits values of a lane keep: the `kept` of `keep_byte` and `keep_nibble`."""
+        return (1 << self.lane_bits) - self.threshold
+
 
 def quantise(p: Real | float) -> Quantised:
     """The drop probability p in 16 bits, round(p · 2^16) / 2^16, or in 32 bits where 16 are too coarse.
@@ -118,7 +123,7 @@ def quantise(p: Real | float) -> Quantised:
         TypeError: p is not a real number.
         ValueError: p is not in [0, 1], or is so near 0 or 1 that even 32 bits would make it 0 or 1.
     """
-    if isinstance(p, (bool, np.bool_)) or not isinstance(p, Real):
+    if type(p) is not float and (isinstance(p, (bool, np.bool_)) or not isinstance(p, Real)):
         raise TypeError(f"dropout: p must be a real number in [0, 1], got {p!r} of type {type(p).__name__}")
     return _quantise(float(p))
 
@@ -162,11 +167,6 @@ def low_and_high(number: int) -> tuple[np.uint64, np.uint64]:
     return np.uint64(number & 0xFFFFFFFF), np.uint64(number >> 32)
 
 
-def kept_lanes(quantised: Quantised) -> np.uint64:
-    """How many of the 2^lane_bits values of a lane keep: the `kept` of `keep_byte` and `keep_nibble`."""
-    return np.uint64((1 << quantised.lane_bits) - quantised.threshold)
-
-
 def keep_bits(seed: int, stream: int, call: int, p: float | Quantised, size: int) -> NDArray[np.uint8]:
     """The packed decisions 0 … size − 1 of a mask, in NumPy: the reference for every kernel.
 
@@ -188,10 +188,11 @@ def keep_bits(seed: int, stream: int, call: int, p: float | Quantised, size: int
     count, per_byte = -(-size // 8), quantised.lane_bits // 16
     block = np.arange(count * per_byte, dtype=np.uint64)
     words = philox4x32(block & WORD, block >> THIRTY_TWO, c2, c3, k0, k1)
+    kept = np.uint64(quantised.kept)
     if per_byte == 1:
-        bits: NDArray[np.uint64] = keep_byte(*words, kept_lanes(quantised))
+        bits: NDArray[np.uint64] = keep_byte(*words, kept)
     else:
-        nibbles = keep_nibble(*words, kept_lanes(quantised))
+        nibbles = keep_nibble(*words, kept)
         bits = nibbles[0::2] | (nibbles[1::2] << FOUR)
     return bits.astype(np.uint8)
 

@@ -32,6 +32,8 @@ def shape_of(operation: str, value: Any) -> tuple[int, ...]:
 
 def as_index(operation: str, name: str, value: Any, wanted: str) -> int:
     """An integer, Python's or NumPy's; neither a boolean nor a float that happens to be whole."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{operation}: {name} is {value!r}, wanted {wanted}")
     return int(value)
@@ -60,7 +62,7 @@ def check_channel_axis(operation: str, channel_axis: int) -> int:
 
 
 def check_eps(operation: str, eps: float) -> float:
-    if not is_number(eps) or not 0 <= eps < math.inf:
+    if not (type(eps) is float or is_number(eps)) or not 0 <= eps < math.inf:
         raise ValueError(f"{operation}: eps is {eps!r}, wanted a finite number ≥ 0")
     return float(eps)
 
@@ -75,9 +77,12 @@ def check_affine(
     trailing: bool = True,
 ) -> tuple[int, ...]:
     """The shape that weight and bias must have, and in which the input must end where `trailing`."""
-    lengths = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
-    what = "an integer, or a tuple of them: the last axes of the input"
-    expected = tuple([as_index(operation, "normalized_shape", n, what) for n in lengths])
+    if type(wanted) is int:
+        expected: tuple[int, ...] = (wanted,)
+    else:
+        lengths = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
+        what = "an integer, or a tuple of them: the last axes of the input"
+        expected = tuple([as_index(operation, "normalized_shape", n, what) for n in lengths])
     if trailing and (not expected or shape[-len(expected) :] != expected):
         raise ValueError(
             f"{operation}: normalized_shape is {expected}, wanted the last axes of the input, whose "

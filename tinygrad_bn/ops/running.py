@@ -98,11 +98,11 @@ class Running:
         """
         if count == 0:
             return
-        if self._unbiased:
-            variance = variance * (count / (count - 1)) if count > 1 else variance
-        for target, batch in ((self.mean, mean), (self.variance, variance)):
-            old = np.multiply(array_of(target), 1 - self._weight, dtype=np.float64)
-            target[...] = old + self._weight * batch
+        unbiased = count / (count - 1) if self._unbiased and count > 1 else 1.0
+        for target, batch, factor in ((self.mean, mean, 1.0), (self.variance, variance, unbiased)):
+            new = np.multiply(array_of(target), 1 - self._weight, dtype=np.float64)
+            new += batch * (self._weight * factor)
+            target[...] = new
 
     def _check(self, name: str, value: Any, channels: int) -> None:
         array = array_of(value)

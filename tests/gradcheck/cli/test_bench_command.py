@@ -250,6 +250,11 @@ def test_tape_growth_accuracy_and_startup_give_a_row_each(run, monkeypatch):
     errors = json.loads(result.stdout)["errors"]
     assert [(e["mean"], e["result"]) for e in errors[:2]] == [(0, "output"), (0, "gradient of input")]
     assert len(errors) == 8 and all(0 <= each["tinygrad_bn"] < 10 for each in errors)
+    result = run("bench", "accuracy", "--against", "none", "--format", "markdown")
+    header, _, *rows = [line.split("|")[1:-1] for line in result.stdout.splitlines() if line.startswith("|")]
+    wanted = ["", "mean", "output", *(f"gradient of {name}" for name in ("input", "weight", "bias"))]
+    assert [cell.strip() for cell in header] == wanted
+    assert [row[1].strip() for row in rows] == ["0", "10,000"] and all(map(float, rows[1][2:]))
     result = run("bench", "startup", "--rounds", "1")
     assert [line.split()[0] for line in result.stdout.splitlines()[2:4]] == ["--help", "import"]
 

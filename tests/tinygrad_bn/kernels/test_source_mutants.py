@@ -13,6 +13,7 @@ import pytest
 FILES = ("rows", "split", "cols", "dropout")
 ROUNDING = "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
 WIDER = "does again in float64 what was right in float32; what was not still fits in float32 here"
+PAST = "a task past the end has nothing to do"
 INVISIBLE = {
     "differentiate_rows: in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x) → "
     "in_range |= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)": (
@@ -35,6 +36,12 @@ INVISIBLE = {
     "gx_sum = (gx_sum - (rounded - mean[i]) * g_sum) * rstd[i]": ROUNDING,
     "forward: if not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd): → "
     "if not not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd):": WIDER,
+    "multiply: for task in numba.prange((drawn.size + chunk - 1) // chunk): → "
+    "for task in numba.prange((drawn.size + chunk - 1) * chunk):": PAST,
+    "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
+    "for task in numba.prange((x.size + TASK - 1) * TASK): (2)": PAST,
+    "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
+    "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
     "backward: if not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments): → "
     "if not not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments):": WIDER,
 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from ... import autograd, devices
 from ...tape import no_grad
-from ...tensor import Tensor
+from ...tensor import Tensor, array_of
 from ..cases import Case
 from .streams import CupyStream
 
@@ -48,13 +48,21 @@ class Ours:
 
 
 class Definition(Ours):
-    """The definition: forward on arrays, without the tape; backward through the tape, by NumPy too."""
+    """The definition: forward without the tape, that of a primitive on arrays; backward through the tape, by
+    NumPy too.
+    """
 
     options = {"kernel": "definition"}  # noqa: RUF012
 
     def __init__(self, case: Case, reference: bool = False):
         super().__init__(case, reference)
-        self.forward = partial(self._without_tape, self.record)
+        spec, arrays = case.spec, [array_of(value) for value in self.inputs]
+        if spec.fused:
+            self.forward = partial(self._without_tape, self.record)
+        else:
+            self.forward = partial(
+                spec.definition, *([arrays] if spec.variadic else arrays), **case.arguments
+            )
 
     @staticmethod
     def _without_tape(call: Any) -> Any:

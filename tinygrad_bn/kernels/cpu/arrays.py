@@ -39,14 +39,14 @@ def _constant(size: int, value: float, dtype: np.dtype) -> Array:
 
 def new_statistics(count: int, x: Array) -> Statistics:
     """Room for mean, variance and rstd; NaN where x is empty, as the mean of no values is."""
-    mean, variance, rstd = np.full((3, count), np.nan) if x.size == 0 else np.empty((3, count))
-    return mean, variance, rstd
+    if x.size == 0:
+        return np.full(count, np.nan), np.full(count, np.nan), np.full(count, np.nan)
+    return np.empty(count), np.empty(count), np.empty(count)
 
 
 def running_statistics(eps: float, running_mean: Array, running_var: Array) -> Statistics:
     """The statistics of inference, as copies in float64."""
-    mean = np.array(running_mean, np.float64).reshape(-1)
-    variance = np.array(running_var, np.float64).reshape(-1)
+    mean, variance = running_mean.astype(np.float64).reshape(-1), running_var.astype(np.float64).reshape(-1)
     with np.errstate(all="ignore"):
         return mean, variance, 1 / np.sqrt(variance + eps)
 

@@ -1,14 +1,16 @@
-"""Dropout on the CPU: draw the decisions as packed bits, then expand them over the input.
+"""Dropout on the CPU: draw the decisions as packed bits, and expand them over the input.
 
 The backward pass expands the same bits over the cotangent. Every way of sharing decisions (spatial,
-variational, per row, …) is one kernel over the runs of `masks.runs`, and a constant scale is a mask of one
-shared decision.
+variational, per row, …) is one driver over the runs of `masks.runs`, and a constant scale is a mask of one
+shared decision. Where no decision is shared, a few are drawn and expanded at a time, while they are in the
+first-level cache; where some are, all are drawn first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -23,8 +25,10 @@ from .arrays import Array, contiguous
 from .jit import FLAG, INT, Driver, read, twins, write
 
 TASK = 1 << 16  # decisions that one task draws, and elements that one task expands them over
+PIECE = 1 << 9  # decisions that are drawn and expanded at a time
 EIGHT = np.uint64(8)
-KEPT = np.array([0xFF], dtype=np.uint8)
+KEPT, NOTHING = np.array([0xFF], dtype=np.uint8), np.empty(0, np.uint8)
+KEY = types.UniTuple(types.uint64, 3)
 
 # Left to itself LLVM calls a function of this size, and does not vectorize the loop around it.
 inlined = numba.njit(inline="always")
@@ -54,17 +58,15 @@ def draw_32(bits, first, c2, c3, k0, k1, kept):
         bits[i] = low | (keep_nibble(w0, w1, w2, w3, kept) << FOUR)
 
 
-@twins(lambda _: (write(types.uint8, 1), *[types.uint64] * 5, FLAG))
-def draw(bits, c2, c3, k0, k1, kept, wide):
-    """Fill the packed mask."""
-    chunk = TASK // 8
-    for task in numba.prange((bits.size + chunk - 1) // chunk):
-        start = task * chunk
-        part = bits[start : start + chunk]
-        if wide:
-            draw_32(part, np.uint64(start), c2, c3, k0, k1, kept)
-        else:
-            draw_16(part, np.uint64(start), c2, c3, k0, k1, kept)
+@numba.njit
+def draw(bits, start, stop, key, kept, wide):
+    """Bytes start … stop − 1 of the packed mask of a key (seed, stream, call)."""
+    seed, stream, call = key
+    k0, k1 = seed & WORD, seed >> THIRTY_TWO
+    if wide:
+        draw_32(bits[start:stop], np.uint64(start), call, stream, k0, k1, kept)
+    else:
+        draw_16(bits[start:stop], np.uint64(start), call, stream, k0, k1, kept)
 
 
 @intrinsic
@@ -161,60 +163,93 @@ def expand_part(x, bits, y, scale, lengths, steps, start, stop):
 
 
 @twins(
-    lambda dtype: (read(dtype, 1), read(types.uint8, 1), write(dtype, 1), dtype, read(INT, 1), read(INT, 1))
+    lambda dtype: (
+        *(read(dtype, 1), write(dtype, 1), dtype, read(INT, 1), read(INT, 1)),
+        *(read(types.uint8, 1), write(types.uint8, 1), KEY, types.uint64, FLAG),
+    )
 )
-def expand(x, bits, y, scale, lengths, steps):
-    """y = x * scale where kept, +0 where dropped."""
-    for task in numba.prange((x.size + TASK - 1) // TASK):
-        start = task * TASK
-        expand_part(x, bits, y, scale, lengths, steps, start, min(start + TASK, x.size))
+def multiply(x, y, scale, lengths, steps, bits, drawn, key, kept, wide):
+    """y = x * scale where the bits keep, +0 where they drop; first draw them, where `drawn` is `bits`.
+
+    Otherwise `drawn` is empty. It is the same memory for writing: bits that are kept may be read-only.
+    """
+    if drawn.size != 0 and lengths.size == 1 and steps[0] != 0:
+        for task in numba.prange((x.size + TASK - 1) // TASK):
+            end = min(task * TASK + TASK, x.size)
+            for start in range(task * TASK, end, PIECE):
+                stop = min(start + PIECE, end)
+                draw(drawn, start // 8, (stop + 7) // 8, key, kept, wide)
+                expand_own(x, bits, start, y, start, stop, scale)
+    else:
+        chunk = TASK // 8
+        for task in numba.prange((drawn.size + chunk - 1) // chunk):
+            draw(drawn, task * chunk, min(task * chunk + chunk, drawn.size), key, kept, wide)
+        for task in numba.prange((x.size + TASK - 1) // TASK):
+            start = task * TASK
+            expand_part(x, bits, y, scale, lengths, steps, start, min(start + TASK, x.size))
 
 
-def multiply(
-    driver: Driver, x: Array, bits: Array, scale: float, shape: tuple[int, ...], mask_shape: tuple[int, ...]
-) -> Array:
-    """x times the expanded mask times the scale, in a new array."""
-    y = np.empty(x.shape, x.dtype)
-    compiled = driver[x.dtype]
-    if x.size:
-        lengths, steps = np.array(runs(shape, mask_shape), dtype=np.int64).T.copy()
-        compiled(contiguous(x, (x.size,)), bits, y.reshape(-1), x.dtype.type(scale), lengths, steps)
-    return y
+@lru_cache(maxsize=1024)
+def lengths_and_steps(shape: tuple[int, ...], mask_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The runs of a mask as the driver reads them."""
+    lengths, steps = zip(*runs(shape, mask_shape), strict=True)
+    return np.array(lengths, np.int64), np.array(steps, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class DropoutKernel:
-    """The kernel of the plan Mask, made of one twin of each driver; it keeps the packed decisions."""
+    """The kernel of the plan Mask, made of one twin of the driver; it keeps the packed decisions."""
 
-    draw_driver: Driver
-    expand_driver: Driver
+    driver: Driver
 
     def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
         plan.check_shape("x", x)
         bits = np.empty((plan.decisions + 7) // 8, np.uint8)
-        key, kept = philox.low_and_high(plan.seed), philox.kept_lanes(plan.quantised)
-        # The twins of `draw` are alike for every dtype; asking for always the same compiles them once.
-        draw_bits = self.draw_driver[np.dtype(np.float64)]
-        draw_bits(bits, plan.call, plan.stream, *key, kept, plan.quantised.lane_bits == 32)
-        return multiply(self.expand_driver, x, bits, plan.scale, plan.shape, plan.mask_shape), (bits,)
+        return self._multiplied(plan, x, bits, bits), (bits,)
 
     def vjp(
         self, plan: Mask, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[Array]
     ) -> tuple[Array | None]:
         plan.check_shape("cotangent", cotangent)
-        if not needs[0]:
-            return (None,)
-        return (multiply(self.expand_driver, cotangent, aux[0], plan.scale, plan.shape, plan.mask_shape),)
+        return (self._multiplied(plan, cotangent, aux[0], NOTHING) if needs[0] else None,)
+
+    def _multiplied(self, plan: Mask, x: Array, bits: Array, drawn: Array) -> Array:
+        y = np.empty(x.shape, x.dtype)
+        quantised = plan.quantised
+        self.driver[x.dtype](
+            contiguous(x, (x.size,)),
+            y.reshape(-1),
+            plan.scale,
+            *lengths_and_steps(plan.shape, plan.mask_shape),
+            bits,
+            drawn,
+            (plan.seed, plan.stream, plan.call),
+            quantised.kept,
+            quantised.lane_bits == 32,
+        )
+        return y
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleKernel:
-    """The kernel of the plan Scale, made of one twin of `expand`."""
+    """The kernel of the plan Scale, made of one twin of the same driver."""
 
-    expand_driver: Driver
+    driver: Driver
 
     def forward(self, plan: Scale, x: Array) -> tuple[Array, tuple[()]]:
-        return multiply(self.expand_driver, x, KEPT, plan.factor, (x.size,), (1,)), ()
+        y = np.empty(x.shape, x.dtype)
+        self.driver[x.dtype](
+            contiguous(x, (x.size,)),
+            y.reshape(-1),
+            plan.factor,
+            *lengths_and_steps((x.size,), (1,)),
+            KEPT,
+            NOTHING,
+            (0, 0, 0),
+            0,
+            False,
+        )
+        return y, ()
 
     def vjp(
         self, plan: Scale, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[()]
@@ -222,7 +257,7 @@ class ScaleKernel:
         return (self.forward(plan, cotangent)[0] if needs[0] else None,)
 
 
-sequential = DropoutKernel(draw.sequential, expand.sequential)
-parallel = DropoutKernel(draw.parallel, expand.parallel)
-sequential_scale = ScaleKernel(expand.sequential)
-parallel_scale = ScaleKernel(expand.parallel)
+sequential = DropoutKernel(multiply.sequential)
+parallel = DropoutKernel(multiply.parallel)
+sequential_scale = ScaleKernel(multiply.sequential)
+parallel_scale = ScaleKernel(multiply.parallel)
