@@ -36,74 +36,110 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
-from .sums import SAMPLES, add_up, fits, is_finite, reliable, sample_step, settled
+from .sums import add_up, fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
 TILE_COLUMNS = 1024
 # Rows of a small M are joined up to about this length.
 JOINED = 512
+# The pivots come from so many rows, where there are as many.
+SAMPLE_ROWS, FEWEST_ROWS = 8, 4
 
 
 @body
-def tile_of(task, size, M, width):
-    """The tile of a task: z, its number, first and last row, first and last column."""
+def tile_of(task, size, M, repeat, width):
+    """The tile of a task: z, its number, first and last row, first and last column; channels are whole."""
     rows = (size + width - 1) // width
     down = (rows + TILE_ROWS - 1) // TILE_ROWS
-    across = (width + TILE_COLUMNS - 1) // TILE_COLUMNS
+    columns = max(TILE_COLUMNS // repeat, 1) * repeat
+    across = (width + columns - 1) // columns
     z, rest = task // (down * across), task % (down * across)
-    t, c = rest // across, rest % across * TILE_COLUMNS
+    t, c = rest // across, rest % across * columns
     a = t * TILE_ROWS
-    return z, t, a, min(a + TILE_ROWS, rows), c, min(c + TILE_COLUMNS, width)
+    return z, t, a, min(a + TILE_ROWS, rows), c, min(c + columns, width)
 
 
 @body
-def tiles(x, width):
+def tiles(x, M, repeat, width):
     rows = (x.shape[1] + width - 1) // width
     down = (rows + TILE_ROWS - 1) // TILE_ROWS
-    return x.shape[0] * down * ((width + TILE_COLUMNS - 1) // TILE_COLUMNS)
+    columns = max(TILE_COLUMNS // repeat, 1) * repeat
+    return x.shape[0] * down * ((width + columns - 1) // columns)
 
 
 @body
-def row_of(zero, size):
-    return np.full(size, zero)
+def whole_fours(a, b, x, width):
+    """The end of the last four of the rows a … b − 1 that are whole: the last row may be shorter."""
+    return a + max(min(b, x.shape[1] // width) - a, 0) // 4 * 4
 
 
 @body
-def spread(values, z, first, B, row, M):
-    """Into the columns from `first` on, the value of the statistic of z that each belongs to."""
-    T = row.dtype.type
-    last = min(first + row.size, M)
-    for s in range(first // B, (last - 1) // B + 1):
-        value = T(values[z * (M // B) + s])
-        for m in range(max(s * B, first), min(s * B + B, last)):
-            row[m - first] = value
-    for j in range(M, row.size):
-        row[j] = row[j - M]
+def spread(zero, values, repeat, c, d):
+    """The values of the channels that the columns c … d − 1 of a row belong to, in the type of zero."""
+    row = np.empty(d - c, type(zero))
+    M = values.size * repeat
+    if repeat == 1:
+        for j in range(min(d, M) - c):
+            row[j] = values[c + j]
+    else:
+        for start in range(c, min(d, M), repeat):
+            value = type(zero)(values[start // repeat])
+            for j in range(repeat):
+                row[start - c + j] = value
+    for start in range(M, row.size, M):
+        for j in range(M):
+            row[start + j] = row[j]
+    return row
 
 
 @body
-def choose_pivots(x, M, B, pivots):
-    """A value near the mean of each statistic: the mean of a few values spread over it, in x's dtype."""
-    n = x.shape[1] // M * B
-    few, step = min(n, SAMPLES), sample_step(n)
-    for i in range(pivots.size):
-        z, s = i // (M // B), i % (M // B)
-        total = 0.0
-        for k in range(few):
-            at = k * step
-            total += x[z, at // B * M + s * B + at % B]
-        pivots[i] = x.dtype.type(total / few) if is_finite(total) else 0.0
+def gather(row, repeat, c, result):
+    """Add up the values of the columns of a row from c on that belong to the same channel."""
+    M = result.size * repeat
+    for start in range(M, row.size, M):
+        for j in range(M):
+            row[j] += row[start + j]
+    size = min(row.size, M - c)
+    if repeat == 1:
+        for j in range(size):
+            result[c + j] = row[j]
+    else:
+        for start in range(0, size, repeat):
+            total = 0.0
+            for j in range(repeat):
+                total += row[start + j]
+            result[(c + start) // repeat] = total
 
 
 @body
-def tile_moments(zero, task, x, M, width, B, pivots, sums, squares):
-    """The sums of x − pivot and of its square over each column of a tile."""
-    z, t, a, b, c, d = tile_of(task, x.shape[1], M, width)
-    pivot, total, total_squares = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
-    spread(pivots, z, c, B, pivot, M)
-    whole = min(b, x.shape[1] // width)
-    fours = a + max(whole - a, 0) // 4 * 4
+def choose_pivots(x, repeat, members, pivot):
+    """For each channel of one z a value near the mean of its statistic: that of a few rows, in x's dtype."""
+    M = pivot.size * repeat
+    B = members * repeat
+    few, step = samples(x.size // M, max(FEWEST_ROWS, SAMPLE_ROWS // B))
+    total = np.zeros(M)
+    for k in range(few):
+        row = x[k * step * M : k * step * M + M]
+        for m in range(M):
+            total[m] += row[m]
+    gather(total, repeat, 0, pivot)
+    for first in range(0, pivot.size, members):
+        mean = 0.0
+        for k in range(first, first + members):
+            mean += pivot[k]
+        mean = x.dtype.type(mean / (few * B)) if is_finite(mean) else 0.0
+        for k in range(first, first + members):
+            pivot[k] = mean
+
+
+@body
+def tile_moments(zero, task, x, M, repeat, width, pivots, sums, squares):
+    """The sums of x − pivot and of its square over each channel of a tile."""
+    z, t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
+    pivot = spread(zero, pivots[z], repeat, c, d)
+    total, total_squares = np.full(d - c, zero), np.full(d - c, zero)
+    fours = whole_fours(a, b, x, width)
     for r in range(a, fours, 4):
         row0 = x[z, r * width + c : r * width + d]
         row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
@@ -119,114 +155,119 @@ def tile_moments(zero, task, x, M, width, B, pivots, sums, squares):
             deviation = row[j] - pivot[j]
             total[j] += deviation
             total_squares[j] += deviation * deviation
-    gather(total, c, M, sums[z, t])
-    gather(total_squares, c, M, squares[z, t])
+    gather(total, repeat, c, sums[z, t])
+    gather(total_squares, repeat, c, squares[z, t])
 
 
 @body
-def gather(row, first, M, result):
-    """Add up the values of `row` that belong to the same column of M."""
-    last = min(first + row.size, M)
-    for m in range(first, last):
-        result[m] = row[m - first]
-    for start in range(M, row.size, M):
-        for j in range(M):
-            result[j] += row[start + j]
-
-
-@body
-def merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd):
-    """From the sums of the tiles of one z to its statistics.
+def merge_statistics(n, x, members, eps, pivot, sums, squares, mean, variance, rstd):
+    """From the sums of the tiles of one z to its statistics, of n values each.
 
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
     """
-    n = x.shape[1] // M * B
     good = True
-    for t in range(1, sums.shape[1]):
-        for m in range(M):
-            sums[z, 0, m] += sums[z, t, m]
-            squares[z, 0, m] += squares[z, t, m]
-    for s in range(M // B):
-        i = z * (M // B) + s
+    for t in range(1, sums.shape[0]):
+        for k in range(pivot.size):
+            sums[0, k] += sums[t, k]
+            squares[0, k] += squares[t, k]
+    for s in range(mean.size):
         total = 0.0
         square = 0.0
-        for m in range(s * B, s * B + B):
-            total += sums[z, 0, m]
-            square += squares[z, 0, m]
+        for k in range(s * members, s * members + members):
+            total += sums[0, k]
+            square += squares[0, k]
         good &= settled(n, total, square) and reliable(square, x)
         shift = total / n
-        mean[i] = pivots[i] + shift
-        variance[i] = (square - min(total * shift, square)) / n
-        rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-        pivots[i] = mean[i] if is_finite(mean[i]) else 0.0
+        mean[s] = pivot[s * members] + shift
+        variance[s] = (square - min(total * shift, square)) / n
+        rstd[s] = 1.0 / np.sqrt(variance[s] + eps)
+        for k in range(s * members, s * members + members):
+            pivot[k] = mean[s] if is_finite(mean[s]) else 0.0
     return good
 
 
 @body
-def normalize_tile(zero, task, x, M, width, weight, bias, B, y, mean, rstd):
-    """Whether the dtype of x was wide enough for it is returned."""
-    T = type(zero)
-    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, width)
+def forward_parameters(x, members, weight, bias, mean, rstd, centre, scale, shift):
+    """Of the channels of one z: y is (x − centre) scale + shift.
+
+    Whether the dtype of x is wide enough for it is returned.
+    """
     in_range = True
-    centre, scale, shift = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
-    for s in range(c // B, (min(d, M) - 1) // B + 1):
-        i = z * (M // B) + s
-        in_range &= reliable(rstd[i], x)
-        middle = T(mean[i])
-        for m in range(max(s * B, c), min(s * B + B, d)):
-            factor = rstd[i] * weight[m]
-            in_range &= reliable(factor, x) or weight[m] == 0
-            centre[m - c] = middle
-            scale[m - c] = T(factor)
-            shift[m - c] = T((middle - mean[i]) * factor + bias[m])
-    for j in range(M, centre.size):
-        centre[j], scale[j], shift[j] = centre[j - M], scale[j - M], shift[j - M]
+    for k in range(weight.size):
+        s = k // members
+        factor = rstd[s] * weight[k]
+        in_range &= reliable(rstd[s], x) and (reliable(factor, x) or weight[k] == 0)
+        centre[k] = x.dtype.type(mean[s])
+        scale[k] = factor
+        shift[k] = (centre[k] - mean[s]) * factor + bias[k]
+    return in_range
+
+
+@body
+def normalize_tile(zero, task, x, M, repeat, width, parameters, y):
+    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
+    centre = spread(zero, parameters[0, z], repeat, c, d)
+    scale = spread(zero, parameters[1, z], repeat, c, d)
+    shift = spread(zero, parameters[2, z], repeat, c, d)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         out = y[z, r * width + c : r * width + d]
         for j in range(row.size):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
-    return in_range
 
 
 @twins(
     lambda T: (
-        *(INT, INT, FLAG, read(T, 2), read(T, 1), read(T, 1), INT, DOUBLE),
-        *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 3), write(DOUBLE, 3)),
-        *(write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(INT, INT, INT, INT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
+        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
+        *(write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
-def forward(M, width, training, x, weight, bias, B, eps, y, pivots, sums, squares, mean, variance, rstd):
+def forward(
+    M, repeat, members, width, training, x, weight, bias, eps, y, parameters, sums, squares, mean, variance,
+    rstd,
+):  # fmt: skip
+    Z = x.shape[0]
+    pivots = parameters[0]
     if training:
-        choose_pivots(x, M, B, pivots)
-        for task in prange(tiles(x, width)):
-            tile_moments(x.dtype.type(0), task, x, M, width, B, pivots, sums, squares)
+        n = x.shape[1] // M * repeat * members
+        for z in range(Z):
+            choose_pivots(x[z], repeat, members, pivots[z])
+        for task in prange(tiles(x, M, repeat, width)):
+            tile_moments(x.dtype.type(0), task, x, M, repeat, width, pivots, sums, squares)
         good = True
-        for z in range(x.shape[0]):
-            good &= merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd)
+        for z in range(Z):
+            good &= merge_statistics(
+                n, x, members, eps, pivots[z], sums[z], squares[z], mean[z], variance[z], rstd[z]
+            )
         if not good:
-            for task in prange(tiles(x, width)):
-                tile_moments(0.0, task, x, M, width, B, pivots, sums, squares)
-            for z in range(x.shape[0]):
-                merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd)
-    for task in prange(tiles(x, width)):
-        if not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd):
-            normalize_tile(0.0, task, x, M, width, weight, bias, B, y, mean, rstd)
+            for task in prange(tiles(x, M, repeat, width)):
+                tile_moments(0.0, task, x, M, repeat, width, pivots, sums, squares)
+            for z in range(Z):
+                merge_statistics(
+                    n, x, members, eps, pivots[z], sums[z], squares[z], mean[z], variance[z], rstd[z]
+                )
+    in_range = True
+    for z in range(Z):
+        centre, scale, shift = parameters[0, z], parameters[1, z], parameters[2, z]
+        in_range &= forward_parameters(x, members, weight, bias, mean[z], rstd[z], centre, scale, shift)
+    for task in prange(tiles(x, M, repeat, width)):
+        if in_range:
+            normalize_tile(x.dtype.type(0), task, x, M, repeat, width, parameters, y)
+        else:
+            normalize_tile(0.0, task, x, M, repeat, width, parameters, y)
 
 
 @body
-def tile_sums(zero, task, M, width, B, cotangent, x, mean, sums, moments):
-    """The sums of cotangent and of cotangent * (x - mean) of each column, the mean rounded to x's dtype.
+def tile_sums(zero, task, M, repeat, width, cotangent, x, centres, sums, moments):
+    """The sums of cotangent and of cotangent * (x - centre) over each channel.
 
     Whether the dtype of x was wide enough for it is returned.
     """
-    z, t, a, b, c, d = tile_of(task, x.shape[1], M, width)
-    centre, total, moment = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
-    spread(mean, z, c, B, centre, M)
-    for j in range(centre.size):
-        centre[j] = x.dtype.type(centre[j])
-    whole = min(b, x.shape[1] // width)
-    fours = a + max(whole - a, 0) // 4 * 4
+    z, t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
+    centre = spread(zero, centres[z], repeat, c, d)
+    total, moment = np.full(d - c, zero), np.full(d - c, zero)
+    fours = whole_fours(a, b, x, width)
     for r in range(a, fours, 4):
         g0, row0 = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
         p = (r + 1) * width
@@ -245,57 +286,52 @@ def tile_sums(zero, task, M, width, B, cotangent, x, mean, sums, moments):
         for j in range(g.size):
             total[j] += g[j]
             moment[j] += g[j] * (row[j] - centre[j])
-    gather(total, c, M, sums[z, t])
-    gather(moment, c, M, moments[z, t])
+    gather(total, repeat, c, sums[z, t])
+    gather(moment, repeat, c, moments[z, t])
+    outside = 0
+    for k in range(c // repeat, min(d, M) // repeat):
+        if not (is_finite(sums[z, t, k]) and reliable(moments[z, t, k], x)):
+            outside += 1
+    return outside == 0
+
+
+@body
+def backward_parameters(
+    n, x, members, training, weight, mean, rstd, dweight, dbias, centre, scale, slope, shift
+):
+    """Of the channels of one z: dx is g scale + ((x − centre) slope + shift), without x in inference.
+
+    The sums over channels, given as dbias and dweight, become the gradients of bias and weight. Whether the
+    dtype of x is wide enough for dx is returned.
+    """
     in_range = True
-    for j in range(centre.size):
-        in_range &= is_finite(total[j]) and reliable(moment[j], x)
+    for s in range(mean.size):
+        rest = centre[s * members] - mean[s]
+        total = 0.0
+        moment = 0.0
+        for k in range(s * members, s * members + members):
+            dweight[k] = (dweight[k] + rest * dbias[k]) * rstd[s]
+            total += weight[k] * dbias[k]
+            moment += weight[k] * dweight[k]
+        along = -rstd[s] * rstd[s] * moment / n
+        offset = rest * along - rstd[s] * total / n
+        in_range &= reliable(rstd[s], x) and (fits(along, x) or not training)
+        for k in range(s * members, s * members + members):
+            factor = rstd[s] * weight[k]
+            in_range &= reliable(factor, x) or weight[k] == 0
+            scale[k] = factor
+            slope[k] = along
+            shift[k] = offset
     return in_range
 
 
 @body
-def merge_sums(z, x, M, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias):
-    """From the sums of the tiles of one z to dweight and dbias, and to the slope and offset of dx."""
-    n = x.shape[1] // M * B
-    add_up(sums[z], dbias[z])
-    add_up(moments[z], dweight[z])
-    for s in range(M // B):
-        i = z * (M // B) + s
-        rest = x.dtype.type(mean[i]) - mean[i]
-        total = 0.0
-        moment = 0.0
-        for m in range(s * B, s * B + B):
-            dweight[z, m] = (dweight[z, m] + rest * dbias[z, m]) * rstd[i]
-            total += weight[m] * dbias[z, m]
-            moment += weight[m] * dweight[z, m]
-        along[i] = -rstd[i] * rstd[i] * moment / n
-        across[i] = -rstd[i] * total / n
-
-
-@body
-def differentiate_tile(
-    zero, task, M, width, training, B, cotangent, x, weight, mean, rstd, along, across, dx
-):
-    """Whether the dtype of x was wide enough for it is returned."""
-    T = type(zero)
-    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, width)
-    in_range = True
-    centre, scale = row_of(zero, d - c), row_of(zero, d - c)
-    slope, shift = row_of(zero, d - c), row_of(zero, d - c)
-    for s in range(c // B, (min(d, M) - 1) // B + 1):
-        i = z * (M // B) + s
-        in_range &= reliable(rstd[i], x) and fits(along[i], x)
-        middle = T(mean[i])
-        offset = (middle - mean[i]) * along[i] + across[i]
-        for m in range(max(s * B, c), min(s * B + B, d)):
-            factor = rstd[i] * weight[m]
-            in_range &= reliable(factor, x) or weight[m] == 0
-            centre[m - c] = middle
-            scale[m - c] = T(factor)
-            slope[m - c] = T(along[i])
-            shift[m - c] = T(offset)
-    for j in range(M, centre.size):
-        centre[j], scale[j], slope[j], shift[j] = centre[j - M], scale[j - M], slope[j - M], shift[j - M]
+def differentiate_tile(zero, task, M, repeat, width, training, cotangent, x, parameters, dx):
+    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
+    centre = spread(zero, parameters[0, z], repeat, c, d)
+    scale = spread(zero, parameters[1, z], repeat, c, d)
+    slope = spread(zero, parameters[2, z], repeat, c, d)
+    shift = spread(zero, parameters[3, z], repeat, c, d)
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
         row = x[z, r * width + c : r * width + d]
@@ -306,36 +342,57 @@ def differentiate_tile(
         else:
             for j in range(g.size):
                 out[j] = g[j] * scale[j]
-    return in_range
 
 
 @twins(
     lambda T: (
-        *(INT, INT, FLAG, FLAGS, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
-        *(write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(INT, INT, INT, INT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1)),
+        *(read(DOUBLE, 2), read(DOUBLE, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
         *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
 def backward(
-    M, width, training, need, B, cotangent, x, weight, mean, rstd, sums, moments, along, across, dx, dweight,
-    dbias,
+    M, repeat, members, width, training, need, cotangent, x, weight, mean, rstd, parameters, sums, moments,
+    dx, dweight, dbias,
 ):  # fmt: skip
     need_x, need_affine = need
+    centres = parameters[0]
+    for z in range(x.shape[0]):
+        for k in range(weight.size):
+            centres[z, k] = x.dtype.type(mean[z, k // members])
     if training or need_affine:
-        for task in prange(tiles(x, width)):
-            if not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments):
-                tile_sums(0.0, task, M, width, B, cotangent, x, mean, sums, moments)
-        for z in range(x.shape[0]):
-            merge_sums(z, x, M, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias)
+        for task in prange(tiles(x, M, repeat, width)):
+            if not tile_sums(x.dtype.type(0), task, M, repeat, width, cotangent, x, centres, sums, moments):
+                tile_sums(0.0, task, M, repeat, width, cotangent, x, centres, sums, moments)
+    in_range = True
+    n = x.shape[1] // M * repeat * members
+    for z in range(x.shape[0]):
+        if training or need_affine:
+            add_up(sums[z], dbias[z])
+            add_up(moments[z], dweight[z])
+        centre, scale, slope, shift = parameters[0, z], parameters[1, z], parameters[2, z], parameters[3, z]
+        in_range &= backward_parameters(
+            n,
+            x,
+            members,
+            training,
+            weight,
+            mean[z],
+            rstd[z],
+            dweight[z],
+            dbias[z],
+            centre,
+            scale,
+            slope,
+            shift,
+        )
     if need_x:
-        for task in prange(tiles(x, width)):
+        for task in prange(tiles(x, M, repeat, width)):
             zero = x.dtype.type(0)
-            if not differentiate_tile(
-                zero, task, M, width, training, B, cotangent, x, weight, mean, rstd, along, across, dx
-            ):
-                differentiate_tile(
-                    0.0, task, M, width, training, B, cotangent, x, weight, mean, rstd, along, across, dx
-                )
+            if in_range:
+                differentiate_tile(zero, task, M, repeat, width, training, cotangent, x, parameters, dx)
+            else:
+                differentiate_tile(0.0, task, M, repeat, width, training, cotangent, x, parameters, dx)
 
 
 def width_of(plan: Cols) -> int:
@@ -367,21 +424,22 @@ class ColsKernel:
             statistics = running_statistics(plan.eps, *running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
-            sums, squares = np.empty((2, plan.Z, down(plan) if self.training else 0, plan.M))
+            sums, squares = np.empty((2, plan.Z, down(plan) if self.training else 0, plan.channels))
             self.forward_driver[x.dtype](
                 plan.M,
+                plan.repeat,
+                plan.B // plan.repeat,
                 width_of(plan),
                 self.training,
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels).repeat(plan.repeat),
-                affine(bias, 0, x.dtype, plan.channels).repeat(plan.repeat),
-                plan.B,
+                affine(weight, 1, x.dtype, plan.channels),
+                affine(bias, 0, x.dtype, plan.channels),
                 plan.eps,
                 y.reshape(shape),
-                np.empty(plan.statistics if self.training else 0),
+                np.empty((3, plan.Z, plan.channels)),
                 sums,
                 squares,
-                *statistics,
+                *(each.reshape(plan.Z, -1) for each in statistics),
             )
         return y, statistics
 
@@ -396,33 +454,28 @@ class ColsKernel:
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
         dx = np.empty(x.shape if needs[0] else 0, x.dtype)
-        dweight, dbias = np.zeros((2, plan.Z, plan.M))
+        dweight, dbias = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(need):
             shape = (plan.Z, plan.A * plan.M)
-            sums, moments = np.empty((2, plan.Z, down(plan), plan.M))
-            along, across = np.zeros((2, plan.statistics))
+            sums, moments = np.empty((2, plan.Z, down(plan), plan.channels))
             self.backward_driver[x.dtype](
                 plan.M,
+                plan.repeat,
+                plan.B // plan.repeat,
                 width_of(plan),
                 self.training,
                 need,
-                plan.B,
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels).repeat(plan.repeat),
-                aux[0],
-                aux[2],
+                affine(weight, 1, x.dtype, plan.channels),
+                aux[0].reshape(plan.Z, -1),
+                aux[2].reshape(plan.Z, -1),
+                np.empty((4, plan.Z, plan.channels)),
                 sums,
                 moments,
-                along,
-                across,
                 dx.reshape(shape if needs[0] else (0, 0)),
                 dweight,
                 dbias,
-            )
-        if plan.repeat > 1:
-            dweight, dbias = (
-                sums.reshape(plan.Z, plan.channels, plan.repeat).sum(axis=2) for sums in (dweight, dbias)
             )
         return gradients(needs, dx, dweight, dbias, weight, bias)
 

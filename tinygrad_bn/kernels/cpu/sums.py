@@ -45,15 +45,18 @@ def fits(factor, values):
 
 
 @body
-def sample_step(n):
-    """The distance of SAMPLES values spread over n: odd, so that they do not all lie at an image's edge."""
-    return (n // SAMPLES - 1) | 1 if n >= SAMPLES else 1
+def samples(n, few):
+    """How many of n values, and how far apart, are a sample of a few that is spread over them.
+
+    The distance is odd, so that they do not all lie at an image's edge.
+    """
+    return min(n, few), (n // few - 1) | 1 if n >= few else 1
 
 
 @body
 def sample_mean(values):
     """The mean of a few values spread over a run, in float64; 0 where one of them is not finite."""
-    few, step = min(values.size, SAMPLES), sample_step(values.size)
+    few, step = samples(values.size, SAMPLES)
     total = 0.0
     for k in range(few):
         total += values[k * step]
@@ -62,12 +65,12 @@ def sample_mean(values):
 
 @body
 def settled(n, total, squares):
-    """Whether a pivot was near enough: no further from the mean of n values than their deviation.
+    """Whether a pivot was near enough: no further from the mean of n values than twice their deviation.
 
-    total and squares are the sums of x − pivot and of its square. In squares − total² / n, less than one bit
-    cancels then. NaN and infinity are settled: no other pivot would help.
+    total and squares are the sums of x − pivot and of its square. squares − total² / n is then no less than a
+    fifth of squares. NaN and infinity are settled: no other pivot would help.
     """
-    return not 2.0 * total * total > squares * n
+    return not 1.25 * total * total > squares * n
 
 
 @body
