@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from ..views import Cols
 from .arrays import (
@@ -47,38 +48,56 @@ JOINED = 512
 SAMPLE_ROWS, FEWEST_ROWS = 8, 4
 
 
-@body
-def tile_of(task, size, M, repeat, width):
-    """The tile of a task: z, its number, first and last row, first and last column; channels are whole."""
-    rows = (size + width - 1) // width
-    down = (rows + TILE_ROWS - 1) // TILE_ROWS
-    columns = max(TILE_COLUMNS // repeat, 1) * repeat
-    across = (width + columns - 1) // columns
-    z, rest = task // (down * across), task % (down * across)
-    t, c = rest // across, rest % across * columns
-    a = t * TILE_ROWS
-    return z, t, a, min(a + TILE_ROWS, rows), c, min(c + columns, width)
+class Layout(NamedTuple):
+    """How x[z] is read: channel m // repeat has column m of M, a statistic has `members` channels.
+
+    Rows have `width` columns, a multiple of M or M itself, and are cut between columns at multiples of `unit`.
+    """
+
+    M: int
+    repeat: int
+    members: int
+    width: int
+    unit: int
+
+
+LAYOUT = types.NamedUniTuple(INT, len(Layout._fields), Layout)
 
 
 @body
-def tiles(x, M, repeat, width):
-    rows = (x.shape[1] + width - 1) // width
-    down = (rows + TILE_ROWS - 1) // TILE_ROWS
-    columns = max(TILE_COLUMNS // repeat, 1) * repeat
-    return x.shape[0] * down * ((width + columns - 1) // columns)
+def tiles_of(x, layout):
+    """How many tiles lie below each other in one z, how many beside each other, and the columns of one."""
+    rows = (x.shape[1] + layout.width - 1) // layout.width
+    columns = max(TILE_COLUMNS // layout.unit, 1) * layout.unit
+    return (rows + TILE_ROWS - 1) // TILE_ROWS, (layout.width + columns - 1) // columns, columns
 
 
 @body
-def whole_fours(a, b, x, width):
+def tiles(x, layout):
+    down, across, _columns = tiles_of(x, layout)
+    return x.shape[0] * down * across
+
+
+@body
+def tile_of(task, x, layout):
+    """The tile of a task: z, its number, first and last row, first and last column."""
+    down, across, columns = tiles_of(x, layout)
+    z, t, c = task // (down * across), task // across % down, task % across * columns
+    last = min((t + 1) * TILE_ROWS, (x.shape[1] + layout.width - 1) // layout.width)
+    return z, t, t * TILE_ROWS, last, c, min(c + columns, layout.width)
+
+
+@body
+def whole_fours(a, b, x, layout):
     """The end of the last four of the rows a … b − 1 that are whole: the last row may be shorter."""
-    return a + max(min(b, x.shape[1] // width) - a, 0) // 4 * 4
+    return a + max(min(b, x.shape[1] // layout.width) - a, 0) // 4 * 4
 
 
 @body
-def spread(zero, values, repeat, c, d):
+def spread(zero, values, layout, c, d):
     """The values of the channels that the columns c … d − 1 of a row belong to, in the type of zero."""
     row = np.empty(d - c, type(zero))
-    M = values.size * repeat
+    M, repeat = layout.M, layout.repeat
     if repeat == 1:
         for j in range(min(d, M) - c):
             row[j] = values[c + j]
@@ -94,9 +113,9 @@ def spread(zero, values, repeat, c, d):
 
 
 @body
-def gather(row, repeat, c, result):
-    """Add up the values of the columns of a row from c on that belong to the same channel."""
-    M = result.size * repeat
+def gather(row, layout, c, result):
+    """Add up the columns of a row from c on, for each channel."""
+    M, repeat = layout.M, layout.repeat
     for start in range(M, row.size, M):
         for j in range(M):
             row[j] += row[start + j]
@@ -113,17 +132,30 @@ def gather(row, repeat, c, result):
 
 
 @body
-def choose_pivots(x, repeat, members, pivot):
-    """For each channel of one z a value near the mean of its statistic: that of a few rows, in x's dtype."""
-    M = pivot.size * repeat
-    B = members * repeat
-    few, step = samples(x.size // M, max(FEWEST_ROWS, SAMPLE_ROWS // B))
-    total = np.zeros(M)
+def channels_of(c, d, layout):
+    """The channels of columns, and their statistics."""
+    first, last = c // layout.repeat, min(d, layout.M) // layout.repeat
+    return slice(first, last), slice(first // layout.members, last // layout.members)
+
+
+@body
+def choose_pivots(x, layout, c, d, pivots):
+    """For each channel of columns of one z a value near the mean of its statistic, in x's dtype.
+
+    It is the mean of a few rows.
+    """
+    members = layout.members
+    B = members * layout.repeat
+    few, step = samples(x.size // layout.M, max(FEWEST_ROWS, SAMPLE_ROWS // B))
+    total = np.zeros(min(d, layout.M) - c)
     for k in range(few):
-        row = x[k * step * M : k * step * M + M]
-        for m in range(M):
-            total[m] += row[m]
-    gather(total, repeat, 0, pivot)
+        start = k * step * layout.M + c
+        row = x[start : start + total.size]
+        for j in range(total.size):
+            total[j] += row[j]
+    gather(total, layout, c, pivots)
+    channels, _statistics = channels_of(c, d, layout)
+    pivot = pivots[channels]
     for first in range(0, pivot.size, members):
         mean = 0.0
         for k in range(first, first + members):
@@ -134,12 +166,13 @@ def choose_pivots(x, repeat, members, pivot):
 
 
 @body
-def tile_moments(zero, task, x, M, repeat, width, pivots, sums, squares):
+def tile_moments(zero, task, x, layout, pivots, sums, squares):
     """The sums of x − pivot and of its square over each channel of a tile."""
-    z, t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
-    pivot = spread(zero, pivots[z], repeat, c, d)
+    z, t, a, b, c, d = tile_of(task, x, layout)
+    width = layout.width
+    pivot = spread(zero, pivots[z], layout, c, d)
     total, total_squares = np.full(d - c, zero), np.full(d - c, zero)
-    fours = whole_fours(a, b, x, width)
+    fours = whole_fours(a, b, x, layout)
     for r in range(a, fours, 4):
         row0 = x[z, r * width + c : r * width + d]
         row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
@@ -155,60 +188,66 @@ def tile_moments(zero, task, x, M, repeat, width, pivots, sums, squares):
             deviation = row[j] - pivot[j]
             total[j] += deviation
             total_squares[j] += deviation * deviation
-    gather(total, repeat, c, sums[z, t])
-    gather(total_squares, repeat, c, squares[z, t])
+    gather(total, layout, c, sums[z, t])
+    gather(total_squares, layout, c, squares[z, t])
 
 
 @body
-def merge_statistics(n, x, members, eps, pivot, sums, squares, mean, variance, rstd):
-    """From the sums of the tiles of one z to its statistics, of n values each.
+def merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd):
+    """From the sums of the tiles to the statistics of columns of one z.
 
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
     """
+    members = layout.members
+    n = x.shape[1] // layout.M * layout.repeat * members
+    channels, statistics = channels_of(c, d, layout)
     good = True
-    for t in range(1, sums.shape[0]):
-        for k in range(pivot.size):
-            sums[0, k] += sums[t, k]
-            squares[0, k] += squares[t, k]
-    for s in range(mean.size):
+    for t in range(1, sums.shape[1]):
+        for k in range(channels.start, channels.stop):
+            sums[z, 0, k] += sums[z, t, k]
+            squares[z, 0, k] += squares[z, t, k]
+    for s in range(statistics.start, statistics.stop):
         total = 0.0
         square = 0.0
         for k in range(s * members, s * members + members):
-            total += sums[0, k]
-            square += squares[0, k]
+            total += sums[z, 0, k]
+            square += squares[z, 0, k]
         good &= settled(n, total, square) and reliable(square, x)
         shift = total / n
-        mean[s] = pivot[s * members] + shift
-        variance[s] = (square - min(total * shift, square)) / n
-        rstd[s] = 1.0 / np.sqrt(variance[s] + eps)
+        mean[z, s] = pivots[z, s * members] + shift
+        variance[z, s] = (square - min(total * shift, square)) / n
+        rstd[z, s] = 1.0 / np.sqrt(variance[z, s] + eps)
         for k in range(s * members, s * members + members):
-            pivot[k] = mean[s] if is_finite(mean[s]) else 0.0
+            pivots[z, k] = mean[z, s] if is_finite(mean[z, s]) else 0.0
     return good
 
 
 @body
-def forward_parameters(x, members, weight, bias, mean, rstd, centre, scale, shift):
-    """Of the channels of one z: y is (x − centre) scale + shift.
+def forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters):
+    """Of the channels of columns of one z, so that y is (x − parameter 0) · parameter 1 + parameter 2.
 
     Whether the dtype of x is wide enough for it is returned.
     """
     in_range = True
-    for k in range(weight.size):
-        s = k // members
-        factor = rstd[s] * weight[k]
-        in_range &= reliable(rstd[s], x) and (reliable(factor, x) or weight[k] == 0)
-        centre[k] = x.dtype.type(mean[s])
-        scale[k] = factor
-        shift[k] = (centre[k] - mean[s]) * factor + bias[k]
+    channels, _statistics = channels_of(c, d, layout)
+    for k in range(channels.start, channels.stop):
+        s = k // layout.members
+        factor = rstd[z, s] * weight[k]
+        in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0)
+        centre = x.dtype.type(mean[z, s])
+        parameters[0, z, k] = centre
+        parameters[1, z, k] = factor
+        parameters[2, z, k] = (centre - mean[z, s]) * factor + bias[k]
     return in_range
 
 
 @body
-def normalize_tile(zero, task, x, M, repeat, width, parameters, y):
-    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
-    centre = spread(zero, parameters[0, z], repeat, c, d)
-    scale = spread(zero, parameters[1, z], repeat, c, d)
-    shift = spread(zero, parameters[2, z], repeat, c, d)
+def normalize_tile(zero, task, x, layout, parameters, y):
+    z, _t, a, b, c, d = tile_of(task, x, layout)
+    width = layout.width
+    centre = spread(zero, parameters[0, z], layout, c, d)
+    scale = spread(zero, parameters[1, z], layout, c, d)
+    shift = spread(zero, parameters[2, z], layout, c, d)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         out = y[z, r * width + c : r * width + d]
@@ -216,58 +255,84 @@ def normalize_tile(zero, task, x, M, repeat, width, parameters, y):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
 
 
+@body
+def normalize_columns(task, x, layout, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd):
+    """All of the forward pass for a tile that holds whole columns, while it is in the cache."""
+    zero, pivots = x.dtype.type(0), parameters[0]
+    z, _t, _a, _b, c, d = tile_of(task, x, layout)
+    choose_pivots(x[z], layout, c, d, pivots[z])
+    tile_moments(zero, task, x, layout, pivots, sums, squares)
+    if not merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd):
+        tile_moments(0.0, task, x, layout, pivots, sums, squares)
+        merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd)
+    if forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters):
+        normalize_tile(zero, task, x, layout, parameters, y)
+    else:
+        normalize_tile(0.0, task, x, layout, parameters, y)
+
+
 @twins(
     lambda T: (
-        *(INT, INT, INT, INT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
+        *(LAYOUT, FLAG, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
         *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
         *(write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
 def forward(
-    M, repeat, members, width, training, x, weight, bias, eps, y, parameters, sums, squares, mean, variance,
-    rstd,
+    layout, whole, training, x, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd
 ):  # fmt: skip
-    Z = x.shape[0]
-    pivots = parameters[0]
-    if training:
-        n = x.shape[1] // M * repeat * members
-        for z in range(Z):
-            choose_pivots(x[z], repeat, members, pivots[z])
-        for task in prange(tiles(x, M, repeat, width)):
-            tile_moments(x.dtype.type(0), task, x, M, repeat, width, pivots, sums, squares)
-        good = True
-        for z in range(Z):
-            good &= merge_statistics(
-                n, x, members, eps, pivots[z], sums[z], squares[z], mean[z], variance[z], rstd[z]
+    if whole:
+        for task in prange(tiles(x, layout)):
+            normalize_columns(
+                task, x, layout, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd
             )
-        if not good:
-            for task in prange(tiles(x, M, repeat, width)):
-                tile_moments(0.0, task, x, M, repeat, width, pivots, sums, squares)
+    else:
+        pivots = parameters[0]
+        Z, width = x.shape[0], layout.width
+        if training:
             for z in range(Z):
-                merge_statistics(
-                    n, x, members, eps, pivots[z], sums[z], squares[z], mean[z], variance[z], rstd[z]
+                choose_pivots(x[z], layout, 0, width, pivots[z])
+            for task in prange(tiles(x, layout)):
+                tile_moments(x.dtype.type(0), task, x, layout, pivots, sums, squares)
+            good = True
+            for z in range(Z):
+                good &= merge_statistics(
+                    z, x, layout, 0, width, eps, pivots, sums, squares, mean, variance, rstd
                 )
-    in_range = True
-    for z in range(Z):
-        centre, scale, shift = parameters[0, z], parameters[1, z], parameters[2, z]
-        in_range &= forward_parameters(x, members, weight, bias, mean[z], rstd[z], centre, scale, shift)
-    for task in prange(tiles(x, M, repeat, width)):
-        if in_range:
-            normalize_tile(x.dtype.type(0), task, x, M, repeat, width, parameters, y)
-        else:
-            normalize_tile(0.0, task, x, M, repeat, width, parameters, y)
+            if not good:
+                for task in prange(tiles(x, layout)):
+                    tile_moments(0.0, task, x, layout, pivots, sums, squares)
+                for z in range(Z):
+                    merge_statistics(z, x, layout, 0, width, eps, pivots, sums, squares, mean, variance, rstd)
+        in_range = True
+        for z in range(Z):
+            in_range &= forward_parameters(z, x, layout, 0, width, weight, bias, mean, rstd, parameters)
+        for task in prange(tiles(x, layout)):
+            if in_range:
+                normalize_tile(x.dtype.type(0), task, x, layout, parameters, y)
+            else:
+                normalize_tile(0.0, task, x, layout, parameters, y)
 
 
 @body
-def tile_sums(zero, task, M, repeat, width, cotangent, x, centres, sums, moments):
+def choose_centres(z, x, layout, c, d, mean, centres):
+    """The mean of each channel of columns, rounded to x's dtype."""
+    channels, _statistics = channels_of(c, d, layout)
+    for k in range(channels.start, channels.stop):
+        centres[z, k] = x.dtype.type(mean[z, k // layout.members])
+
+
+@body
+def tile_sums(zero, task, layout, cotangent, x, centres, sums, moments):
     """The sums of cotangent and of cotangent * (x - centre) over each channel.
 
     Whether the dtype of x was wide enough for it is returned.
     """
-    z, t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
-    centre = spread(zero, centres[z], repeat, c, d)
+    z, t, a, b, c, d = tile_of(task, x, layout)
+    width = layout.width
+    centre = spread(zero, centres[z], layout, c, d)
     total, moment = np.full(d - c, zero), np.full(d - c, zero)
-    fours = whole_fours(a, b, x, width)
+    fours = whole_fours(a, b, x, layout)
     for r in range(a, fours, 4):
         g0, row0 = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
         p = (r + 1) * width
@@ -286,10 +351,11 @@ def tile_sums(zero, task, M, repeat, width, cotangent, x, centres, sums, moments
         for j in range(g.size):
             total[j] += g[j]
             moment[j] += g[j] * (row[j] - centre[j])
-    gather(total, repeat, c, sums[z, t])
-    gather(moment, repeat, c, moments[z, t])
+    gather(total, layout, c, sums[z, t])
+    gather(moment, layout, c, moments[z, t])
     outside = 0
-    for k in range(c // repeat, min(d, M) // repeat):
+    channels, _statistics = channels_of(c, d, layout)
+    for k in range(channels.start, channels.stop):
         if not (is_finite(sums[z, t, k]) and reliable(moments[z, t, k], x)):
             outside += 1
     return outside == 0
@@ -297,41 +363,49 @@ def tile_sums(zero, task, M, repeat, width, cotangent, x, centres, sums, moments
 
 @body
 def backward_parameters(
-    n, x, members, training, weight, mean, rstd, dweight, dbias, centre, scale, slope, shift
+    z, x, layout, c, d, training, weight, mean, rstd, sums, moments, parameters, dweight, dbias
 ):
-    """Of the channels of one z: dx is g scale + ((x − centre) slope + shift), without x in inference.
+    """Of the channels of columns of one z, so that dx is
 
-    The sums over channels, given as dbias and dweight, become the gradients of bias and weight. Whether the
-    dtype of x is wide enough for dx is returned.
+        cotangent · parameter 1 + ((x − parameter 0) · parameter 2 + parameter 3),
+
+    without x in inference; and dweight and dbias from the sums of the tiles. Whether the dtype of x is wide
+    enough for dx is returned.
     """
+    members = layout.members
+    n = x.shape[1] // layout.M * layout.repeat * members
+    channels, statistics = channels_of(c, d, layout)
+    add_up(sums[z, :, channels], dbias[z, channels])
+    add_up(moments[z, :, channels], dweight[z, channels])
     in_range = True
-    for s in range(mean.size):
-        rest = centre[s * members] - mean[s]
+    for s in range(statistics.start, statistics.stop):
+        scale = rstd[z, s]
+        rest = parameters[0, z, s * members] - mean[z, s]
         total = 0.0
         moment = 0.0
         for k in range(s * members, s * members + members):
-            dweight[k] = (dweight[k] + rest * dbias[k]) * rstd[s]
-            total += weight[k] * dbias[k]
-            moment += weight[k] * dweight[k]
-        along = -rstd[s] * rstd[s] * moment / n
-        offset = rest * along - rstd[s] * total / n
-        in_range &= reliable(rstd[s], x) and (fits(along, x) or not training)
+            dweight[z, k] = (dweight[z, k] + rest * dbias[z, k]) * scale
+            total += weight[k] * dbias[z, k]
+            moment += weight[k] * dweight[z, k]
+        along = -scale * scale * moment / n
+        in_range &= reliable(scale, x) and (fits(along, x) or not training)
         for k in range(s * members, s * members + members):
-            factor = rstd[s] * weight[k]
+            factor = scale * weight[k]
             in_range &= reliable(factor, x) or weight[k] == 0
-            scale[k] = factor
-            slope[k] = along
-            shift[k] = offset
+            parameters[1, z, k] = factor
+            parameters[2, z, k] = along
+            parameters[3, z, k] = rest * along - scale * total / n
     return in_range
 
 
 @body
-def differentiate_tile(zero, task, M, repeat, width, training, cotangent, x, parameters, dx):
-    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, repeat, width)
-    centre = spread(zero, parameters[0, z], repeat, c, d)
-    scale = spread(zero, parameters[1, z], repeat, c, d)
-    slope = spread(zero, parameters[2, z], repeat, c, d)
-    shift = spread(zero, parameters[3, z], repeat, c, d)
+def differentiate_tile(zero, task, layout, training, cotangent, x, parameters, dx):
+    z, _t, a, b, c, d = tile_of(task, x, layout)
+    width = layout.width
+    centre = spread(zero, parameters[0, z], layout, c, d)
+    scale = spread(zero, parameters[1, z], layout, c, d)
+    slope = spread(zero, parameters[2, z], layout, c, d)
+    shift = spread(zero, parameters[3, z], layout, c, d)
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
         row = x[z, r * width + c : r * width + d]
@@ -344,66 +418,87 @@ def differentiate_tile(zero, task, M, repeat, width, training, cotangent, x, par
                 out[j] = g[j] * scale[j]
 
 
+@body
+def differentiate_columns(
+    task, layout, need_x, training, cotangent, x, weight, mean, rstd, parameters, sums, moments, dx, dweight,
+    dbias,
+):  # fmt: skip
+    """All of the backward pass for a tile that holds whole columns, while it is in the cache."""
+    zero = x.dtype.type(0)
+    z, _t, _a, _b, c, d = tile_of(task, x, layout)
+    choose_centres(z, x, layout, c, d, mean, parameters[0])
+    if not tile_sums(zero, task, layout, cotangent, x, parameters[0], sums, moments):
+        tile_sums(0.0, task, layout, cotangent, x, parameters[0], sums, moments)
+    in_range = backward_parameters(
+        z, x, layout, c, d, training, weight, mean, rstd, sums, moments, parameters, dweight, dbias
+    )
+    if need_x:
+        if in_range:
+            differentiate_tile(zero, task, layout, training, cotangent, x, parameters, dx)
+        else:
+            differentiate_tile(0.0, task, layout, training, cotangent, x, parameters, dx)
+
+
 @twins(
     lambda T: (
-        *(INT, INT, INT, INT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1)),
+        *(LAYOUT, FLAG, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1)),
         *(read(DOUBLE, 2), read(DOUBLE, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
         *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
 def backward(
-    M, repeat, members, width, training, need, cotangent, x, weight, mean, rstd, parameters, sums, moments,
-    dx, dweight, dbias,
+    layout, whole, training, need, cotangent, x, weight, mean, rstd, parameters, sums, moments, dx, dweight,
+    dbias,
 ):  # fmt: skip
     need_x, need_affine = need
-    centres = parameters[0]
-    for z in range(x.shape[0]):
-        for k in range(weight.size):
-            centres[z, k] = x.dtype.type(mean[z, k // members])
-    if training or need_affine:
-        for task in prange(tiles(x, M, repeat, width)):
-            if not tile_sums(x.dtype.type(0), task, M, repeat, width, cotangent, x, centres, sums, moments):
-                tile_sums(0.0, task, M, repeat, width, cotangent, x, centres, sums, moments)
-    in_range = True
-    n = x.shape[1] // M * repeat * members
-    for z in range(x.shape[0]):
+    Z, width = x.shape[0], layout.width
+    if whole:
+        for task in prange(tiles(x, layout)):
+            differentiate_columns(
+                task, layout, need_x, training, cotangent, x, weight, mean, rstd, parameters, sums, moments,
+                dx, dweight, dbias,
+            )  # fmt: skip
+    else:
+        for z in range(Z):
+            choose_centres(z, x, layout, 0, width, mean, parameters[0])
         if training or need_affine:
-            add_up(sums[z], dbias[z])
-            add_up(moments[z], dweight[z])
-        centre, scale, slope, shift = parameters[0, z], parameters[1, z], parameters[2, z], parameters[3, z]
-        in_range &= backward_parameters(
-            n,
-            x,
-            members,
-            training,
-            weight,
-            mean[z],
-            rstd[z],
-            dweight[z],
-            dbias[z],
-            centre,
-            scale,
-            slope,
-            shift,
-        )
-    if need_x:
-        for task in prange(tiles(x, M, repeat, width)):
-            zero = x.dtype.type(0)
-            if in_range:
-                differentiate_tile(zero, task, M, repeat, width, training, cotangent, x, parameters, dx)
-            else:
-                differentiate_tile(0.0, task, M, repeat, width, training, cotangent, x, parameters, dx)
+            for task in prange(tiles(x, layout)):
+                centres = parameters[0]
+                if not tile_sums(x.dtype.type(0), task, layout, cotangent, x, centres, sums, moments):
+                    tile_sums(0.0, task, layout, cotangent, x, centres, sums, moments)
+        in_range = True
+        for z in range(Z):
+            in_range &= backward_parameters(
+                z,
+                x,
+                layout,
+                0,
+                width,
+                training,
+                weight,
+                mean,
+                rstd,
+                sums,
+                moments,
+                parameters,
+                dweight,
+                dbias,
+            )
+        if need_x:
+            for task in prange(tiles(x, layout)):
+                if in_range:
+                    differentiate_tile(x.dtype.type(0), task, layout, training, cotangent, x, parameters, dx)
+                else:
+                    differentiate_tile(0.0, task, layout, training, cotangent, x, parameters, dx)
 
 
-def width_of(plan: Cols) -> int:
-    """The length of the rows that x is read as: M, or the largest multiple of a small M up to JOINED."""
-    return plan.M * max(1, min(JOINED // plan.M, plan.A))
-
-
-def down(plan: Cols) -> int:
-    """How many tiles lie below each other."""
-    rows = -(-plan.A * plan.M // width_of(plan))
-    return -(-rows // TILE_ROWS)
+@lru_cache(maxsize=1024)
+def layout_of(plan: Cols) -> tuple[Layout, int]:
+    """The layout of x, and how many tiles lie below each other; where it is one, statistics are not cut."""
+    width = plan.M * max(1, min(JOINED // plan.M, plan.A))
+    down = -(-plan.A * plan.M // (width * TILE_ROWS))
+    unit = plan.B if down == 1 else plan.repeat
+    return Layout(plan.M, plan.repeat, plan.B // plan.repeat, width, unit), down
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,12 +519,11 @@ class ColsKernel:
             statistics = running_statistics(plan.eps, *running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
-            sums, squares = np.empty((2, plan.Z, down(plan) if self.training else 0, plan.channels))
+            layout, down = layout_of(plan)
+            sums, squares = np.empty((2, plan.Z, down if self.training else 0, plan.channels))
             self.forward_driver[x.dtype](
-                plan.M,
-                plan.repeat,
-                plan.B // plan.repeat,
-                width_of(plan),
+                layout,
+                down == 1 and self.training,
                 self.training,
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
@@ -457,12 +551,11 @@ class ColsKernel:
         dweight, dbias = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(need):
             shape = (plan.Z, plan.A * plan.M)
-            sums, moments = np.empty((2, plan.Z, down(plan), plan.channels))
+            layout, down = layout_of(plan)
+            sums, moments = np.zeros((2, plan.Z, down, plan.channels))
             self.backward_driver[x.dtype](
-                plan.M,
-                plan.repeat,
-                plan.B // plan.repeat,
-                width_of(plan),
+                layout,
+                down == 1,
                 self.training,
                 need,
                 contiguous(cotangent, shape),
