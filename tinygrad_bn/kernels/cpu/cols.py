@@ -36,7 +36,7 @@ from .arrays import (
     new_statistics,
     running_statistics,
 )
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
+from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
 from .sums import add_up, fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
@@ -46,6 +46,9 @@ TILE_COLUMNS = 1024
 JOINED = 512
 # The pivots come from so many rows, where there are as many.
 SAMPLE_ROWS, FEWEST_ROWS = 8, 4
+# The stages of a pass: all of it for tiles of whole columns; otherwise the sums of tiles, those sums in float64
+# where it must be, and what is written.
+WHOLE, SUMS, AGAIN, OUTPUT, STAGES = range(5)
 
 
 class Layout(NamedTuple):
@@ -256,62 +259,68 @@ def normalize_tile(zero, task, x, layout, parameters, y):
 
 
 @body
-def normalize_columns(task, x, layout, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd):
-    """All of the forward pass for a tile that holds whole columns, while it is in the cache."""
+def forward_tile(
+    task, stage, in_range, x, layout, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd
+):  # fmt: skip
+    """One stage of the forward pass of a tile."""
     zero, pivots = x.dtype.type(0), parameters[0]
     z, _t, _a, _b, c, d = tile_of(task, x, layout)
-    choose_pivots(x[z], layout, c, d, pivots[z])
-    tile_moments(zero, task, x, layout, pivots, sums, squares)
-    if not merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd):
+    wide = stage == AGAIN
+    if stage == WHOLE:
+        choose_pivots(x[z], layout, c, d, pivots[z])
+    if stage == SUMS or stage == WHOLE:
+        tile_moments(zero, task, x, layout, pivots, sums, squares)
+    if stage == WHOLE:
+        wide = not merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd)
+    if wide:
         tile_moments(0.0, task, x, layout, pivots, sums, squares)
-        merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd)
-    if forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters):
-        normalize_tile(zero, task, x, layout, parameters, y)
-    else:
-        normalize_tile(0.0, task, x, layout, parameters, y)
+    if stage == WHOLE:
+        if wide:
+            merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd)
+        in_range = forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters)
+    if stage == OUTPUT or stage == WHOLE:
+        if in_range:
+            normalize_tile(zero, task, x, layout, parameters, y)
+        else:
+            normalize_tile(0.0, task, x, layout, parameters, y)
 
 
 @twins(
     lambda T: (
-        *(LAYOUT, FLAG, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
+        *(LAYOUT, INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
         *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
         *(write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
-def forward(
-    layout, whole, training, x, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd
-):  # fmt: skip
-    if whole:
-        for task in prange(tiles(x, layout)):
-            normalize_columns(
-                task, x, layout, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd
-            )
-    else:
-        pivots = parameters[0]
-        Z, width = x.shape[0], layout.width
-        if training:
-            for z in range(Z):
-                choose_pivots(x[z], layout, 0, width, pivots[z])
-            for task in prange(tiles(x, layout)):
-                tile_moments(x.dtype.type(0), task, x, layout, pivots, sums, squares)
-            good = True
-            for z in range(Z):
-                good &= merge_statistics(
-                    z, x, layout, 0, width, eps, pivots, sums, squares, mean, variance, rstd
+def forward(layout, first, x, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd):
+    """The stages from the first on. All run through one loop, so that it is compiled once."""
+    pivots, all_columns = parameters[0], layout.width
+    in_range = True
+    for stage in range(first, STAGES):
+        if stage == SUMS:
+            for z in range(x.shape[0]):
+                choose_pivots(x[z], layout, 0, all_columns, pivots[z])
+        if (stage == AGAIN and first == SUMS) or (stage == OUTPUT and not in_range):
+            in_range = True
+            for z in range(x.shape[0]):
+                in_range &= merge_statistics(
+                    z, x, layout, 0, all_columns, eps, pivots, sums, squares, mean, variance, rstd
                 )
-            if not good:
-                for task in prange(tiles(x, layout)):
-                    tile_moments(0.0, task, x, layout, pivots, sums, squares)
-                for z in range(Z):
-                    merge_statistics(z, x, layout, 0, width, eps, pivots, sums, squares, mean, variance, rstd)
-        in_range = True
-        for z in range(Z):
-            in_range &= forward_parameters(z, x, layout, 0, width, weight, bias, mean, rstd, parameters)
+        if stage == AGAIN and in_range:
+            continue
+        if stage == OUTPUT:
+            in_range = True
+            for z in range(x.shape[0]):
+                in_range &= forward_parameters(
+                    z, x, layout, 0, all_columns, weight, bias, mean, rstd, parameters
+                )
         for task in prange(tiles(x, layout)):
-            if in_range:
-                normalize_tile(x.dtype.type(0), task, x, layout, parameters, y)
-            else:
-                normalize_tile(0.0, task, x, layout, parameters, y)
+            forward_tile(
+                task, stage, in_range, x, layout, weight, bias, eps, y, parameters, sums, squares, mean,
+                variance, rstd,
+            )  # fmt: skip
+        if stage == WHOLE:
+            break
 
 
 @body
@@ -419,20 +428,23 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, parameters, d
 
 
 @body
-def differentiate_columns(
-    task, layout, need_x, training, cotangent, x, weight, mean, rstd, parameters, sums, moments, dx, dweight,
-    dbias,
+def backward_tile(
+    task, stage, in_range, layout, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums,
+    moments, dx, dweight, dbias,
 ):  # fmt: skip
-    """All of the backward pass for a tile that holds whole columns, while it is in the cache."""
+    """One stage of the backward pass of a tile."""
     zero = x.dtype.type(0)
     z, _t, _a, _b, c, d = tile_of(task, x, layout)
-    choose_centres(z, x, layout, c, d, mean, parameters[0])
-    if not tile_sums(zero, task, layout, cotangent, x, parameters[0], sums, moments):
-        tile_sums(0.0, task, layout, cotangent, x, parameters[0], sums, moments)
-    in_range = backward_parameters(
-        z, x, layout, c, d, training, weight, mean, rstd, sums, moments, parameters, dweight, dbias
-    )
-    if need_x:
+    if stage == WHOLE:
+        choose_centres(z, x, layout, c, d, mean, parameters[0])
+    if stage == SUMS or stage == WHOLE:
+        if not tile_sums(zero, task, layout, cotangent, x, parameters[0], sums, moments):
+            tile_sums(0.0, task, layout, cotangent, x, parameters[0], sums, moments)
+    if stage == WHOLE:
+        in_range = backward_parameters(
+            z, x, layout, c, d, training, weight, mean, rstd, sums, moments, parameters, dweight, dbias
+        )
+    if need_x and (stage == OUTPUT or stage == WHOLE):
         if in_range:
             differentiate_tile(zero, task, layout, training, cotangent, x, parameters, dx)
         else:
@@ -441,55 +453,50 @@ def differentiate_columns(
 
 @twins(
     lambda T: (
-        *(LAYOUT, FLAG, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1)),
+        *(LAYOUT, INT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1)),
         *(read(DOUBLE, 2), read(DOUBLE, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
         *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
 def backward(
-    layout, whole, training, need, cotangent, x, weight, mean, rstd, parameters, sums, moments, dx, dweight,
+    layout, first, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums, moments, dx, dweight,
     dbias,
 ):  # fmt: skip
-    need_x, need_affine = need
-    Z, width = x.shape[0], layout.width
-    if whole:
+    all_columns = layout.width
+    in_range = True
+    for stage in range(first, STAGES):
+        if stage == SUMS:
+            for z in range(x.shape[0]):
+                choose_centres(z, x, layout, 0, all_columns, mean, parameters[0])
+        if stage == AGAIN:
+            continue
+        if stage == OUTPUT:
+            for z in range(x.shape[0]):
+                in_range &= backward_parameters(
+                    z,
+                    x,
+                    layout,
+                    0,
+                    all_columns,
+                    training,
+                    weight,
+                    mean,
+                    rstd,
+                    sums,
+                    moments,
+                    parameters,
+                    dweight,
+                    dbias,
+                )
+            if not need_x:
+                break
         for task in prange(tiles(x, layout)):
-            differentiate_columns(
-                task, layout, need_x, training, cotangent, x, weight, mean, rstd, parameters, sums, moments,
-                dx, dweight, dbias,
+            backward_tile(
+                task, stage, in_range, layout, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums,
+                moments, dx, dweight, dbias,
             )  # fmt: skip
-    else:
-        for z in range(Z):
-            choose_centres(z, x, layout, 0, width, mean, parameters[0])
-        if training or need_affine:
-            for task in prange(tiles(x, layout)):
-                centres = parameters[0]
-                if not tile_sums(x.dtype.type(0), task, layout, cotangent, x, centres, sums, moments):
-                    tile_sums(0.0, task, layout, cotangent, x, centres, sums, moments)
-        in_range = True
-        for z in range(Z):
-            in_range &= backward_parameters(
-                z,
-                x,
-                layout,
-                0,
-                width,
-                training,
-                weight,
-                mean,
-                rstd,
-                sums,
-                moments,
-                parameters,
-                dweight,
-                dbias,
-            )
-        if need_x:
-            for task in prange(tiles(x, layout)):
-                if in_range:
-                    differentiate_tile(x.dtype.type(0), task, layout, training, cotangent, x, parameters, dx)
-                else:
-                    differentiate_tile(0.0, task, layout, training, cotangent, x, parameters, dx)
+        if stage == WHOLE:
+            break
 
 
 @lru_cache(maxsize=1024)
@@ -523,8 +530,7 @@ class ColsKernel:
             sums, squares = np.empty((2, plan.Z, down if self.training else 0, plan.channels))
             self.forward_driver[x.dtype](
                 layout,
-                down == 1 and self.training,
-                self.training,
+                OUTPUT if not self.training else WHOLE if down == 1 else SUMS,
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
                 affine(bias, 0, x.dtype, plan.channels),
@@ -546,18 +552,17 @@ class ColsKernel:
         aux: Statistics,
     ) -> Gradients:
         x, weight, bias = arrays[:3]
-        need = (needs[0], needs[1] or needs[2])
         dx = np.empty(x.shape if needs[0] else 0, x.dtype)
         dweight, dbias = np.zeros((2, plan.Z, plan.channels))
-        if x.size and any(need):
+        if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)
             layout, down = layout_of(plan)
             sums, moments = np.zeros((2, plan.Z, down, plan.channels))
             self.backward_driver[x.dtype](
                 layout,
-                down == 1,
+                WHOLE if down == 1 else SUMS,
                 self.training,
-                need,
+                needs[0],
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
