@@ -37,7 +37,7 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
-from .sums import add_up, fits, is_finite, reliable, samples, settled
+from .sums import fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -46,15 +46,15 @@ TILE_COLUMNS = 1024
 JOINED = 512
 # The pivots come from so many rows, where there are as many.
 SAMPLE_ROWS, FEWEST_ROWS = 8, 4
-# The stages of a pass: all of it for tiles of whole columns; otherwise the sums of tiles, those sums in float64
-# where it must be, and what is written.
+# The stages of a pass: all of it, for tiles of whole columns; otherwise the sums of the tiles, these once
+# more in float64 where it must be, and what is written.
 WHOLE, SUMS, AGAIN, OUTPUT, STAGES = range(5)
 
 
 class Layout(NamedTuple):
     """How x[z] is read: channel m // repeat has column m of M, a statistic has `members` channels.
 
-    Rows have `width` columns, a multiple of M or M itself, and are cut between columns at multiples of `unit`.
+    Rows have `width` columns, M or a multiple of it, and are cut into tiles at multiples of `unit`.
     """
 
     M: int
@@ -97,41 +97,45 @@ def whole_fours(a, b, x, layout):
 
 
 @body
-def spread(zero, values, layout, c, d):
-    """The values of the channels that the columns c … d − 1 of a row belong to, in the type of zero."""
-    row = np.empty(d - c, type(zero))
+def spread(zero, count, values, layout, c, d):
+    """The first values [count, channels], for each of the columns c … d − 1 of a row, in the type of zero."""
     M, repeat = layout.M, layout.repeat
-    if repeat == 1:
-        for j in range(min(d, M) - c):
-            row[j] = values[c + j]
-    else:
-        for start in range(c, min(d, M), repeat):
-            value = type(zero)(values[start // repeat])
-            for j in range(repeat):
-                row[start - c + j] = value
-    for start in range(M, row.size, M):
-        for j in range(M):
-            row[start + j] = row[j]
-    return row
+    rows = np.empty((count, d - c), type(zero))
+    for p in range(count):
+        row = rows[p]
+        if repeat == 1:
+            for j in range(min(d, M) - c):
+                row[j] = values[p, c + j]
+        else:
+            for start in range(c, min(d, M), repeat):
+                value = type(zero)(values[p, start // repeat])
+                for j in range(repeat):
+                    row[start - c + j] = value
+        for start in range(M, row.size, M):
+            for j in range(M):
+                row[start + j] = row[j]
+    return rows
 
 
 @body
-def gather(row, layout, c, result):
-    """Add up the columns of a row from c on, for each channel."""
+def gather(rows, layout, c, result):
+    """Add up the columns, from c on, of each channel: from rows [count, columns] to [count, channels]."""
     M, repeat = layout.M, layout.repeat
-    for start in range(M, row.size, M):
-        for j in range(M):
-            row[j] += row[start + j]
-    size = min(row.size, M - c)
-    if repeat == 1:
-        for j in range(size):
-            result[c + j] = row[j]
-    else:
-        for start in range(0, size, repeat):
-            total = 0.0
-            for j in range(repeat):
-                total += row[start + j]
-            result[(c + start) // repeat] = total
+    for p in range(rows.shape[0]):
+        row = rows[p]
+        for start in range(M, row.size, M):
+            for j in range(M):
+                row[j] += row[start + j]
+        size = min(row.size, M - c)
+        if repeat == 1:
+            for j in range(size):
+                result[p, c + j] = row[j]
+        else:
+            for start in range(0, size, repeat):
+                total = 0.0
+                for j in range(repeat):
+                    total += row[start + j]
+                result[p, (c + start) // repeat] = total
 
 
 @body
@@ -142,39 +146,40 @@ def channels_of(c, d, layout):
 
 
 @body
-def choose_pivots(x, layout, c, d, pivots):
-    """For each channel of columns of one z a value near the mean of its statistic, in x's dtype.
+def choose_pivots(x, layout, c, d, parameters):
+    """Parameter 0 of the channels of columns of one z: a value near the mean of the statistic, in x's dtype.
 
     It is the mean of a few rows.
     """
     members = layout.members
     B = members * layout.repeat
     few, step = samples(x.size // layout.M, max(FEWEST_ROWS, SAMPLE_ROWS // B))
-    total = np.zeros(min(d, layout.M) - c)
+    totals = np.zeros((1, min(d, layout.M) - c), x.dtype)
+    total = totals[0]
     for k in range(few):
         start = k * step * layout.M + c
         row = x[start : start + total.size]
         for j in range(total.size):
             total[j] += row[j]
-    gather(total, layout, c, pivots)
+    gather(totals, layout, c, parameters)
     channels, _statistics = channels_of(c, d, layout)
-    pivot = pivots[channels]
-    for first in range(0, pivot.size, members):
+    for first in range(channels.start, channels.stop, members):
         mean = 0.0
         for k in range(first, first + members):
-            mean += pivot[k]
+            mean += parameters[0, k]
         mean = x.dtype.type(mean / (few * B)) if is_finite(mean) else 0.0
         for k in range(first, first + members):
-            pivot[k] = mean
+            parameters[0, k] = mean
 
 
 @body
-def tile_moments(zero, task, x, layout, pivots, sums, squares):
-    """The sums of x − pivot and of its square over each channel of a tile."""
+def tile_moments(zero, task, x, layout, parameters, sums):
+    """The sums of x − pivot and of its square over each channel of a tile; parameter 0 is the pivot."""
     z, t, a, b, c, d = tile_of(task, x, layout)
     width = layout.width
-    pivot = spread(zero, pivots[z], layout, c, d)
-    total, total_squares = np.full(d - c, zero), np.full(d - c, zero)
+    pivot = spread(zero, 1, parameters[z], layout, c, d)[0]
+    totals = np.full((2, d - c), zero)
+    total, square = totals[0], totals[1]
     fours = whole_fours(a, b, x, layout)
     for r in range(a, fours, 4):
         row0 = x[z, r * width + c : r * width + d]
@@ -184,19 +189,18 @@ def tile_moments(zero, task, x, layout, pivots, sums, squares):
         for j in range(pivot.size):
             d0, d1, d2, d3 = row0[j] - pivot[j], row1[j] - pivot[j], row2[j] - pivot[j], row3[j] - pivot[j]
             total[j] += (d0 + d1) + (d2 + d3)
-            total_squares[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+            square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
     for r in range(fours, b):
         row = x[z, r * width + c : r * width + d]
         for j in range(row.size):
             deviation = row[j] - pivot[j]
             total[j] += deviation
-            total_squares[j] += deviation * deviation
-    gather(total, layout, c, sums[z, t])
-    gather(total_squares, layout, c, squares[z, t])
+            square[j] += deviation * deviation
+    gather(totals, layout, c, sums[z, t])
 
 
 @body
-def merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd):
+def merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd):
     """From the sums of the tiles to the statistics of columns of one z.
 
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
@@ -204,24 +208,25 @@ def merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, varia
     members = layout.members
     n = x.shape[1] // layout.M * layout.repeat * members
     channels, statistics = channels_of(c, d, layout)
+    pivot, sums_of_z, squares_of_z = parameters[z, 0], sums[z, 0, 0], sums[z, 0, 1]
     good = True
     for t in range(1, sums.shape[1]):
         for k in range(channels.start, channels.stop):
-            sums[z, 0, k] += sums[z, t, k]
-            squares[z, 0, k] += squares[z, t, k]
+            sums_of_z[k] += sums[z, t, 0, k]
+            squares_of_z[k] += sums[z, t, 1, k]
     for s in range(statistics.start, statistics.stop):
         total = 0.0
         square = 0.0
         for k in range(s * members, s * members + members):
-            total += sums[z, 0, k]
-            square += squares[z, 0, k]
+            total += sums_of_z[k]
+            square += squares_of_z[k]
         good &= settled(n, total, square) and reliable(square, x)
         shift = total / n
-        mean[z, s] = pivots[z, s * members] + shift
+        mean[z, s] = pivot[s * members] + shift
         variance[z, s] = (square - min(total * shift, square)) / n
         rstd[z, s] = 1.0 / np.sqrt(variance[z, s] + eps)
         for k in range(s * members, s * members + members):
-            pivots[z, k] = mean[z, s] if is_finite(mean[z, s]) else 0.0
+            pivot[k] = mean[z, s] if is_finite(mean[z, s]) else 0.0
     return good
 
 
@@ -238,9 +243,9 @@ def forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters)
         factor = rstd[z, s] * weight[k]
         in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0)
         centre = x.dtype.type(mean[z, s])
-        parameters[0, z, k] = centre
-        parameters[1, z, k] = factor
-        parameters[2, z, k] = (centre - mean[z, s]) * factor + bias[k]
+        parameters[z, 0, k] = centre
+        parameters[z, 1, k] = factor
+        parameters[z, 2, k] = (centre - mean[z, s]) * factor + bias[k]
     return in_range
 
 
@@ -248,9 +253,8 @@ def forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters)
 def normalize_tile(zero, task, x, layout, parameters, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     width = layout.width
-    centre = spread(zero, parameters[0, z], layout, c, d)
-    scale = spread(zero, parameters[1, z], layout, c, d)
-    shift = spread(zero, parameters[2, z], layout, c, d)
+    rows = spread(zero, 3, parameters[z], layout, c, d)
+    centre, scale, shift = rows[0], rows[1], rows[2]
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         out = y[z, r * width + c : r * width + d]
@@ -260,25 +264,25 @@ def normalize_tile(zero, task, x, layout, parameters, y):
 
 @body
 def forward_tile(
-    task, stage, in_range, x, layout, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd
+    task, stage, in_range, x, layout, weight, bias, eps, y, parameters, sums, mean, variance, rstd
 ):  # fmt: skip
     """One stage of the forward pass of a tile."""
-    zero, pivots = x.dtype.type(0), parameters[0]
+    zero = x.dtype.type(0)
     z, _t, _a, _b, c, d = tile_of(task, x, layout)
     wide = stage == AGAIN
     if stage == WHOLE:
-        choose_pivots(x[z], layout, c, d, pivots[z])
-    if stage == SUMS or stage == WHOLE:
-        tile_moments(zero, task, x, layout, pivots, sums, squares)
+        choose_pivots(x[z], layout, c, d, parameters[z])
+    if stage in (WHOLE, SUMS):
+        tile_moments(zero, task, x, layout, parameters, sums)
     if stage == WHOLE:
-        wide = not merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd)
+        wide = not merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd)
     if wide:
-        tile_moments(0.0, task, x, layout, pivots, sums, squares)
+        tile_moments(0.0, task, x, layout, parameters, sums)
     if stage == WHOLE:
         if wide:
-            merge_statistics(z, x, layout, c, d, eps, pivots, sums, squares, mean, variance, rstd)
+            merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd)
         in_range = forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters)
-    if stage == OUTPUT or stage == WHOLE:
+    if stage in (WHOLE, OUTPUT):
         if in_range:
             normalize_tile(zero, task, x, layout, parameters, y)
         else:
@@ -287,60 +291,57 @@ def forward_tile(
 
 @twins(
     lambda T: (
-        *(LAYOUT, INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
-        *(write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(LAYOUT, INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, write(T, 2), write(DOUBLE, 3)),
+        *(write(DOUBLE, 4), write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
-def forward(layout, first, x, weight, bias, eps, y, parameters, sums, squares, mean, variance, rstd):
-    """The stages from the first on. All run through one loop, so that it is compiled once."""
-    pivots, all_columns = parameters[0], layout.width
+def forward(layout, first, x, weight, bias, eps, y, parameters, sums, mean, variance, rstd):
+    """The stages from the first on, through one loop over the tiles, so that each is compiled once."""
+    columns = layout.width
     in_range = True
     for stage in range(first, STAGES):
         if stage == SUMS:
             for z in range(x.shape[0]):
-                choose_pivots(x[z], layout, 0, all_columns, pivots[z])
-        if (stage == AGAIN and first == SUMS) or (stage == OUTPUT and not in_range):
+                choose_pivots(x[z], layout, 0, columns, parameters[z])
+        if first == SUMS and (stage == AGAIN or (stage == OUTPUT and not in_range)):
             in_range = True
             for z in range(x.shape[0]):
                 in_range &= merge_statistics(
-                    z, x, layout, 0, all_columns, eps, pivots, sums, squares, mean, variance, rstd
+                    z, x, layout, 0, columns, eps, parameters, sums, mean, variance, rstd
                 )
-        if stage == AGAIN and in_range:
-            continue
         if stage == OUTPUT:
             in_range = True
             for z in range(x.shape[0]):
-                in_range &= forward_parameters(
-                    z, x, layout, 0, all_columns, weight, bias, mean, rstd, parameters
-                )
-        for task in prange(tiles(x, layout)):
-            forward_tile(
-                task, stage, in_range, x, layout, weight, bias, eps, y, parameters, sums, squares, mean,
-                variance, rstd,
-            )  # fmt: skip
+                in_range &= forward_parameters(z, x, layout, 0, columns, weight, bias, mean, rstd, parameters)
+        if not (stage == AGAIN and in_range):
+            for task in prange(tiles(x, layout)):
+                forward_tile(
+                    task, stage, in_range, x, layout, weight, bias, eps, y, parameters, sums, mean, variance,
+                    rstd,
+                )  # fmt: skip
         if stage == WHOLE:
             break
 
 
 @body
-def choose_centres(z, x, layout, c, d, mean, centres):
-    """The mean of each channel of columns, rounded to x's dtype."""
+def choose_centres(z, x, layout, c, d, mean, parameters):
+    """Parameter 0 of the channels of columns: the mean, rounded to x's dtype."""
     channels, _statistics = channels_of(c, d, layout)
     for k in range(channels.start, channels.stop):
-        centres[z, k] = x.dtype.type(mean[z, k // layout.members])
+        parameters[z, 0, k] = x.dtype.type(mean[z, k // layout.members])
 
 
 @body
-def tile_sums(zero, task, layout, cotangent, x, centres, sums, moments):
-    """The sums of cotangent and of cotangent * (x - centre) over each channel.
+def tile_sums(zero, task, layout, cotangent, x, parameters, sums):
+    """The sums of cotangent and of cotangent * (x - parameter 0) over each channel.
 
     Whether the dtype of x was wide enough for it is returned.
     """
     z, t, a, b, c, d = tile_of(task, x, layout)
     width = layout.width
-    centre = spread(zero, centres[z], layout, c, d)
-    total, moment = np.full(d - c, zero), np.full(d - c, zero)
+    centre = spread(zero, 1, parameters[z], layout, c, d)[0]
+    totals = np.full((2, d - c), zero)
+    total, moment = totals[0], totals[1]
     fours = whole_fours(a, b, x, layout)
     for r in range(a, fours, 4):
         g0, row0 = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
@@ -360,20 +361,17 @@ def tile_sums(zero, task, layout, cotangent, x, centres, sums, moments):
         for j in range(g.size):
             total[j] += g[j]
             moment[j] += g[j] * (row[j] - centre[j])
-    gather(total, layout, c, sums[z, t])
-    gather(moment, layout, c, moments[z, t])
+    gather(totals, layout, c, sums[z, t])
     outside = 0
     channels, _statistics = channels_of(c, d, layout)
     for k in range(channels.start, channels.stop):
-        if not (is_finite(sums[z, t, k]) and reliable(moments[z, t, k], x)):
+        if not (is_finite(sums[z, t, 0, k]) and reliable(sums[z, t, 1, k], x)):
             outside += 1
     return outside == 0
 
 
 @body
-def backward_parameters(
-    z, x, layout, c, d, training, weight, mean, rstd, sums, moments, parameters, dweight, dbias
-):
+def backward_parameters(z, x, layout, c, d, training, weight, mean, rstd, sums, parameters, dweight, dbias):
     """Of the channels of columns of one z, so that dx is
 
         cotangent · parameter 1 + ((x − parameter 0) · parameter 2 + parameter 3),
@@ -384,12 +382,14 @@ def backward_parameters(
     members = layout.members
     n = x.shape[1] // layout.M * layout.repeat * members
     channels, statistics = channels_of(c, d, layout)
-    add_up(sums[z, :, channels], dbias[z, channels])
-    add_up(moments[z, :, channels], dweight[z, channels])
+    for t in range(sums.shape[1]):
+        for k in range(channels.start, channels.stop):
+            dbias[z, k] += sums[z, t, 0, k]
+            dweight[z, k] += sums[z, t, 1, k]
     in_range = True
     for s in range(statistics.start, statistics.stop):
         scale = rstd[z, s]
-        rest = parameters[0, z, s * members] - mean[z, s]
+        rest = parameters[z, 0, s * members] - mean[z, s]
         total = 0.0
         moment = 0.0
         for k in range(s * members, s * members + members):
@@ -401,9 +401,9 @@ def backward_parameters(
         for k in range(s * members, s * members + members):
             factor = scale * weight[k]
             in_range &= reliable(factor, x) or weight[k] == 0
-            parameters[1, z, k] = factor
-            parameters[2, z, k] = along
-            parameters[3, z, k] = rest * along - scale * total / n
+            parameters[z, 1, k] = factor
+            parameters[z, 2, k] = along
+            parameters[z, 3, k] = rest * along - scale * total / n
     return in_range
 
 
@@ -411,10 +411,8 @@ def backward_parameters(
 def differentiate_tile(zero, task, layout, training, cotangent, x, parameters, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     width = layout.width
-    centre = spread(zero, parameters[0, z], layout, c, d)
-    scale = spread(zero, parameters[1, z], layout, c, d)
-    slope = spread(zero, parameters[2, z], layout, c, d)
-    shift = spread(zero, parameters[3, z], layout, c, d)
+    rows = spread(zero, 4, parameters[z], layout, c, d)
+    centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
         row = x[z, r * width + c : r * width + d]
@@ -429,22 +427,21 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, parameters, d
 
 @body
 def backward_tile(
-    task, stage, in_range, layout, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums,
-    moments, dx, dweight, dbias,
+    task, stage, in_range, layout, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums, dx,
+    dweight, dbias,
 ):  # fmt: skip
     """One stage of the backward pass of a tile."""
     zero = x.dtype.type(0)
     z, _t, _a, _b, c, d = tile_of(task, x, layout)
     if stage == WHOLE:
-        choose_centres(z, x, layout, c, d, mean, parameters[0])
-    if stage == SUMS or stage == WHOLE:
-        if not tile_sums(zero, task, layout, cotangent, x, parameters[0], sums, moments):
-            tile_sums(0.0, task, layout, cotangent, x, parameters[0], sums, moments)
+        choose_centres(z, x, layout, c, d, mean, parameters)
+    if stage != OUTPUT and not tile_sums(zero, task, layout, cotangent, x, parameters, sums):
+        tile_sums(0.0, task, layout, cotangent, x, parameters, sums)
     if stage == WHOLE:
         in_range = backward_parameters(
-            z, x, layout, c, d, training, weight, mean, rstd, sums, moments, parameters, dweight, dbias
+            z, x, layout, c, d, training, weight, mean, rstd, sums, parameters, dweight, dbias
         )
-    if need_x and (stage == OUTPUT or stage == WHOLE):
+    if need_x and stage != SUMS:
         if in_range:
             differentiate_tile(zero, task, layout, training, cotangent, x, parameters, dx)
         else:
@@ -453,48 +450,31 @@ def backward_tile(
 
 @twins(
     lambda T: (
-        *(LAYOUT, INT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1)),
-        *(read(DOUBLE, 2), read(DOUBLE, 2), write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 3)),
-        *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(LAYOUT, INT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), read(DOUBLE, 2)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
 def backward(
-    layout, first, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums, moments, dx, dweight,
-    dbias,
-):  # fmt: skip
-    all_columns = layout.width
+    layout, first, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums, dx, dweight, dbias
+):
+    """The stages from the first on, as above; a tile does its sums again by itself."""
+    columns = layout.width
     in_range = True
     for stage in range(first, STAGES):
-        if stage == SUMS:
+        if stage == first and stage != WHOLE:
             for z in range(x.shape[0]):
-                choose_centres(z, x, layout, 0, all_columns, mean, parameters[0])
-        if stage == AGAIN:
-            continue
+                choose_centres(z, x, layout, 0, columns, mean, parameters)
         if stage == OUTPUT:
             for z in range(x.shape[0]):
                 in_range &= backward_parameters(
-                    z,
-                    x,
-                    layout,
-                    0,
-                    all_columns,
-                    training,
-                    weight,
-                    mean,
-                    rstd,
-                    sums,
-                    moments,
-                    parameters,
-                    dweight,
-                    dbias,
+                    z, x, layout, 0, columns, training, weight, mean, rstd, sums, parameters, dweight, dbias
                 )
-            if not need_x:
-                break
-        for task in prange(tiles(x, layout)):
-            backward_tile(
-                task, stage, in_range, layout, training, need_x, cotangent, x, weight, mean, rstd, parameters, sums,
-                moments, dx, dweight, dbias,
-            )  # fmt: skip
+        if stage != AGAIN and (need_x or stage != OUTPUT):
+            for task in prange(tiles(x, layout)):
+                backward_tile(
+                    task, stage, in_range, layout, training, need_x, cotangent, x, weight, mean, rstd,
+                    parameters, sums, dx, dweight, dbias,
+                )  # fmt: skip
         if stage == WHOLE:
             break
 
@@ -527,7 +507,6 @@ class ColsKernel:
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
             layout, down = layout_of(plan)
-            sums, squares = np.empty((2, plan.Z, down if self.training else 0, plan.channels))
             self.forward_driver[x.dtype](
                 layout,
                 OUTPUT if not self.training else WHOLE if down == 1 else SUMS,
@@ -536,9 +515,8 @@ class ColsKernel:
                 affine(bias, 0, x.dtype, plan.channels),
                 plan.eps,
                 y.reshape(shape),
-                np.empty((3, plan.Z, plan.channels)),
-                sums,
-                squares,
+                np.empty((plan.Z, 3, plan.channels)),
+                np.empty((plan.Z, down if self.training else 0, 2, plan.channels)),
                 *(each.reshape(plan.Z, -1) for each in statistics),
             )
         return y, statistics
@@ -557,10 +535,12 @@ class ColsKernel:
         if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)
             layout, down = layout_of(plan)
-            sums, moments = np.zeros((2, plan.Z, down, plan.channels))
+            first = OUTPUT
+            if self.training or needs[1] or needs[2]:
+                first = WHOLE if down == 1 else SUMS
             self.backward_driver[x.dtype](
                 layout,
-                WHOLE if down == 1 else SUMS,
+                first,
                 self.training,
                 needs[0],
                 contiguous(cotangent, shape),
@@ -568,9 +548,8 @@ class ColsKernel:
                 affine(weight, 1, x.dtype, plan.channels),
                 aux[0].reshape(plan.Z, -1),
                 aux[2].reshape(plan.Z, -1),
-                np.empty((4, plan.Z, plan.channels)),
-                sums,
-                moments,
+                np.empty((plan.Z, 4, plan.channels)),
+                np.empty((plan.Z, 0 if first == OUTPUT else down, 2, plan.channels)),
                 dx.reshape(shape if needs[0] else (0, 0)),
                 dweight,
                 dbias,

@@ -108,6 +108,55 @@ def add_moments(zero, values, count, mean, squares):
 
 
 @body
+def row_moments(zero, x, centred, mean, variance):
+    """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
+
+    What is done once for a row is done for many at a time: on short rows it would cost more than the sums.
+    """
+    T = type(zero)
+    length = x.shape[1]
+    if length > CHUNK:
+        for r in range(x.shape[0]):
+            if centred:
+                _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0)
+            else:
+                mean[r], squares = 0.0, sum_squares(zero, x[r])
+            variance[r] = squares / length
+        return
+    mean[:] = 0
+    if centred:
+        for r in range(x.shape[0]):
+            row = x[r]
+            first = T(row[0]) if is_finite(row[0]) else zero
+            total = zero
+            for j in range(length):
+                total += row[j] - first
+            mean[r] = np.float64(first) + np.float64(total) / length
+        for r in range(mean.size):
+            mean[r] = mean[r] if is_finite(mean[r]) else 0.0
+    shift = np.empty(x.shape[0])
+    for r in range(x.shape[0]):
+        row = x[r]
+        centre = T(mean[r])
+        total = zero
+        squares = zero
+        for j in range(length):
+            deviation = row[j] - centre
+            total += deviation
+            squares += deviation * deviation
+        shift[r] = total
+        variance[r] = squares
+    for r in range(mean.size):
+        if centred:
+            shift[r] /= length
+            mean[r] = T(mean[r]) + shift[r]
+        else:
+            shift[r] = 0
+        square = variance[r] / length
+        variance[r] = square - min(shift[r] * shift[r], square)
+
+
+@body
 def merge_moments(count, mean, squares, n, n_mean, n_squares):
     """Chan's merge of two sets of values, each given as number, mean and sum of squared deviations."""
     together = count + n
