@@ -173,23 +173,33 @@ def choose_pivots(x, layout, c, d, parameters):
 
 
 @body
-def tile_moments(zero, task, x, layout, parameters, sums):
-    """The sums of x − pivot and of its square over each channel of a tile; parameter 0 is the pivot."""
+def tile_moments(zero, by_four, task, x, layout, parameters, sums):
+    """The sums of x − pivot and of its square over each channel of a tile; parameter 0 is the pivot.
+
+    by_four is True or None; where it is None, no code is made for four rows at a time.
+    """
     z, t, a, b, c, d = tile_of(task, x, layout)
     width = layout.width
     pivot = spread(zero, 1, parameters[z], layout, c, d)[0]
     totals = np.full((2, d - c), zero)
     total, square = totals[0], totals[1]
-    fours = whole_fours(a, b, x, layout)
-    for r in range(a, fours, 4):
-        row0 = x[z, r * width + c : r * width + d]
-        row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
-        row2 = x[z, (r + 2) * width + c : (r + 2) * width + d]
-        row3 = x[z, (r + 3) * width + c : (r + 3) * width + d]
-        for j in range(pivot.size):
-            d0, d1, d2, d3 = row0[j] - pivot[j], row1[j] - pivot[j], row2[j] - pivot[j], row3[j] - pivot[j]
-            total[j] += (d0 + d1) + (d2 + d3)
-            square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+    fours = a
+    if by_four is not None:
+        fours = whole_fours(a, b, x, layout)
+        for r in range(a, fours, 4):
+            row0 = x[z, r * width + c : r * width + d]
+            row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
+            row2 = x[z, (r + 2) * width + c : (r + 2) * width + d]
+            row3 = x[z, (r + 3) * width + c : (r + 3) * width + d]
+            for j in range(pivot.size):
+                d0, d1, d2, d3 = (
+                    row0[j] - pivot[j],
+                    row1[j] - pivot[j],
+                    row2[j] - pivot[j],
+                    row3[j] - pivot[j],
+                )
+                total[j] += (d0 + d1) + (d2 + d3)
+                square[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
     for r in range(fours, b):
         row = x[z, r * width + c : r * width + d]
         for j in range(row.size):
@@ -273,11 +283,11 @@ def forward_tile(
     if stage == WHOLE:
         choose_pivots(x[z], layout, c, d, parameters[z])
     if stage in (WHOLE, SUMS):
-        tile_moments(zero, task, x, layout, parameters, sums)
+        tile_moments(zero, True, task, x, layout, parameters, sums)
     if stage == WHOLE:
         wide = not merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd)
     if wide:
-        tile_moments(0.0, task, x, layout, parameters, sums)
+        tile_moments(0.0, None, task, x, layout, parameters, sums)
     if stage == WHOLE:
         if wide:
             merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd)
@@ -332,8 +342,8 @@ def choose_centres(z, x, layout, c, d, mean, parameters):
 
 
 @body
-def tile_sums(zero, task, layout, cotangent, x, parameters, sums):
-    """The sums of cotangent and of cotangent * (x - parameter 0) over each channel.
+def tile_sums(zero, by_four, task, layout, cotangent, x, parameters, sums):
+    """The sums of cotangent and of cotangent * (x - parameter 0) over each channel; by_four as above.
 
     Whether the dtype of x was wide enough for it is returned.
     """
@@ -342,20 +352,22 @@ def tile_sums(zero, task, layout, cotangent, x, parameters, sums):
     centre = spread(zero, 1, parameters[z], layout, c, d)[0]
     totals = np.full((2, d - c), zero)
     total, moment = totals[0], totals[1]
-    fours = whole_fours(a, b, x, layout)
-    for r in range(a, fours, 4):
-        g0, row0 = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
-        p = (r + 1) * width
-        g1, row1 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
-        p += width
-        g2, row2 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
-        p += width
-        g3, row3 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
-        for j in range(centre.size):
-            total[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
-            moment[j] += (g0[j] * (row0[j] - centre[j]) + g1[j] * (row1[j] - centre[j])) + (
-                g2[j] * (row2[j] - centre[j]) + g3[j] * (row3[j] - centre[j])
-            )
+    fours = a
+    if by_four is not None:
+        fours = whole_fours(a, b, x, layout)
+        for r in range(a, fours, 4):
+            g0, row0 = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
+            p = (r + 1) * width
+            g1, row1 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
+            p += width
+            g2, row2 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
+            p += width
+            g3, row3 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
+            for j in range(centre.size):
+                total[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
+                moment[j] += (g0[j] * (row0[j] - centre[j]) + g1[j] * (row1[j] - centre[j])) + (
+                    g2[j] * (row2[j] - centre[j]) + g3[j] * (row3[j] - centre[j])
+                )
     for r in range(fours, b):
         g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
         for j in range(g.size):
@@ -435,8 +447,8 @@ def backward_tile(
     z, _t, _a, _b, c, d = tile_of(task, x, layout)
     if stage == WHOLE:
         choose_centres(z, x, layout, c, d, mean, parameters)
-    if stage != OUTPUT and not tile_sums(zero, task, layout, cotangent, x, parameters, sums):
-        tile_sums(0.0, task, layout, cotangent, x, parameters, sums)
+    if stage != OUTPUT and not tile_sums(zero, True, task, layout, cotangent, x, parameters, sums):
+        tile_sums(0.0, None, task, layout, cotangent, x, parameters, sums)
     if stage == WHOLE:
         in_range = backward_parameters(
             z, x, layout, c, d, training, weight, mean, rstd, sums, parameters, dweight, dbias

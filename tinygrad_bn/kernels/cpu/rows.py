@@ -124,14 +124,17 @@ def sum_four_rows(zero, r, a, b, cotangent, x, weight, mean, rstd, dweight, dbia
 
 
 @body
-def sum_rows(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
+def sum_rows(zero, by_four, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
     """The sums over columns a … b − 1 of rows, and their parts of dweight and dbias.
 
-    Whether the dtype of x was wide enough for it is returned.
+    by_four is True or None; where it is None, no code is made for four rows. Whether the dtype of x was wide
+    enough for it is returned.
     """
-    fours = x.shape[0] // 4 * 4
-    for r in range(0, fours, 4):
-        sum_four_rows(zero, r, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments)
+    fours = 0
+    if by_four is not None:
+        fours = x.shape[0] // 4 * 4
+        for r in range(0, fours, 4):
+            sum_four_rows(zero, r, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments)
     for r in range(fours, x.shape[0]):
         g, row = cotangent[r, a:b], x[r, a:b]
         totals[r], moments[r] = sum_row(zero, g, row, weight, mean[r], rstd[r], dweight, dbias)
@@ -155,7 +158,7 @@ def differentiate_row(zero, g, row, weight, mean, rstd, offset, along, out):
 
 
 @body
-def differentiate_rows(zero, need_x, cotangent, x, weight, mean, rstd, centred, dx, sums):
+def differentiate_rows(zero, by_four, need_x, cotangent, x, weight, mean, rstd, centred, dx, sums):
     """Whether the dtype of x was wide enough for it is returned."""
     T = type(zero)
     in_range = True
@@ -168,7 +171,9 @@ def differentiate_rows(zero, need_x, cotangent, x, weight, mean, rstd, centred, 
     for a in range(0, x.shape[0], block):
         b = min(a + block, x.shape[0])
         g, rows, means, rstds = cotangent[a:b], x[a:b], mean[a:b], rstd[a:b]
-        in_range &= sum_rows(zero, 0, length, g, rows, weight, means, rstds, dweight, dbias, totals, moments)
+        in_range &= sum_rows(
+            zero, by_four, 0, length, g, rows, weight, means, rstds, dweight, dbias, totals, moments
+        )
         if need_x:
             for r in range(b - a):
                 moments[r] = -moments[r] / length
@@ -221,8 +226,8 @@ def backward(
         g, rows, out, means, rstds = cotangent[a:b], x[a:b], dx[a:b], mean[a:b], rstd[a:b]
         sums = (dweights[task], dbiases[task])
         zero = x.dtype.type(0)
-        if not differentiate_rows(zero, need_x, g, rows, weight, means, rstds, centred, out, sums):
-            differentiate_rows(0.0, need_x, g, rows, weight, means, rstds, centred, out, sums)
+        if not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, sums):
+            differentiate_rows(0.0, None, need_x, g, rows, weight, means, rstds, centred, out, sums)
     if need_affine:
         add_up(dweights, dweight)
         add_up(dbiases, dbias)
@@ -231,13 +236,15 @@ def backward(
 
 
 @body
-def sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
+def sum_block(zero, by_four, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
     """Columns a … b − 1 of every row: their parts of the sums of each row, and dweight and dbias.
 
     Whether the dtype of x was wide enough for it is returned.
     """
     dweights, dbiases = np.full(b - a, zero), np.full(b - a, zero)
-    in_range = sum_rows(zero, a, b, cotangent, x, weight[a:b], mean, rstd, dweights, dbiases, totals, moments)
+    in_range = sum_rows(
+        zero, by_four, a, b, cotangent, x, weight[a:b], mean, rstd, dweights, dbiases, totals, moments
+    )
     for j in range(b - a):
         dweight[a + j] = dweights[j]
         dbias[a + j] = dbiases[j]
@@ -271,8 +278,8 @@ def backward_long(
         b = min(a + BLOCK, length)
         zero = x.dtype.type(0)
         total, moment = totals[task], moments[task]
-        if not sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
-            sum_block(0.0, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment)
+        if not sum_block(zero, True, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
+            sum_block(0.0, None, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment)
     if need_x:
         for task in range(1, blocks):
             for r in range(x.shape[0]):
