@@ -154,7 +154,7 @@ def choose_pivots(x, layout, c, d, parameters):
     members = layout.members
     B = members * layout.repeat
     few, step = samples(x.size // layout.M, max(FEWEST_ROWS, SAMPLE_ROWS // B))
-    totals = np.zeros((1, min(d, layout.M) - c), x.dtype)
+    totals = np.zeros((1, min(d, layout.M) - c))
     total = totals[0]
     for k in range(few):
         start = k * step * layout.M + c
