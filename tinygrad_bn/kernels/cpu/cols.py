@@ -140,9 +140,8 @@ def gather(rows, layout, c, result):
 
 @body
 def channels_of(c, d, layout):
-    """The channels of columns, and their statistics."""
-    first, last = c // layout.repeat, min(d, layout.M) // layout.repeat
-    return slice(first, last), slice(first // layout.members, last // layout.members)
+    """The first and the last channel of columns."""
+    return c // layout.repeat, min(d, layout.M) // layout.repeat
 
 
 @body
@@ -162,13 +161,13 @@ def choose_pivots(x, layout, c, d, parameters):
         for j in range(total.size):
             total[j] += row[j]
     gather(totals, layout, c, parameters)
-    channels, _statistics = channels_of(c, d, layout)
-    for first in range(channels.start, channels.stop, members):
+    first, last = channels_of(c, d, layout)
+    for start in range(first, last, members):
         mean = 0.0
-        for k in range(first, first + members):
+        for k in range(start, start + members):
             mean += parameters[0, k]
         mean = x.dtype.type(mean / (few * B)) if is_finite(mean) else 0.0
-        for k in range(first, first + members):
+        for k in range(start, start + members):
             parameters[0, k] = mean
 
 
@@ -217,14 +216,14 @@ def merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, 
     """
     members = layout.members
     n = x.shape[1] // layout.M * layout.repeat * members
-    channels, statistics = channels_of(c, d, layout)
+    first, last = channels_of(c, d, layout)
     pivot, sums_of_z, squares_of_z = parameters[z, 0], sums[z, 0, 0], sums[z, 0, 1]
     good = True
     for t in range(1, sums.shape[1]):
-        for k in range(channels.start, channels.stop):
+        for k in range(first, last):
             sums_of_z[k] += sums[z, t, 0, k]
             squares_of_z[k] += sums[z, t, 1, k]
-    for s in range(statistics.start, statistics.stop):
+    for s in range(first // members, last // members):
         total = 0.0
         square = 0.0
         for k in range(s * members, s * members + members):
@@ -247,8 +246,8 @@ def forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters)
     Whether the dtype of x is wide enough for it is returned.
     """
     in_range = True
-    channels, _statistics = channels_of(c, d, layout)
-    for k in range(channels.start, channels.stop):
+    first, last = channels_of(c, d, layout)
+    for k in range(first, last):
         s = k // layout.members
         factor = rstd[z, s] * weight[k]
         in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0)
@@ -279,20 +278,20 @@ def forward_tile(
     """One stage of the forward pass of a tile."""
     zero = x.dtype.type(0)
     z, _t, _a, _b, c, d = tile_of(task, x, layout)
-    wide = stage == AGAIN
-    if stage == WHOLE:
+    whole, wide = stage == WHOLE, stage == AGAIN
+    if whole:
         choose_pivots(x[z], layout, c, d, parameters[z])
-    if stage in (WHOLE, SUMS):
+    if whole or stage == SUMS:
         tile_moments(zero, True, task, x, layout, parameters, sums)
-    if stage == WHOLE:
+    if whole:
         wide = not merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd)
     if wide:
         tile_moments(0.0, None, task, x, layout, parameters, sums)
-    if stage == WHOLE:
+    if whole:
         if wide:
             merge_statistics(z, x, layout, c, d, eps, parameters, sums, mean, variance, rstd)
         in_range = forward_parameters(z, x, layout, c, d, weight, bias, mean, rstd, parameters)
-    if stage in (WHOLE, OUTPUT):
+    if whole or stage == OUTPUT:
         if in_range:
             normalize_tile(zero, task, x, layout, parameters, y)
         else:
@@ -336,8 +335,8 @@ def forward(layout, first, x, weight, bias, eps, y, parameters, sums, mean, vari
 @body
 def choose_centres(z, x, layout, c, d, mean, parameters):
     """Parameter 0 of the channels of columns: the mean, rounded to x's dtype."""
-    channels, _statistics = channels_of(c, d, layout)
-    for k in range(channels.start, channels.stop):
+    first, last = channels_of(c, d, layout)
+    for k in range(first, last):
         parameters[z, 0, k] = x.dtype.type(mean[z, k // layout.members])
 
 
@@ -375,8 +374,8 @@ def tile_sums(zero, by_four, task, layout, cotangent, x, parameters, sums):
             moment[j] += g[j] * (row[j] - centre[j])
     gather(totals, layout, c, sums[z, t])
     outside = 0
-    channels, _statistics = channels_of(c, d, layout)
-    for k in range(channels.start, channels.stop):
+    first, last = channels_of(c, d, layout)
+    for k in range(first, last):
         if not (is_finite(sums[z, t, 0, k]) and reliable(sums[z, t, 1, k], x)):
             outside += 1
     return outside == 0
@@ -393,13 +392,13 @@ def backward_parameters(z, x, layout, c, d, training, weight, mean, rstd, sums, 
     """
     members = layout.members
     n = x.shape[1] // layout.M * layout.repeat * members
-    channels, statistics = channels_of(c, d, layout)
+    first, last = channels_of(c, d, layout)
     for t in range(sums.shape[1]):
-        for k in range(channels.start, channels.stop):
+        for k in range(first, last):
             dbias[z, k] += sums[z, t, 0, k]
             dweight[z, k] += sums[z, t, 1, k]
     in_range = True
-    for s in range(statistics.start, statistics.stop):
+    for s in range(first // members, last // members):
         scale = rstd[z, s]
         rest = parameters[z, 0, s * members] - mean[z, s]
         total = 0.0

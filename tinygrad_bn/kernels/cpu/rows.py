@@ -27,8 +27,8 @@ from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients,
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
 from .sums import add_up, fits, is_finite, reliable, row_moments
 
-# Rows are handed out in tasks of about so many values.
-FORWARD_TASK = 16384
+# Rows are handed out in tasks of about so many values, which stay in the first-level cache.
+FORWARD_TASK = 4096
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
 MOST_BACKWARD_ROWS = 64
 BACKWARD_TASKS = 16
