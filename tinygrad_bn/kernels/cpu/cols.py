@@ -3,9 +3,9 @@
 A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where M
 is small, several neighbours along A make one row of `width` values. One task is a tile of some rows and some
 columns, small enough for the second-level cache and passed through four rows at a time; columns are never
-read one at a time. A tile that has all rows of its columns is finished at once. Otherwise all tiles go through
-one stage after the other, and their partial sums are added in float64, in the order of the tiles. The formulas
-are those of *split*::
+read one at a time. A tile that has all rows of its columns is finished at once. Otherwise all tiles go
+through one stage after the other, and their partial sums are added in float64, in the order of the tiles. The
+formulas are those of *split*::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
