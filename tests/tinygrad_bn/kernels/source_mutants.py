@@ -37,7 +37,7 @@ TINY = 1 + 1e-6
 LONGEST = 1.0  # seconds for one case: an edited loop may never end
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
-    "sums": {"CHUNK": 4},
+    "sums": {"CHUNK": 4, "SHORT_ROW": 6},
     "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 5, "BACKWARD_TASKS": 1, "BLOCK": 8},
     "split": {},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},

@@ -25,15 +25,16 @@ from numba import prange
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
-from .sums import add_up, fits, is_finite, reliable, row_moments
+from .sums import SHORT_ROW, add_up, fits, is_finite, reliable, row_moments
 
-# Rows are handed out in tasks of about so many values, which stay in the first-level cache.
-FORWARD_TASK = 4096
+# Rows are handed out in tasks of about so many values.
+FORWARD_TASK = 16384
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
 MOST_BACKWARD_ROWS = 64
 BACKWARD_TASKS = 16
-# Few rows that are longer than this are handed out in blocks of columns instead, so that no task has partial
-# sums of dweight and dbias as long as a row.
+# Several short rows go through each pass together, so many values: they stay in the first-level cache. Few
+# rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
+# dweight and dbias as long as a row.
 BLOCK = 2048
 
 
@@ -55,16 +56,18 @@ def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd)
 
 @twins(
     lambda T: (
-        *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
+        *(INT, INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
         *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
     )
 )
-def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
+def forward(step, block, x, weight, bias, eps, centred, y, mean, variance, rstd):
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
-        out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
-        normalize_rows(x.dtype.type(0), x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
+        for r in range(a, b, block):
+            e = min(r + block, b)
+            out, means, variances, rstds = y[r:e], mean[r:e], variance[r:e], rstd[r:e]
+            normalize_rows(x.dtype.type(0), x[r:e], weight, bias, eps, centred, out, means, variances, rstds)
         for r in range(a, b):
             if not (reliable(variance[r], x) and reliable(rstd[r], x)):
                 e = r + 1
@@ -313,8 +316,10 @@ class RowsKernel:
         statistics = new_statistics(plan.rows, x)
         if x.size:
             step = max(1, FORWARD_TASK // plan.length)
+            block = 1 if plan.length > SHORT_ROW else max(1, BLOCK // plan.length)
             self.forward_driver[x.dtype](
                 step,
+                block,
                 contiguous(x, plan.shape),
                 affine(weight, 1, x.dtype, plan.length),
                 affine(bias, 0, x.dtype, plan.length),

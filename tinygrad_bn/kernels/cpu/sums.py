@@ -18,6 +18,8 @@ from .jit import body
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
 CHUNK = 2048
+# Rows up to this length are summed twice, first for their mean: cheaper than to find a pivot for each.
+SHORT_ROW = 512
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
 
@@ -115,7 +117,7 @@ def row_moments(zero, x, centred, mean, variance):
     """
     T = type(zero)
     length = x.shape[1]
-    if length > CHUNK:
+    if length > SHORT_ROW:
         for r in range(x.shape[0]):
             if centred:
                 _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0)
