@@ -25,7 +25,16 @@ from numba import prange
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
-from .sums import SHORT_ROW, add_up, fits, is_finite, reliable, row_moments
+from .sums import (
+    SHORT_ROW,
+    add_moments,
+    add_up,
+    fits,
+    is_finite,
+    reliable,
+    short_row_moments,
+    sum_squares,
+)
 
 # Rows are handed out in tasks of about so many values.
 FORWARD_TASK = 16384
@@ -39,35 +48,50 @@ BLOCK = 2048
 
 
 @body
-def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd):
+def normalize_row(zero, row, weight, bias, mean, rstd, out):
     T = type(zero)
-    row_moments(zero, x, centred, mean, variance)
-    for r in range(x.shape[0]):
-        rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
-    for r in range(x.shape[0]):
-        row = x[r]
-        out = y[r]
-        centre = T(mean[r])
-        scale = T(rstd[r])
-        shift = T((centre - mean[r]) * rstd[r])
-        for j in range(row.size):
-            out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+    centre = T(mean)
+    scale = T(rstd)
+    shift = T((centre - mean) * rstd)
+    for j in range(row.size):
+        out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+
+
+@body
+def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd):
+    length = x.shape[1]
+    if length > SHORT_ROW:
+        for r in range(x.shape[0]):
+            if centred:
+                _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0)
+            else:
+                mean[r], squares = 0.0, sum_squares(zero, x[r])
+            variance[r] = squares / length
+            rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
+            normalize_row(zero, x[r], weight, bias, mean[r], rstd[r], y[r])
+    else:
+        block = max(1, BLOCK // length)
+        for a in range(0, x.shape[0], block):
+            b = min(a + block, x.shape[0])
+            short_row_moments(zero, x[a:b], centred, mean[a:b], variance[a:b])
+            for r in range(a, b):
+                rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
+            for r in range(a, b):
+                normalize_row(zero, x[r], weight, bias, mean[r], rstd[r], y[r])
 
 
 @twins(
     lambda T: (
-        *(INT, INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
+        *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
         *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
     )
 )
-def forward(step, block, x, weight, bias, eps, centred, y, mean, variance, rstd):
+def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
-        for r in range(a, b, block):
-            e = min(r + block, b)
-            out, means, variances, rstds = y[r:e], mean[r:e], variance[r:e], rstd[r:e]
-            normalize_rows(x.dtype.type(0), x[r:e], weight, bias, eps, centred, out, means, variances, rstds)
+        out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
+        normalize_rows(x.dtype.type(0), x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
         for r in range(a, b):
             if not (reliable(variance[r], x) and reliable(rstd[r], x)):
                 e = r + 1
@@ -316,10 +340,8 @@ class RowsKernel:
         statistics = new_statistics(plan.rows, x)
         if x.size:
             step = max(1, FORWARD_TASK // plan.length)
-            block = 1 if plan.length > SHORT_ROW else max(1, BLOCK // plan.length)
             self.forward_driver[x.dtype](
                 step,
-                block,
                 contiguous(x, plan.shape),
                 affine(weight, 1, x.dtype, plan.length),
                 affine(bias, 0, x.dtype, plan.length),

@@ -110,21 +110,13 @@ def add_moments(zero, values, count, mean, squares):
 
 
 @body
-def row_moments(zero, x, centred, mean, variance):
+def short_row_moments(zero, x, centred, mean, variance):
     """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
 
     What is done once for a row is done for many at a time: on short rows it would cost more than the sums.
     """
     T = type(zero)
     length = x.shape[1]
-    if length > SHORT_ROW:
-        for r in range(x.shape[0]):
-            if centred:
-                _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0)
-            else:
-                mean[r], squares = 0.0, sum_squares(zero, x[r])
-            variance[r] = squares / length
-        return
     mean[:] = 0
     if centred:
         for r in range(x.shape[0]):
