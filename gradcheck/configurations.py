@@ -160,8 +160,8 @@ def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
 # many columns; rows are handed out in tasks of 16384 values, their gradients summed over at most 64 rows,
 # four at a time; short rows go through each pass in blocks of 2048 values; channels last are joined to rows
 # of about 512, four of which are summed at a time, and cut into tiles of 128 rows by 1024 columns, as many
-# short stretches of channels first are; masks are drawn, and spread over the elements, in tasks of 65536. These
-# shapes are a little longer, with an odd last piece.
+# short stretches of channels first are; masks are drawn, and spread over the elements, in tasks of 65536.
+# These shapes are a little longer, with an odd last piece.
 
 
 def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str, Any]]]:
