@@ -149,6 +149,14 @@ PIECES = {
         "rows.py", "backward_long", "totals[0, r] += totals[task, r]", "totals[0, r] += 0",
         "layer_norm shape=8,2053 tail=1",
     ),
+    "rows, four at a time": (
+        "rows.py", "sum_four_rows", "(g2[j] * n2 + g3[j] * n3)", "(g2[j] * n2 + g3[j] * n2)",
+        "layer_norm shape=1101,3 tail=1",
+    ),
+    "blocks of rows": (
+        "rows.py", "differentiate_rows", "range(0, x.shape[0], block)", "range(0, 1, block)",
+        "layer_norm shape=133,259 tail=1",
+    ),
     "rows of columns, four at a time": (
         "cols.py", "tile_moments", "(d0 + d1) + (d2 + d3)", "(d0 + d1) + (d2 + d2)",
         "batch_norm shape=1101,3 channel_axis=1",
@@ -158,14 +166,14 @@ PIECES = {
         "batch_norm shape=133,259 channel_axis=1",
     ),
     "short stretches": (
-        "cols.py", "merge_sums", "weight[m] * dbias", "weight[s] * dbias",
+        "cols.py", "spread", "values[p, start // repeat]", "values[p, 0]",
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": ("sums.py", "cotangent_sums", *CHUNKS, "batch_norm shape=2,2,2053 channel_axis=1"),
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
     "tiles": (
-        "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=3,1027 channel_axis=1",
+        "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",

@@ -37,22 +37,23 @@ TINY = 1 + 1e-6
 LONGEST = 2.0  # seconds of a processor for one case: an edited loop may never end
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
-    "sums": {"CHUNK": 4},
-    "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 2, "BACKWARD_TASKS": 1, "BLOCK": 8},
+    "sums": {"CHUNK": 4, "SHORT_ROW": 6},
+    "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 5, "BACKWARD_TASKS": 1, "BLOCK": 8},
     "split": {},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
     "dropout": {"TASK": 16, "PIECE": 8},
 }
 
 NAMED = (
-    ("rows", "normalize_rows", "row_variance = squares / length", "row_variance = squares / (length - 1)"),
-    ("rows", "normalize_rows", "np.sqrt(row_variance + eps)", "(np.sqrt(row_variance) + eps)"),
+    ("rows", "normalize_rows", "np.sqrt(variance[r] + eps)", "(np.sqrt(variance[r]) + eps)"),
     ("rows", "normalize_rows", "+ bias[j]", "+ bias[0]"),
     ("rows", "sum_row", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
-    ("rows", "differentiate_rows", "if centred else zero", "if True else zero"),
+    ("rows", "differentiate_rows", "if centred else 0.0", "if True else 0.0"),
     ("rows", "sum_row", "dweight[j] += g[j]", "dweight[j] = g[j]"),
     ("rows", "backward_long", "if centred else 0.0", "if True else 0.0"),
-    ("rows", "sum_block", "moments[r] = moment", "moments[r] = total"),
+    ("rows", "sum_four_rows", "(g2[j] * n2 + g3[j] * n3)", "(g2[j] * n2 + g3[j] * n2)"),
+    ("rows", "sum_four_rows", "moment2 += g2[j] * weight[j]", "moment2 += g2[j]"),
+    ("rows", "sum_rows", "totals[r], moments[r] = sum_row", "moments[r], totals[r] = sum_row"),
     ("split", "normalize_statistic", "bias[s * K + k]", "bias[s + k]"),
     ("split", "normalize_statistic", "squares / count", "squares / (count - 1)"),
     ("split", "differentiate_statistic", "* moment / count", "* moment / (count - 1)"),
@@ -62,10 +63,12 @@ NAMED = (
     ("cols", "merge_statistics", "/ n\n        rstd", "/ (n - 1)\n        rstd"),
     ("cols", "tile_moments", "(d2 * d2 + d3 * d3)", "(d2 * d2 + d3 * d2)"),
     ("cols", "tile_sums", "(g2[j] + g3[j])", "(g2[j] + g2[j])"),
-    ("cols", "gather", "result[j] += row[start + j]", "result[j] += row[j]"),
-    ("cols", "normalize_tile", "rstd[i] * weight[m]", "rstd[i] * weight[c]"),
-    ("cols", "merge_sums", "-rstd[i] * total / n", "-rstd[i] * total / (n + 1)"),
-    ("cols", "merge_sums", "rest * dbias[z, m]", "rest"),
+    ("cols", "gather", "row[j] += row[start + j]", "row[j] += row[j]"),
+    ("cols", "gather", "result[p, (c + start) // repeat]", "result[p, start // repeat]"),
+    ("cols", "spread", "values[p, start // repeat]", "values[p, 0]"),
+    ("cols", "forward_parameters", "rstd[z, s] * weight[k]", "rstd[z, s] * weight[0]"),
+    ("cols", "backward_parameters", "scale * total / n", "scale * total / (n + 1)"),
+    ("cols", "backward_parameters", "rest * dbias[z, k]", "rest"),
     ("cols", "differentiate_tile", "* scale[j] + (", "* scale[0] + ("),
     ("dropout", "draw", "[start:stop], np.uint64(start)", "[start:stop], np.uint64(0)"),
     ("dropout", "multiply", "expand_own(x, bits, start, y", "expand_own(x, bits, 0, y"),
@@ -206,6 +209,7 @@ def cases(file: str) -> Iterator[Case]:
     plans: dict[str, list[Any]] = {
         "rows": [
             views.Rows(5, 7, EPS),
+            views.Rows(7, 4, EPS),
             views.Rows(6, 4, EPS, centred=False),
             views.Rows(3, 19, EPS),
             views.Rows(3, 17, EPS, centred=False),
@@ -213,9 +217,11 @@ def cases(file: str) -> Iterator[Case]:
         "split": [views.Split(2, 1, 2, 2, 3, EPS), views.Split(1, 3, 2, 1, 2, EPS)],
         "cols": [
             views.Cols(2, 5, 6, 3, EPS),
+            views.Cols(2, 7, 6, 3, EPS),
             views.Cols(1, 13, 5, 1, EPS),
             views.Cols(1, 19, 2, 1, EPS),
             views.Cols(1, 9, 6, 3, EPS, repeat=3),
+            views.Cols(1, 5, 6, 3, EPS, repeat=3),
         ],
     }
     for plan in plans[file]:

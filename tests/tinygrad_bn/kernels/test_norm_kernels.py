@@ -20,6 +20,7 @@ VIEWS = [
     Rows(70, 130, EPS),
     Rows(67, 1, EPS),
     Rows(33, 1027, EPS),
+    Rows(150, 259, EPS),
     Rows(2, 3001, EPS),
     Rows(40, 2049, EPS, centred=False),
     Rows(2100, 12, EPS),
@@ -44,6 +45,8 @@ VIEWS = [
     Cols(2, 257, 6, 3, EPS),
     Cols(1, 300, 1030, 1, EPS),
     Cols(1, 130, 2050, 2, EPS),
+    Cols(2, 130, 514, 2, EPS),
+    Cols(2, 20, 1030, 5, EPS),
     Cols(1, 3001, 2, 1, EPS),
 ]
 RUNNING_VIEWS = [

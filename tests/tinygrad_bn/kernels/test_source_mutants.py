@@ -14,19 +14,28 @@ FILES = ("rows", "split", "cols", "dropout")
 ROUNDING = "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
 WIDER = "does again in float64 what was right in float32; what was not still fits in float32 here"
 PAST = "a task past the end has nothing to do"
+TYPE = "of this zero only the type is used"
+OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check does"
 INVISIBLE = {
-    "differentiate_rows: in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x) → "
-    "in_range |= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)": (
-        "one row in range answers for all: here all rows leave the range of float32 together"
-    ),
     "sum_row: normalized = (row[j] - centre) * scale + shift → "
     "normalized = (row[j] - centre) * scale - shift": ROUNDING,
+    "sum_four_rows: shift2 = T((centre2 - mean[r + 2]) * rstd[r + 2]) → "
+    "shift2 = T((centre2 - mean[r + 2]) * rstd[r + 3])": ROUNDING,
+    "sum_rows: fours = x.shape[0] // 4 * 4 → fours = x.shape[0] // 5 * 4": (
+        "fewer rows are taken by four, more of them singly"
+    ),
     "sum_block: dweights, dbiases = (np.full(b - a, zero), np.full(b - a, zero)) → "
     "dweights, dbiases = (np.full(b + a, zero), np.full(b - a, zero))": "more scratch than is used",
+    "backward_long: sum_block(0.0, None, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, "
+    "moment) → sum_block(1.0, None, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, "
+    "moment)": OVERFLOW,
     "backward_long: differentiate_row(T(0), g, row, weights, mean[r], rstd[r], T(offset), T(along), out) → "
-    "differentiate_row(T(1), g, row, weights, mean[r], rstd[r], T(offset), T(along), out)": (
-        "of this zero only the type is used"
-    ),
+    "differentiate_row(T(1), g, row, weights, mean[r], rstd[r], T(offset), T(along), out)": TYPE,
+    "backward: if not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, "
+    "sums): → if not not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, "
+    "sums):": WIDER,
+    "backward: differentiate_rows(0.0, None, need_x, g, rows, weight, means, rstds, centred, out, sums) → "
+    "differentiate_rows(1.0, None, need_x, g, rows, weight, means, rstds, centred, out, sums)": OVERFLOW,
     "backward: if not (is_finite(dweight.sum()) and is_finite(dbias.sum())): → "
     "if not not (is_finite(dweight.sum()) and is_finite(dbias.sum())):": (
         "makes the sums again in float64 where they are right, and leaves those that overflow float32, which "
@@ -34,16 +43,22 @@ INVISIBLE = {
     ),
     "differentiate_statistic: gx_sum = (gx_sum + (rounded - mean[i]) * g_sum) * rstd[i] → "
     "gx_sum = (gx_sum - (rounded - mean[i]) * g_sum) * rstd[i]": ROUNDING,
-    "forward: if not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd): → "
-    "if not not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd):": WIDER,
     "multiply: for task in numba.prange((drawn.size + chunk - 1) // chunk): → "
     "for task in numba.prange((drawn.size + chunk - 1) * chunk):": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
     "for task in numba.prange((x.size + TASK - 1) * TASK): (2)": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
-    "backward: if not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments): → "
-    "if not not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments):": WIDER,
+    "tiles_of: return ((rows + TILE_ROWS - 1) // TILE_ROWS, (layout.width + columns - 1) // columns, "
+    "columns) → return ((rows + TILE_ROWS - 1) // TILE_ROWS, (layout.width + columns + 1) // columns, "
+    "columns)": ("one more tile, of no columns"),
+    "choose_pivots: for k in range(start, start + members): → for k in range(start, start - members):": (
+        "any pivot will do: where it is far from the mean, the sums are made again"
+    ),
+    "forward_parameters: in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0) → "
+    "in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 1)": WIDER,
+    "forward_tile: normalize_tile(0.0, task, x, layout, parameters, y) → "
+    "normalize_tile(1.0, task, x, layout, parameters, y)": TYPE,
 }
 
 

@@ -25,39 +25,59 @@ from numba import prange
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
-from .sums import add_moments, add_up, fits, is_finite, reliable, sum_squares
+from .sums import (
+    SHORT_ROW,
+    add_moments,
+    add_up,
+    fits,
+    is_finite,
+    reliable,
+    short_row_moments,
+    sum_squares,
+)
 
 # Rows are handed out in tasks of about so many values.
 FORWARD_TASK = 16384
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
 MOST_BACKWARD_ROWS = 64
 BACKWARD_TASKS = 16
-# Few rows that are longer than this are handed out in blocks of columns instead, so that no task has partial
-# sums of dweight and dbias as long as a row.
+# Several short rows go through each pass together, so many values: they stay in the first-level cache. Few
+# rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
+# dweight and dbias as long as a row.
 BLOCK = 2048
 
 
 @body
-def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd):
+def normalize_row(zero, row, weight, bias, mean, rstd, out):
     T = type(zero)
+    centre = T(mean)
+    scale = T(rstd)
+    shift = T((centre - mean) * rstd)
+    for j in range(row.size):
+        out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+
+
+@body
+def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd):
     length = x.shape[1]
-    for r in range(x.shape[0]):
-        row = x[r]
-        out = y[r]
-        if centred:
-            _count, row_mean, squares = add_moments(zero, row, 0, 0.0, 0.0)
-        else:
-            row_mean, squares = 0.0, sum_squares(zero, row)
-        row_variance = squares / length
-        row_rstd = 1.0 / np.sqrt(row_variance + eps)
-        mean[r] = row_mean
-        variance[r] = row_variance
-        rstd[r] = row_rstd
-        centre = T(row_mean)
-        scale = T(row_rstd)
-        shift = T((centre - row_mean) * row_rstd)
-        for j in range(length):
-            out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+    if length > SHORT_ROW:
+        for r in range(x.shape[0]):
+            if centred:
+                _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0)
+            else:
+                mean[r], squares = 0.0, sum_squares(zero, x[r])
+            variance[r] = squares / length
+            rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
+            normalize_row(zero, x[r], weight, bias, mean[r], rstd[r], y[r])
+    else:
+        block = max(1, BLOCK // length)
+        for a in range(0, x.shape[0], block):
+            b = min(a + block, x.shape[0])
+            short_row_moments(zero, x[a:b], centred, mean[a:b], variance[a:b])
+            for r in range(a, b):
+                rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
+            for r in range(a, b):
+                normalize_row(zero, x[r], weight, bias, mean[r], rstd[r], y[r])
 
 
 @twins(
@@ -80,7 +100,7 @@ def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
 
 
 @body
-def sum_row(zero, need_affine, g, row, weight, mean, rstd, dweight, dbias):
+def sum_row(zero, g, row, weight, mean, rstd, dweight, dbias):
     """The sums of g · weight and g · weight · x̂ over a row; its parts of dweight and dbias are added."""
     T = type(zero)
     centre = T(mean)
@@ -88,19 +108,68 @@ def sum_row(zero, need_affine, g, row, weight, mean, rstd, dweight, dbias):
     shift = T((centre - mean) * rstd)
     total = zero
     moment = zero
-    if need_affine:
-        for j in range(row.size):
-            normalized = (row[j] - centre) * scale + shift
-            dweight[j] += g[j] * normalized
-            dbias[j] += g[j]
-            total += g[j] * weight[j]
-            moment += g[j] * weight[j] * normalized
-    else:
-        for j in range(row.size):
-            normalized = (row[j] - centre) * scale + shift
-            total += g[j] * weight[j]
-            moment += g[j] * weight[j] * normalized
+    for j in range(row.size):
+        normalized = (row[j] - centre) * scale + shift
+        dweight[j] += g[j] * normalized
+        dbias[j] += g[j]
+        total += g[j] * weight[j]
+        moment += g[j] * weight[j] * normalized
     return total, moment
+
+
+@body
+def sum_four_rows(zero, r, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
+    """As sum_row, for columns a … b − 1 of rows r … r + 3: dweight and dbias are loaded and stored once."""
+    T = type(zero)
+    g0, g1, g2, g3 = cotangent[r, a:b], cotangent[r + 1, a:b], cotangent[r + 2, a:b], cotangent[r + 3, a:b]
+    x0, x1, x2, x3 = x[r, a:b], x[r + 1, a:b], x[r + 2, a:b], x[r + 3, a:b]
+    centre0, centre1, centre2, centre3 = T(mean[r]), T(mean[r + 1]), T(mean[r + 2]), T(mean[r + 3])
+    scale0, scale1, scale2, scale3 = T(rstd[r]), T(rstd[r + 1]), T(rstd[r + 2]), T(rstd[r + 3])
+    shift0 = T((centre0 - mean[r]) * rstd[r])
+    shift1 = T((centre1 - mean[r + 1]) * rstd[r + 1])
+    shift2 = T((centre2 - mean[r + 2]) * rstd[r + 2])
+    shift3 = T((centre3 - mean[r + 3]) * rstd[r + 3])
+    total0, total1, total2, total3 = zero, zero, zero, zero
+    moment0, moment1, moment2, moment3 = zero, zero, zero, zero
+    for j in range(weight.size):
+        n0 = (x0[j] - centre0) * scale0 + shift0
+        n1 = (x1[j] - centre1) * scale1 + shift1
+        n2 = (x2[j] - centre2) * scale2 + shift2
+        n3 = (x3[j] - centre3) * scale3 + shift3
+        dweight[j] += (g0[j] * n0 + g1[j] * n1) + (g2[j] * n2 + g3[j] * n3)
+        dbias[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
+        total0 += g0[j] * weight[j]
+        total1 += g1[j] * weight[j]
+        total2 += g2[j] * weight[j]
+        total3 += g3[j] * weight[j]
+        moment0 += g0[j] * weight[j] * n0
+        moment1 += g1[j] * weight[j] * n1
+        moment2 += g2[j] * weight[j] * n2
+        moment3 += g3[j] * weight[j] * n3
+    totals[r], totals[r + 1], totals[r + 2], totals[r + 3] = total0, total1, total2, total3
+    moments[r], moments[r + 1], moments[r + 2], moments[r + 3] = moment0, moment1, moment2, moment3
+
+
+@body
+def sum_rows(zero, by_four, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
+    """The sums over columns a … b − 1 of rows, and their parts of dweight and dbias.
+
+    by_four is True or None; where it is None, no code is made for four rows. Whether the dtype of x was wide
+    enough for it is returned.
+    """
+    fours = 0
+    if by_four is not None:
+        fours = x.shape[0] // 4 * 4
+        for r in range(0, fours, 4):
+            sum_four_rows(zero, r, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments)
+    for r in range(fours, x.shape[0]):
+        g, row = cotangent[r, a:b], x[r, a:b]
+        totals[r], moments[r] = sum_row(zero, g, row, weight, mean[r], rstd[r], dweight, dbias)
+    outside = 0
+    for r in range(x.shape[0]):
+        if not (reliable(rstd[r], x) and fits(totals[r], x) and fits(moments[r], x)):
+            outside += 1
+    return outside == 0
 
 
 @body
@@ -116,7 +185,7 @@ def differentiate_row(zero, g, row, weight, mean, rstd, offset, along, out):
 
 
 @body
-def differentiate_rows(zero, need_x, need_affine, cotangent, x, weight, mean, rstd, centred, dx, sums):
+def differentiate_rows(zero, by_four, need_x, cotangent, x, weight, mean, rstd, centred, dx, sums):
     """Whether the dtype of x was wide enough for it is returned."""
     T = type(zero)
     in_range = True
@@ -124,14 +193,22 @@ def differentiate_rows(zero, need_x, need_affine, cotangent, x, weight, mean, rs
     dweight[:] = 0
     dbias[:] = 0
     length = x.shape[1]
-    for r in range(x.shape[0]):
-        g, row = cotangent[r], x[r]
-        total, moment = sum_row(zero, need_affine, g, row, weight, mean[r], rstd[r], dweight, dbias)
-        in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)
+    block = max(4, BLOCK // length)
+    totals, moments = np.empty(block), np.empty(block)
+    for a in range(0, x.shape[0], block):
+        b = min(a + block, x.shape[0])
+        g, rows, means, rstds = cotangent[a:b], x[a:b], mean[a:b], rstd[a:b]
+        in_range &= sum_rows(
+            zero, by_four, 0, length, g, rows, weight, means, rstds, dweight, dbias, totals, moments
+        )
         if need_x:
-            along = -T(moment / length)
-            offset = -T(total / length) if centred else zero
-            differentiate_row(zero, g, row, weight, mean[r], rstd[r], offset, along, dx[r])
+            for r in range(b - a):
+                moments[r] = -moments[r] / length
+                totals[r] = -totals[r] / length if centred else 0.0
+            for r in range(b - a):
+                differentiate_row(
+                    zero, g[r], rows[r], weight, means[r], rstds[r], T(totals[r]), T(moments[r]), dx[a + r]
+                )
     return in_range
 
 
@@ -176,10 +253,8 @@ def backward(
         g, rows, out, means, rstds = cotangent[a:b], x[a:b], dx[a:b], mean[a:b], rstd[a:b]
         sums = (dweights[task], dbiases[task])
         zero = x.dtype.type(0)
-        if not differentiate_rows(
-            zero, need_x, need_affine, g, rows, weight, means, rstds, centred, out, sums
-        ):
-            differentiate_rows(0.0, need_x, need_affine, g, rows, weight, means, rstds, centred, out, sums)
+        if not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, sums):
+            differentiate_rows(0.0, None, need_x, g, rows, weight, means, rstds, centred, out, sums)
     if need_affine:
         add_up(dweights, dweight)
         add_up(dbiases, dbias)
@@ -188,37 +263,29 @@ def backward(
 
 
 @body
-def sum_block(zero, need_affine, a, b, cotangent, x, weight, mean, rstd, totals, moments, dweight, dbias):
+def sum_block(zero, by_four, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
     """Columns a … b − 1 of every row: their parts of the sums of each row, and dweight and dbias.
 
     Whether the dtype of x was wide enough for it is returned.
     """
-    in_range = True
-    weights = weight[a:b]
     dweights, dbiases = np.full(b - a, zero), np.full(b - a, zero)
-    for r in range(x.shape[0]):
-        g, row = cotangent[r, a:b], x[r, a:b]
-        total, moment = sum_row(zero, need_affine, g, row, weights, mean[r], rstd[r], dweights, dbiases)
-        in_range &= reliable(rstd[r], x) and fits(total, x) and fits(moment, x)
-        totals[r] = total
-        moments[r] = moment
-    if need_affine:
-        for j in range(b - a):
-            dweight[a + j] = dweights[j]
-            dbias[a + j] = dbiases[j]
-            in_range &= is_finite(dweights[j]) and is_finite(dbiases[j])
-    return in_range
+    in_range = sum_rows(
+        zero, by_four, a, b, cotangent, x, weight[a:b], mean, rstd, dweights, dbiases, totals, moments
+    )
+    for j in range(b - a):
+        dweight[a + j] = dweights[j]
+        dbias[a + j] = dbiases[j]
+    return in_range and is_finite(dweight[a:b].sum()) and is_finite(dbias[a:b].sum())
 
 
 @twins(
     lambda T: (
-        *(FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1), FLAG),
+        *(FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1), FLAG),
         *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 1), write(DOUBLE, 1)),
     )
 )
 def backward_long(
     need_x,
-    need_affine,
     cotangent,
     x,
     weight,
@@ -236,14 +303,10 @@ def backward_long(
     for task in prange(blocks):
         a = task * BLOCK
         b = min(a + BLOCK, length)
-        sums = (totals[task], moments[task])
         zero = x.dtype.type(0)
-        if not sum_block(
-            zero, need_affine, a, b, cotangent, x, weight, mean, rstd, sums[0], sums[1], dweight, dbias
-        ):
-            sum_block(
-                0.0, need_affine, a, b, cotangent, x, weight, mean, rstd, sums[0], sums[1], dweight, dbias
-            )
+        total, moment = totals[task], moments[task]
+        if not sum_block(zero, True, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
+            sum_block(0.0, None, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment)
     if need_x:
         for task in range(1, blocks):
             for r in range(x.shape[0]):
@@ -313,10 +376,10 @@ class RowsKernel:
             )
             if plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS:
                 sums = np.empty((2, -(-plan.length // BLOCK), plan.rows))
-                self.long_driver[x.dtype](need_x, need_affine, *given, *sums, dweight[0], dbias[0])
+                self.long_driver[x.dtype](need_x, *given, *sums, dweight[0], dbias[0])
             else:
                 step = min(MOST_BACKWARD_ROWS, max(1, plan.rows // BACKWARD_TASKS))
-                partials = np.empty((2, -(-plan.rows // step), plan.length if need_affine else 0), x.dtype)
+                partials = np.empty((2, -(-plan.rows // step), plan.length), x.dtype)
                 self.backward_driver[x.dtype](
                     need_x, need_affine, step, *given, *partials, dweight[0], dbias[0]
                 )

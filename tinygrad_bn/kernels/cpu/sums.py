@@ -18,6 +18,8 @@ from .jit import body
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
 CHUNK = 2048
+# Rows up to this length are summed twice, first for their mean: cheaper than to find a pivot for each.
+SHORT_ROW = 512
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
 
@@ -45,15 +47,18 @@ def fits(factor, values):
 
 
 @body
-def sample_step(n):
-    """The distance of SAMPLES values spread over n: odd, so that they do not all lie at an image's edge."""
-    return (n // SAMPLES - 1) | 1 if n >= SAMPLES else 1
+def samples(n, few):
+    """How many of n values, and how far apart, are a sample of a few that is spread over them.
+
+    The distance is odd, so that they do not all lie at an image's edge.
+    """
+    return min(n, few), (n // few - 1) | 1 if n >= few else 1
 
 
 @body
 def sample_mean(values):
     """The mean of a few values spread over a run, in float64; 0 where one of them is not finite."""
-    few, step = min(values.size, SAMPLES), sample_step(values.size)
+    few, step = samples(values.size, SAMPLES)
     total = 0.0
     for k in range(few):
         total += values[k * step]
@@ -62,12 +67,12 @@ def sample_mean(values):
 
 @body
 def settled(n, total, squares):
-    """Whether a pivot was near enough: no further from the mean of n values than their deviation.
+    """Whether a pivot was near enough: no further from the mean of n values than twice their deviation.
 
-    total and squares are the sums of x − pivot and of its square. In squares − total² / n, less than one bit
-    cancels then. NaN and infinity are settled: no other pivot would help.
+    total and squares are the sums of x − pivot and of its square. squares − total² / n is then no less than a
+    fifth of squares. NaN and infinity are settled: no other pivot would help.
     """
-    return not 2.0 * total * total > squares * n
+    return not 1.25 * total * total > squares * n
 
 
 @body
@@ -102,6 +107,47 @@ def add_moments(zero, values, count, mean, squares):
         else:
             count, mean, squares = merge_moments(count, mean, squares, n, chunk_mean, chunk_squares)
     return count, mean, squares
+
+
+@body
+def short_row_moments(zero, x, centred, mean, variance):
+    """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
+
+    What is done once for a row is done for many at a time: on short rows it would cost more than the sums.
+    """
+    T = type(zero)
+    length = x.shape[1]
+    mean[:] = 0
+    if centred:
+        for r in range(x.shape[0]):
+            row = x[r]
+            first = T(row[0]) if is_finite(row[0]) else zero
+            total = zero
+            for j in range(length):
+                total += row[j] - first
+            mean[r] = np.float64(first) + np.float64(total) / length
+        for r in range(mean.size):
+            mean[r] = mean[r] if is_finite(mean[r]) else 0.0
+    shift = np.empty(x.shape[0])
+    for r in range(x.shape[0]):
+        row = x[r]
+        centre = T(mean[r])
+        total = zero
+        squares = zero
+        for j in range(length):
+            deviation = row[j] - centre
+            total += deviation
+            squares += deviation * deviation
+        shift[r] = total
+        variance[r] = squares
+    for r in range(mean.size):
+        if centred:
+            shift[r] /= length
+            mean[r] = T(mean[r]) + shift[r]
+        else:
+            shift[r] = 0
+        square = variance[r] / length
+        variance[r] = square - min(shift[r] * shift[r], square)
 
 
 @body
