@@ -166,14 +166,14 @@ PIECES = {
         "batch_norm shape=133,259 channel_axis=1",
     ),
     "short stretches": (
-        "cols.py", "spread", "values[p, start // repeat]", "values[p, 0]",
+        "cols.py", "merge_sums", "weight[m] * dbias", "weight[s] * dbias",
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": ("sums.py", "cotangent_sums", *CHUNKS, "batch_norm shape=2,2,2053 channel_axis=1"),
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
     "tiles": (
-        "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
+        "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",

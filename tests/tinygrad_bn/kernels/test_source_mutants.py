@@ -49,16 +49,10 @@ INVISIBLE = {
     "for task in numba.prange((x.size + TASK - 1) * TASK): (2)": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
-    "tiles_of: return ((rows + TILE_ROWS - 1) // TILE_ROWS, (layout.width + columns - 1) // columns, "
-    "columns) → return ((rows + TILE_ROWS - 1) // TILE_ROWS, (layout.width + columns + 1) // columns, "
-    "columns)": ("one more tile, of no columns"),
-    "choose_pivots: for k in range(start, start + members): → for k in range(start, start - members):": (
-        "any pivot will do: where it is far from the mean, the sums are made again"
-    ),
-    "forward_parameters: in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0) → "
-    "in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 1)": WIDER,
-    "forward_tile: normalize_tile(0.0, task, x, layout, parameters, y) → "
-    "normalize_tile(1.0, task, x, layout, parameters, y)": TYPE,
+    "forward: if not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd): → "
+    "if not not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd):": WIDER,
+    "backward: if not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments): → "
+    "if not not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments):": WIDER,
 }
 
 
