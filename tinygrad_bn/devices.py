@@ -13,6 +13,7 @@ first needed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -281,6 +282,11 @@ def strided(storage: Any, start: int, shape: tuple[int, ...], strides: tuple[int
         view = np.lib.stride_tricks.as_strided(storage.view(np.ndarray)[start:], shape, strides)
         return view.view(type(storage))
     return _cupy().lib.stride_tricks.as_strided(storage[start:], shape, strides)
+
+
+def in_use(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the device of an array is the one that CuPy and numba-cuda work on."""
+    return contextlib.nullcontext() if isinstance(array, np.ndarray) else array.device
 
 
 def empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:

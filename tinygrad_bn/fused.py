@@ -41,6 +41,21 @@ class _Run:
         self.target = kernel.resolve()
         self.plan = plan
 
+    def __call__(self, operation: str, method: str, array: Any, *arguments: Any) -> Any:
+        """What a method of the kernel gives, on the device of an array, which need not be the one in use."""
+        function = getattr(self.target, method)
+        if type(array) is np.ndarray:
+            return function(*arguments)
+        try:
+            with devices.in_use(array):
+                return function(*arguments)
+        except MemoryError as error:
+            raise MemoryError(
+                f"{operation}: no memory is left on {devices.device_of(array)} for "
+                f"{self.label(method, array.dtype)} of shape {array.shape} ({error}); use smaller batches, "
+                "or drop tensors that are not needed"
+            ) from error
+
     def label(self, method: str, dtype: Any) -> str:
         return f"{self.kernel.target}.{method} {np.dtype(dtype).name}"
 
@@ -98,7 +113,7 @@ class Fused:
         if chosen is None:
             return self._defined(inputs, arrays, attributes)
         run = _Run(chosen, plan)
-        output, aux = run.target.forward(plan, *arrays)
+        output, aux = run(self.name, "forward", arrays[0], plan, *arrays)
         self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype, arrays[0])
         result = Tensor.wrap(output)
         saved = None
@@ -226,7 +241,7 @@ class Fused:
         array = cotangent._array if type(cotangent) is Tensor else devices.as_array(cotangent)
         run = saved.run
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
-        results = list(run.target.vjp(run.plan, tuple(needs), array, arrays, saved.aux))
+        results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
         held = set(map(id, (*arrays, *saved.aux)))
         for position, needed in enumerate(needs):

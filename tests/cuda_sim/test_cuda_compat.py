@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes  # noqa: F401 -- from here on NumPy knows bfloat16
 import numpy as np
 import pytest
 
@@ -100,3 +101,12 @@ def test_memory_is_copied_only_where_it_must_be():
         copied = launch.contiguous(view)
         assert copied.flags.c_contiguous and np.array_equal(copied, view)
         assert copied.ctypes.data % 16 == 0
+
+
+def test_a_grid_has_an_end():
+    @kernel(32, Pointer(np.dtype(np.float32)))
+    def nothing(x):
+        pass
+
+    with pytest.raises(ValueError, match="2,147,483,648 blocks, a grid has at most 2,147,483,647"):
+        nothing(2**31, np.zeros(4, np.float32))

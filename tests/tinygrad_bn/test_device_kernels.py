@@ -187,3 +187,19 @@ def test_a_kernel_that_leaves_the_device_is_refused():
         RuntimeError, match=r"leaves.forward float64 gave an array on cpu, wanted it on cuda-sim"
     ):
         cube(there(3))
+
+
+def test_where_no_memory_is_left_the_error_says_for_what(cube, monkeypatch):
+    def full(plan, *arguments):
+        raise MemoryError("wanted 8,589,934,592 bytes")
+
+    x = there(3)
+    x.requires_grad = True
+    y = cube(x)
+    wanted = r"mine::cube: no memory is left on cuda-sim for .*:short.{} float64 of shape \(3,\) \(wanted 8"
+    monkeypatch.setattr(Cube, "vjp", lambda self, plan, needs, *rest: full(plan))
+    with pytest.raises(MemoryError, match=wanted.format("vjp")):
+        y.sum().backward()
+    monkeypatch.setattr(Cube, "forward", lambda self, plan, x: full(plan))
+    with pytest.raises(MemoryError, match=wanted.format("forward")):
+        cube(x)

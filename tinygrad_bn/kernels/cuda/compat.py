@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numba
@@ -42,10 +42,14 @@ if SIMULATED:
 else:
     from numba.cuda.extending import intrinsic
 
+    # Otherwise each grid of less than 128 blocks warns, and small inputs have no more.
+    numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+
 __all__ = [
     "INT", "SIMULATED", "Launcher", "Pointer", "cuda", "device", "intrinsic", "kernel", "processors", "types",
 ]  # fmt: skip
 
+MOST_BLOCKS = 2**31 - 1
 INT = np.dtype(np.int64)
 """In the signature of a kernel: a size or an index, which may exceed 2³¹."""
 
@@ -108,6 +112,10 @@ class Launcher:
     def __call__(self, blocks: int, *arguments: Any) -> None:
         if not blocks:  # a grid of no blocks is an error to the driver
             return
+        if blocks > MOST_BLOCKS:
+            raise ValueError(
+                f"{self.name}: {blocks:,} blocks, a grid has at most {MOST_BLOCKS:,}; split the input"
+            )
         if len(arguments) != len(self._conversions):
             raise TypeError(f"{self.name}: got {len(arguments)} arguments, wanted {len(self._conversions)}")
         given = []
@@ -123,7 +131,8 @@ class Launcher:
     def _compiled(self) -> Any:
         if SIMULATED:
             return cuda.jit(self.function)
-        return cuda.jit(types.void(*self.types), launch_bounds=self.bounds)(self.function)
+        # Not linked by nvJitLink: what runs is what the tests of machine code look at.
+        return cuda.jit(types.void(*self.types), launch_bounds=self.bounds, lto=False)(self.function)
 
 
 def kernel(
@@ -179,4 +188,9 @@ def _stream() -> Any:
     import cupy
 
     pointer = cupy.cuda.get_current_stream().ptr
-    return cuda.external_stream(pointer) if pointer else 0
+    return _numba_stream(pointer) if pointer else 0
+
+
+@lru_cache(maxsize=128)  # numba finds the configuration of a launch again by the object
+def _numba_stream(pointer: int) -> Any:
+    return cuda.external_stream(pointer)
