@@ -9,6 +9,7 @@
 #
 #     versions    what is installed here
 #     masks       known answers of Philox, and masks of dropout equal to the CPU's
+#     rounding    normalizations of float16 and bfloat16, against float64
 #     sweep       the gradient check of every operation, on the GPU
 #     bandwidth   each operation, in fractions of the device's own copy, beside torch and Liger
 #     halves      the same in bfloat16
@@ -22,7 +23,7 @@ cd "$(dirname "$0")/.." || exit
 results=${1:-gpu-results}
 shift
 parts=("$@")
-[[ ${#parts[@]} -gt 0 ]] || parts=(versions masks sweep bandwidth halves graphs host)
+[[ ${#parts[@]} -gt 0 ]] || parts=(versions masks rounding sweep bandwidth halves graphs host)
 python=${PYTHON:-python}
 device=${DEVICE:-cuda}
 failed=()
@@ -40,6 +41,7 @@ for part in "${parts[@]}"; do
     case $part in
     versions) run "$part" versions.txt "$python" cli.py doctor ;;
     masks) run "$part" masks.txt "$python" benchmarks/gpu_masks.py "$device" ;;
+    rounding) run "$part" rounding.txt "$python" benchmarks/gpu_halves.py "$device" ;;
     sweep) run "$part" sweep.txt "$python" cli.py gradcheck --device "$device" --report "$results/sweep.json" ;;
     bandwidth)
         run "$part" bandwidth.md "$python" cli.py bench --device "$device" --format markdown \

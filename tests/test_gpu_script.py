@@ -17,6 +17,7 @@ PARTS = {
     "sweep.txt": "cli.py gradcheck --device cuda:1 --report {folder}/sweep.json",
     "bandwidth.md": "cli.py bench --device cuda:1 --format markdown --save {folder}/bandwidth.json",
     "halves.md": "cli.py bench --device cuda:1 --dtype bfloat16 --format markdown",
+    "rounding.txt": "benchmarks/gpu_halves.py cuda:1",
     "graphs.md": "cli.py bench --device cuda:1 --graph --format markdown",
     "host.md": "cli.py bench tape --device cuda:1 --format markdown",
 }

@@ -3,7 +3,9 @@
 Code that is loaded differs in the last bits of sums from code that was compiled in the same process (see
 `jit.Driver`). Where figures are to be the same in every process, all of them must load:
 
-    python -m tinygrad_bn.kernels.cpu.compiling rows split
+    python -m tinygrad_bn.kernels.cpu.compiling rows 0 2
+
+compiles the first half of the drivers of `rows`, so that two processes compile them in half the time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from .jit import Driver, Twins
 
 __all__ = ["compile_elsewhere", "drivers"]
 
+MOST_PROCESSES = 4  # each takes about 200 MB
+
 
 def drivers(family: str) -> list[tuple[Driver, np.dtype]]:
     """Every driver of a module beside this one, with each dtype that it is made for."""
@@ -32,7 +36,7 @@ def drivers(family: str) -> list[tuple[Driver, np.dtype]]:
 
 
 def compile_elsewhere(family: str) -> None:
-    """Load the drivers of a module; compile those that the disk cache lacks, in another process, once.
+    """Load the drivers of a module; compile those that the disk cache lacks, in other processes, once.
 
     Processes that want the same wait for the first. What cannot be compiled is left to the first call, which
     says why.
@@ -44,13 +48,18 @@ def compile_elsewhere(family: str) -> None:
         if all(driver.load(dtype) for driver, dtype in wanted):
             return
         paths = os.pathsep.join(filter(None, sys.path))
-        subprocess.run(
-            [sys.executable, "-m", __name__, family],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
+        shares = min(os.cpu_count() or 1, MOST_PROCESSES)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", __name__, family, str(share), str(shares)],
+                env={**os.environ, "PYTHONPATH": paths},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+            for share in range(shares)
+        ]
+        for process in processes:
+            process.wait()
 
 
 @contextlib.contextmanager
@@ -71,6 +80,8 @@ def _lock(file: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:]:
-        for driver, dtype in drivers(each):
+    family, share, shares = sys.argv[1], *map(int, sys.argv[2:])
+    pairs = dict.fromkeys((driver.pair, dtype) for driver, dtype in drivers(family))  # twins compile together
+    for twins, dtype in list(pairs)[share::shares]:
+        for driver in twins:
             driver[dtype]

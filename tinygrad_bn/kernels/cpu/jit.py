@@ -117,6 +117,11 @@ class Driver:
             return True
 
     @property
+    def pair(self) -> tuple[Driver, ...]:
+        """Both twins of its source."""
+        return self._pair
+
+    @property
     def dtypes(self) -> tuple[np.dtype, ...]:
         """Those that make a difference to its types."""
         single, double = np.dtype(np.float32), np.dtype(np.float64)
