@@ -18,15 +18,23 @@
 #
 # PYTHON chooses the interpreter, DEVICE another GPU than the first (cuda:1).
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit
 
-results=${1:-gpu-results}
+known=(versions masks rounding sweep bandwidth halves graphs host)
+results=$(realpath -m -- "${1:-gpu-results}")
 shift
 parts=("$@")
-[[ ${#parts[@]} -gt 0 ]] || parts=(versions masks rounding sweep bandwidth halves graphs host)
-python=${PYTHON:-python}
+[[ ${#parts[@]} -gt 0 ]] || parts=("${known[@]}")
+for part in "${parts[@]}"; do
+    if [[ " ${known[*]} " != *" $part "* ]]; then
+        printf 'There is no part %s; the parts are %s.\n' "$part" "${known[*]}" >&2
+        exit 2
+    fi
+done
+python=$(command -v -- "${PYTHON:-python}") || { printf 'There is no %s.\n' "${PYTHON:-python}" >&2; exit 2; }
+python=$(realpath -s -- "$python")
 device=${DEVICE:-cuda}
 failed=()
+cd "$(dirname "$0")/.." || exit
 
 run() { # run PART FILE COMMAND…: its output goes to the file
     local part=$1 file=$2
@@ -52,10 +60,6 @@ for part in "${parts[@]}"; do
         ;;
     graphs) run "$part" graphs.md "$python" cli.py bench --device "$device" --graph --format markdown ;;
     host) run "$part" host.md "$python" cli.py bench tape --device "$device" --format markdown ;;
-    *)
-        printf 'There is no part %s; the first lines of %s name them.\n' "$part" "$0" >&2
-        exit 2
-        ;;
     esac
 done
 

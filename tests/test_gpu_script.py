@@ -74,8 +74,9 @@ def test_only_some_parts(gpu_sh):
 
 
 def test_a_part_that_is_unknown(gpu_sh):
-    _, done = gpu_sh("speed")
+    folder, done = gpu_sh("versions", "speed")
     assert done.returncode == 2 and "There is no part speed" in done.stderr
+    assert not folder.exists(), "it is seen before the parts that are known run for an hour"
 
 
 def test_the_commands_have_these_options():

@@ -58,8 +58,12 @@ def compile_elsewhere(family: str) -> None:
             )
             for share in range(shares)
         ]
-        for process in processes:
-            process.wait()
+        try:
+            for process in processes:
+                process.wait()
+        finally:  # whoever interrupts this one means those too
+            for process in processes:
+                process.kill()
 
 
 @contextlib.contextmanager
