@@ -31,7 +31,7 @@ __all__ = [
 
 CPU = "cpu"
 SIMULATOR = "cuda-sim"
-GPU = re.compile(r"cuda(?::(\d{1,3}))?")
+GPU = re.compile(r"cuda(?::(0|[1-9][0-9]{0,2}))?")
 VARIABLE = "NUMBA_ENABLE_CUDASIM"
 
 COMPARISONS = frozenset(
@@ -90,10 +90,19 @@ def check_available(device: str) -> None:
         raise DeviceUnavailable(f"device {device}: {why}")
 
 
-def _problem_of_simulator() -> str | None:
+def _simulates() -> bool:
+    """Whether numba simulates, or will once it is loaded: then it reads the variable, as an integer."""
     numba = sys.modules.get("numba")
-    wanted = os.environ.get(VARIABLE, "0") not in ("", "0")
-    if not (wanted if numba is None else numba.config.ENABLE_CUDASIM):
+    if numba is not None:
+        return bool(numba.config.ENABLE_CUDASIM)
+    try:
+        return int(os.environ.get(VARIABLE, "0")) != 0
+    except ValueError:  # of which numba warns
+        return False
+
+
+def _problem_of_simulator() -> str | None:
+    if not _simulates():
         return f"numba's simulator is off; start Python with {VARIABLE}=1 in the environment"
     if not _installed("greenlet"):
         return (
@@ -104,6 +113,8 @@ def _problem_of_simulator() -> str | None:
 
 
 def _problem_of_gpu(index: int) -> str | None:
+    if _simulates():
+        return f"numba's simulator is on; start Python without {VARIABLE}"
     if not _installed("cupy"):
         return "CuPy is not installed; pip install 'tinygrad-bn[cuda13]' (or [cuda12], as the driver is)"
     if not _installed("numba_cuda"):
@@ -239,8 +250,8 @@ def one_device(operation: str, arrays: Iterable[tuple[str, Any]]) -> None:
         got = ", ".join(f"{name} {array.shape} on {device}" for name, array, device in there)
         to = next(device for _, _, device in there if device != CPU)
         raise ValueError(
-            f"{operation}: the inputs are on different devices: {got}; send them to one, such as "
-            f"{next(name for name, _, device in there if device != to)}.to({to!r})"
+            f"{operation}: the inputs are on different devices: {got}; send them to one: .to({to!r}) of a "
+            f"Tensor, tg.tensor(array, device={to!r}) of an array"
         )
 
 

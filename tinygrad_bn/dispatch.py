@@ -108,17 +108,28 @@ def _own(value: Any) -> Any:
 
 def unwrap(values: Iterable[Any], convert: Callable[[Any], Any]) -> tuple[list[Any], list[Edge | None]]:
     """The arrays of a call's inputs, and where they are on the tape. `convert` serves those that are no
-    tensors.
+    tensors; lists go to the device of the others.
     """
     arrays: list[Any] = []
     edges: list[Edge | None] = []
+    lists: list[int] | None = None
     for value in values:
         if type(value) is Tensor:
             arrays.append(value._array)
             edges.append(value._edge)
+        elif isinstance(value, (list, tuple)):
+            lists = [*(lists or ()), len(arrays)]
+            arrays.append(convert(np.asarray(value)))
+            edges.append(None)
         else:
             arrays.append(convert(value))
             edges.append(None)
+    if lists is not None:
+        for array in arrays:
+            if type(array) is not np.ndarray and devices.on_device(array):
+                for position in lists:
+                    arrays[position] = devices.send(arrays[position], devices.device_of(array))
+                break
     return arrays, edges
 
 
@@ -149,9 +160,7 @@ def operand(value: Any) -> Any:
     """The operand that is no tensor: an array, or a Python number, which does not promote float32 as NumPy's
     scalars would.
     """
-    if isinstance(value, np.generic):
-        return value.item()
-    return np.asarray(value) if isinstance(value, (list, tuple)) else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class Primitive:

@@ -20,8 +20,8 @@ def from_dlpack(array: Any) -> Tensor:
 
     array: anything with `__dlpack__` and `__dlpack_device__`: of NumPy, CuPy, torch, JAX, …
 
-    A write by the other library is not seen by the version counter. TypeError where the dtype is neither
-    float32 nor float64; BufferError where the memory is neither the CPU's nor a GPU's.
+    A write by the other library is not seen by the version counter. TypeError where the dtype is none
+    that a tensor there may have; BufferError where the memory is neither the CPU's nor a GPU's.
     """
     if not hasattr(array, "__dlpack_device__"):
         raise TypeError(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from weakref import ref
@@ -22,12 +23,13 @@ CUDA_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Tensor:
-    """An n-dimensional array of float32 or float64 that can be differentiated.
+    """An n-dimensional array of float32 or float64, on CUDA devices also of float16 or bfloat16, that can be
+    differentiated.
 
     data: anything `numpy.asarray` accepts, or an array on another device; it is copied, so that nobody
-        changes it behind the tape's back. Integers and booleans become float64. Other dtypes (float16,
-        complex, object) are a TypeError.
-    dtype: float32 or float64; default: that of `data`.
+        changes it behind the tape's back. Integers and booleans become float64. Other dtypes (complex,
+        object; on the CPU also float16 and bfloat16) are a TypeError.
+    dtype: one of these; default: that of `data`. "bfloat16" is the package ml-dtypes'.
     device: "cpu", "cuda", "cuda:1" or "cuda-sim"; default: that of `data`. What is calculated from a tensor,
         and its gradient, stay on its device. RuntimeError where the device cannot be used here.
     requires_grad: record what is done with this tensor, and give it a `.grad` in `backward`.
@@ -49,7 +51,7 @@ class Tensor:
         source = array_of(data)
         array = source.copy(order="K") if devices.on_device(source) else np.array(source, order="K")
         if dtype is not None and (array.dtype.kind in "fiub" or array.dtype.name in CUDA_DTYPES):
-            array = array.astype(dtype, copy=False)
+            array = array.astype(_known(dtype), copy=False)
         elif array.dtype.kind in "iub":
             array = array.astype(np.float64)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -357,7 +359,7 @@ class Tensor:
         return ops.broadcast_to(self, shape=_one_or_many(shape))
 
     def astype(self, dtype: Any) -> Tensor:
-        return ops.astype(self, dtype=dtype)
+        return ops.astype(self, dtype=_known(dtype))
 
     def exp(self) -> Tensor:
         return ops.exp(self)
@@ -513,13 +515,28 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
     return results
 
 
+def _known(dtype: Any) -> Any:
+    """The dtype, which NumPy knows by the name "bfloat16" only where ml_dtypes is loaded."""
+    if type(dtype) is str and dtype == "bfloat16":
+        try:
+            importlib.import_module("ml_dtypes")
+        except ModuleNotFoundError:
+            raise TypeError(
+                "Tensor: dtype 'bfloat16' needs ml_dtypes, which is not installed; pip install ml-dtypes"
+            ) from None
+    return dtype
+
+
 def _check_dtype(array: Any, device: str | None = None) -> None:
     """Raise TypeError unless a tensor on the device, by default that of the array, may have its dtype."""
     if array.dtype in DTYPES:
         return
     on_cpu = devices.kind(device or devices.device_of(array)) == devices.CPU
     if on_cpu or array.dtype.name not in CUDA_DTYPES:
-        more = f", or send it to a CUDA device: {' and '.join(CUDA_DTYPES[:2])} are for those"
+        more = (
+            f", or with .astype('float32') before .to('cpu'): {' and '.join(CUDA_DTYPES[:2])} are for CUDA "
+            "devices alone"
+        )
         raise TypeError(
             f"Tensor: got dtype {array.dtype}, wanted float32 or float64; convert it, e.g. with "
             "dtype='float32'"

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -126,6 +128,53 @@ def test_it_is_made_there_and_says_so():
     assert "device" not in repr(tensor([1.0])) and tensor([1.0]).device == "cpu"
     assert tensor(x).device == tensor(x.data).device == "cuda-sim"  # where its values are
     assert tensor(x, device="cpu").device == "cpu" and tensor([1], device="cuda-sim").dtype == np.float64
+
+
+BFLOAT16 = """
+import sys
+import tinygrad_bn as tg
+from tinygrad_bn import devices
+devices.problem = lambda device: None
+assert "ml_dtypes" not in sys.modules
+MAKE
+"""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "x = tg.tensor([1.0], 'bfloat16', device='cuda-sim')",
+        "x = tg.tensor([1.0], device='cuda-sim').astype('bfloat16')",
+    ],
+)
+def test_bfloat16_is_known_by_its_name(make):
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    program = BFLOAT16.replace("MAKE", f"{make}; assert x.dtype.name == 'bfloat16'")
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_bfloat16_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    for make in (lambda: tensor([1.0], "bfloat16", device="cuda-sim"), lambda: there(1.0).astype("bfloat16")):
+        with pytest.raises(TypeError, match=r"'bfloat16' needs ml_dtypes, .*; pip install ml-dtypes$"):
+            make()
+
+
+def test_halves_are_refused_on_the_cpu_with_the_way_out():
+    message = (
+        r"Tensor: got dtype float16, wanted float32 or float64; convert it, e\.g\. with dtype='float32', or "
+        r"with \.astype\('float32'\) before \.to\('cpu'\): float16 and bfloat16 are for CUDA devices alone"
+    )
+    half = there(1.0, 2.0).astype(np.float16)
+    for make in (
+        lambda: tensor(np.ones(2, np.float16)),
+        lambda: tg.from_dlpack(np.ones(2, np.float16)),
+        lambda: tensor(half, device="cpu"),
+        lambda: half.to("cpu"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make()
+    assert half.astype("float32").to("cpu").device == "cpu"
 
 
 def test_making_one_copies(recwarn):
@@ -249,7 +298,7 @@ x, y = normal(2, 3), normal(2, 3, seed=1)
     [
         (
             lambda a, b: a + b,
-            r"math::add: .* a \(2, 3\) on cuda-sim, b \(2, 3\) on cpu; .*b.to\('cuda-sim'\)",
+            r"math::add: .* a \(2, 3\) on cuda-sim, b \(2, 3\) on cpu; .*\.to\('cuda-sim'\)",
         ),
         (lambda a, b: b @ a.T, r"linalg::matmul: .* a \(2, 3\) on cpu, b \(3, 2\) on cuda-sim"),
         (lambda a, b: a * b.sum(), r"math::multiply: .* b \(\) on cpu"),
@@ -292,6 +341,30 @@ def test_numbers_and_lists_have_no_place_yet():
     a = there(x, requires_grad=True)
     (a * a).backward([[1.0] * 3] * 2)
     assert a.grad.device == "cuda-sim" and (a + 1.0).device == (np.float64(2) * a.sum()).device == "cuda-sim"
+
+
+@pytest.mark.parametrize(
+    "calculate",
+    [
+        lambda a: a / [1.0, 2.0, 3.0],
+        lambda a: [1.0, 2.0, 3.0] - a,
+        lambda a: a * (2, 3, 4),
+        lambda a: [[1.0, 2.0]] @ a,
+        lambda a: F.where([True, False, True], a, a * a),
+        lambda a: F.where([True, False, True], 0.0, a),
+        lambda a: F.where([True, False, True], a, [1.0, 2.0, 3.0]),
+        lambda a: F.concatenate([[[1.0, 2.0, 3.0]], a]),
+        lambda a: F.layer_norm(a, 3, [1.0, 2.0, 3.0], kernel="definition"),
+    ],
+)
+def test_lists_go_with_a_tensor_of_any_device(calculate):
+    given = [tensor(x, requires_grad=True), there(x, requires_grad=True)]
+    wanted, found = [calculate(a) for a in given]
+    assert found.device == "cuda-sim"
+    np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+    for output in (wanted, found):
+        (output * output).sum().backward()
+    np.testing.assert_array_equal(given[1].grad.numpy(), given[0].grad.numpy())
 
 
 def test_a_hook_keeps_the_gradient_on_its_device():

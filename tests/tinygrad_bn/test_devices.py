@@ -23,14 +23,22 @@ def simulated(*shape, seed=0):
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("cpu", "cpu"), ("cuda", "cuda"), ("cuda:0", "cuda"), ("cuda:1", "cuda:1"), ("cuda-sim", "cuda-sim")],
+    [
+        ("cpu", "cpu"),
+        ("cuda", "cuda"),
+        ("cuda:0", "cuda"),
+        ("cuda:1", "cuda:1"),
+        ("cuda:10", "cuda:10"),
+        ("cuda-sim", "cuda-sim"),
+    ],
 )
 def test_a_device_has_one_name(given, name):
     assert devices.named(given) == name
 
 
 @pytest.mark.parametrize(
-    "wrong", ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda-sim:1", "", None, 0, object()]
+    "wrong",
+    ["gpu", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:007", "cuda:00", "cuda:٣", "cuda-sim:1", "", None, 0],
 )
 def test_other_names_are_refused(wrong):
     with pytest.raises(ValueError, match=r"device is .*, wanted 'cpu', 'cuda' \(the first GPU\)"):
@@ -51,7 +59,9 @@ def test_the_cpu_always_can():
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Let only these modules be installed."""
+    """Let only these modules be installed, and numba not be told to simulate."""
+    monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
 
     def install(*names):
         monkeypatch.setattr(devices, "_installed", lambda module: module in names)
@@ -118,6 +128,34 @@ def test_the_simulator_must_be_on_when_numba_is_loaded(installed, monkeypatch, l
         )
     installed()
     assert "pip install 'tinygrad-bn[cuda-sim]'" in devices.problem("cuda-sim")
+
+
+@pytest.mark.parametrize(
+    ("value", "on"),
+    [("1", True), ("2", True), ("01", True), ("0", False), ("00", False), ("", False), ("false", False),
+     ("yes", False)],
+)  # fmt: skip
+def test_the_variable_is_read_as_numba_reads_it(installed, monkeypatch, value, on):
+    installed("greenlet", "cupy", "numba_cuda")
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", value)
+    pretend_cupy(monkeypatch, lambda: 1)
+    off = "numba's simulator is off; start Python with NUMBA_ENABLE_CUDASIM=1 in the environment"
+    taken = "numba's simulator is on; start Python without NUMBA_ENABLE_CUDASIM"
+    assert devices.problem("cuda-sim") == (None if on else off)
+    assert devices.problem("cuda") == (taken if on else None)
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_a_numba_that_is_loaded_is_asked_whether_it_simulates(installed, monkeypatch, on):
+    installed("cupy", "numba_cuda")
+    asked = []
+    pretend_cupy(monkeypatch, lambda: asked.append("CuPy") or 1)
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", str(1 - on))
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=SimpleNamespace(ENABLE_CUDASIM=on)))
+    assert devices.problem("cuda") == (
+        "numba's simulator is on; start Python without NUMBA_ENABLE_CUDASIM" if on else None
+    )
+    assert asked == ([] if on else ["CuPy"])
 
 
 # Simulated arrays
@@ -253,7 +291,7 @@ def test_two_devices_are_told_with_the_way_out():
     with pytest.raises(
         ValueError,
         match=r"add: the inputs are on different devices: a \(2,\) on cpu, b \(3,\) on cuda-sim; send them "
-        r"to one, such as a.to\('cuda-sim'\)",
+        r"to one: \.to\('cuda-sim'\) of a Tensor, tg\.tensor\(array, device='cuda-sim'\) of an array$",
     ):
         devices.one_device("add", (("a", np.ones(2)), ("b", simulated(3)), ("c", None)))
 
