@@ -220,7 +220,9 @@ CASES = {
     "dropout": [FAMILIES["dropout"]],
     "scale": [FAMILIES["dropout at inference"]],
 }
-KERNELS = [(spec, kernel) for spec in REGISTRY if spec.fused for kernel in spec.kernels]
+KERNELS = [
+    (spec, kernel) for spec in REGISTRY if spec.fused for kernel in spec.kernels if kernel.device == "cpu"
+]
 TARGETS = sorted({kernel.target for _, kernel in KERNELS})
 
 

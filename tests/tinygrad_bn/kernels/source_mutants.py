@@ -46,7 +46,7 @@ PIECES = {
 
 NAMED = (
     ("rows", "normalize_rows", "np.sqrt(variance[r] + eps)", "(np.sqrt(variance[r]) + eps)"),
-    ("rows", "normalize_rows", "+ bias[j]", "+ bias[0]"),
+    ("rows", "normalize_row", "+ bias[j]", "+ bias[0]"),
     ("rows", "sum_row", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
     ("rows", "differentiate_rows", "if centred else 0.0", "if True else 0.0"),
     ("rows", "sum_row", "dweight[j] += g[j]", "dweight[j] = g[j]"),
