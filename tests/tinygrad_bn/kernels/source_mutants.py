@@ -38,7 +38,7 @@ LONGEST = 2.0  # seconds of a processor for one case: an edited loop may never e
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
     "sums": {"CHUNK": 4, "SHORT_ROW": 6},
-    "rows": {"FORWARD_TASK": 8, "MOST_BACKWARD_ROWS": 5, "BACKWARD_TASKS": 1, "BLOCK": 8},
+    "rows": {"FORWARD_TASK": 16, "MOST_BACKWARD_ROWS": 5, "BACKWARD_TASKS": 1, "BLOCK": 8},
     "split": {},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
     "dropout": {"TASK": 16, "PIECE": 8},
@@ -208,6 +208,7 @@ def cases(file: str) -> Iterator[Case]:
         "rows": [
             views.Rows(5, 7, EPS),
             views.Rows(7, 4, EPS),
+            views.Rows(9, 3, EPS),
             views.Rows(6, 4, EPS, centred=False),
             views.Rows(3, 19, EPS),
             views.Rows(3, 17, EPS, centred=False),

@@ -17,6 +17,13 @@ PAST = "a task past the end has nothing to do"
 TYPE = "of this zero only the type is used"
 OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check does"
 INVISIBLE = {
+    "normalize_rows: block = max(1, BLOCK // length) → block = max(1, BLOCK * length)": (
+        "more rows go together, which only the cache notices"
+    ),
+    "normalize_rows: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
+    "_count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 1.0)": (
+        "of no values neither mean nor squares are read"
+    ),
     "sum_row: normalized = (row[j] - centre) * scale + shift → "
     "normalized = (row[j] - centre) * scale - shift": ROUNDING,
     "sum_four_rows: shift2 = T((centre2 - mean[r + 2]) * rstd[r + 2]) → "
