@@ -157,8 +157,8 @@ PIECES = {
         "rows.py", "differentiate_rows", "range(0, x.shape[0], block)", "range(0, 1, block)",
         "layer_norm shape=133,259 tail=1",
     ),
-    "rows of columns, four at a time": (
-        "cols.py", "tile_moments", "(d0 + d1) + (d2 + d3)", "(d0 + d1) + (d2 + d2)",
+    "rows of columns, two at a time": (
+        "cols.py", "tile_moments", "total[j] += d0 + d1", "total[j] += d0 + d0",
         "batch_norm shape=1101,3 channel_axis=1",
     ),
     "tiles below each other": (
@@ -166,14 +166,14 @@ PIECES = {
         "batch_norm shape=133,259 channel_axis=1",
     ),
     "short stretches": (
-        "cols.py", "merge_sums", "weight[m] * dbias", "weight[s] * dbias",
+        "cols.py", "spread", "(c + start) % M // repeat", "start % M // repeat",
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": ("sums.py", "cotangent_sums", *CHUNKS, "batch_norm shape=2,2,2053 channel_axis=1"),
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
     "tiles": (
-        "cols.py", "tile_of", "rest % across * TILE_COLUMNS", "0", "batch_norm shape=3,1027 channel_axis=1",
+        "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",

@@ -70,9 +70,9 @@ def hot_bodies(T):
     x1, x2, x4 = (jit.read(T, ndim) for ndim in (1, 2, 4))
     y1, y2, y4 = (jit.write(T, ndim) for ndim in (1, 2, 4))
     fixed = jit.read(jit.DOUBLE, 1)
-    s1, s2, s3 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 2, 3))
+    s1, s2, s3, s4 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 2, 3, 4))
     i, d, flag = jit.INT, jit.DOUBLE, jit.FLAG
-    pair = numba.types.UniTuple
+    pair, layout = numba.types.UniTuple, cols.LAYOUT
     return {
         sums.add_moments: ((T, x1, i, d, d), 1),
         sums.short_row_moments: ((T, x2, flag, s1, s1), 3),
@@ -88,10 +88,10 @@ def hot_bodies(T):
             (T, i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2),
             3,
         ),
-        cols.tile_moments: ((T, i, x2, i, i, i, s1, s3, s3), 2),
-        cols.normalize_tile: ((T, i, x2, i, i, x1, x1, i, y2, s1, s1), 1),
-        cols.tile_sums: ((T, i, i, i, i, x2, x2, fixed, s3, s3), 2),
-        cols.differentiate_tile: ((T, i, i, i, flag, i, x2, x2, x1, fixed, fixed, s1, s1, y2), 2),
+        cols.tile_moments: ((T, i, x2, layout, s3, s4), 2),
+        cols.normalize_tile: ((T, i, x2, layout, s3, y2), 1),
+        cols.tile_sums: ((T, i, layout, x2, x2, s3, s4), 1),
+        cols.differentiate_tile: ((T, i, layout, flag, x2, x2, s3, y2), 2),
     }
 
 

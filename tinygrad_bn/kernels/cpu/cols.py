@@ -2,9 +2,9 @@
 
 A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where M
 is small, several neighbours along A make one row of `width` values. One task is a tile of some rows and some
-columns, small enough for the second-level cache and passed through four rows at a time; columns are never
-read one at a time. Partial sums of the tiles are added in float64, in the order of the tiles. The formulas
-are those of *split*::
+columns, small enough for the second-level cache; columns are never read one at a time. Each pass goes through
+all tiles: one takes sums, which are added in float64, in the order of the tiles; one writes, with factors
+found once for each channel. The formulas are those of *split*::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
@@ -13,6 +13,9 @@ are those of *split*::
 with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. Sums and
 factors near the ends of the range of float32 are done in float64: ``sums`` says how, and what
 range that gives.
+
+A *layout* is how x[z] is read: the number of columns M; how many neighbours along M are one channel, of one
+weight; how many channels have one statistic; the width of a row; and the columns of a tile.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from ..views import Cols
 from .arrays import (
@@ -35,8 +38,8 @@ from .arrays import (
     new_statistics,
     running_statistics,
 )
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
-from .sums import SAMPLES, add_up, fits, is_finite, reliable, samples, settled
+from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .sums import SAMPLES, fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -44,258 +47,270 @@ TILE_COLUMNS = 1024
 # Rows of a small M are joined up to about this length.
 JOINED = 512
 
-
-@body
-def tile_of(task, size, M, width):
-    """The tile of a task: z, its number, first and last row, first and last column."""
-    rows = (size + width - 1) // width
-    down = (rows + TILE_ROWS - 1) // TILE_ROWS
-    across = (width + TILE_COLUMNS - 1) // TILE_COLUMNS
-    z, rest = task // (down * across), task % (down * across)
-    t, c = rest // across, rest % across * TILE_COLUMNS
-    a = t * TILE_ROWS
-    return z, t, a, min(a + TILE_ROWS, rows), c, min(c + TILE_COLUMNS, width)
+LAYOUT = types.UniTuple(INT, 5)
 
 
 @body
-def tiles(x, width):
+def tiles_of(x, layout):
+    """How many rows x[z] has, and how many tiles lie below each other and beside each other."""
+    _M, _repeat, _members, width, columns = layout
     rows = (x.shape[1] + width - 1) // width
-    down = (rows + TILE_ROWS - 1) // TILE_ROWS
-    return x.shape[0] * down * ((width + TILE_COLUMNS - 1) // TILE_COLUMNS)
+    return rows, (rows + TILE_ROWS - 1) // TILE_ROWS, (width + columns - 1) // columns
 
 
 @body
-def row_of(zero, size):
-    return np.full(size, zero)
+def tiles(x, layout):
+    _rows, down, across = tiles_of(x, layout)
+    return x.shape[0] * down * across
 
 
 @body
-def spread(values, z, first, B, row, M):
-    """Into the columns from `first` on, the value of the statistic of z that each belongs to."""
-    T = row.dtype.type
-    last = min(first + row.size, M)
-    for s in range(first // B, (last - 1) // B + 1):
-        value = T(values[z * (M // B) + s])
-        for m in range(max(s * B, first), min(s * B + B, last)):
-            row[m - first] = value
-    for j in range(M, row.size):
-        row[j] = row[j - M]
+def tile_of(task, x, layout):
+    """The tile of a task: z, its number, first and last row, first and last column."""
+    _M, _repeat, _members, width, columns = layout
+    rows, down, across = tiles_of(x, layout)
+    z, t, c = task // (down * across), task // across % down, task % across * columns
+    return z, t, t * TILE_ROWS, min((t + 1) * TILE_ROWS, rows), c, min(c + columns, width)
 
 
 @body
-def choose_pivots(x, M, B, pivots):
-    """A value near the mean of each statistic: the mean of a few values spread over it, in x's dtype."""
-    n = x.shape[1] // M * B
-    few, step = samples(n, SAMPLES)
-    for i in range(pivots.size):
-        z, s = i // (M // B), i % (M // B)
+def spread(zero, count, factors, layout, c, d):
+    """The first factors [count, channels] of the channels of columns c … d − 1, in the type of zero."""
+    M, repeat, _members, _width, _columns = layout
+    rows = np.empty((count, d - c), type(zero))
+    for p in range(count):
+        row = rows[p]
+        if repeat == 1:
+            own = factors[p, c : min(d, M)]
+            for j in range(own.size):
+                row[j] = own[j]
+        else:
+            for start in range(0, row.size, repeat):
+                factor = type(zero)(factors[p, (c + start) % M // repeat])
+                part = row[start : start + repeat]
+                for j in range(part.size):
+                    part[j] = factor
+        for j in range(M, row.size):
+            row[j] = row[j - M]
+    return rows
+
+
+@body
+def gather(row, layout, c, result):
+    """Add up the columns, from c on, of each channel."""
+    M, repeat, _members, _width, _columns = layout
+    size = min(row.size, M)
+    for start in range(M, row.size, M):
+        part = row[start : start + M]
+        for j in range(part.size):
+            row[j] += part[j]
+    for start in range(0, size, repeat):
         total = 0.0
-        for k in range(few):
-            at = k * step
-            total += x[z, at // B * M + s * B + at % B]
-        pivots[i] = x.dtype.type(total / few) if is_finite(total) else 0.0
+        for j in range(repeat):
+            total += row[start + j]
+        result[(c + start) // repeat] = total
 
 
 @body
-def tile_moments(zero, task, x, M, width, B, pivots, sums, squares):
-    """The sums of x − pivot and of its square over each column of a tile."""
-    z, t, a, b, c, d = tile_of(task, x.shape[1], M, width)
-    pivot, total, total_squares = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
-    spread(pivots, z, c, B, pivot, M)
-    whole = min(b, x.shape[1] // width)
-    fours = a + max(whole - a, 0) // 4 * 4
-    for r in range(a, fours, 4):
+def choose_pivots(z, x, layout, factors):
+    """Factor 0 of each channel: a value near the mean of its statistic, in x's dtype.
+
+    It is the mean of a few values spread over the statistic.
+    """
+    M, repeat, members, _width, _columns = layout
+    B = repeat * members
+    few, step = samples(x.shape[1] // M * B, SAMPLES)
+    totals = np.zeros(M // B)
+    for k in range(few):
+        at = k * step
+        start = at // B * M + at % B
+        for s in range(totals.size):
+            totals[s] += x[z, start + s * B]
+    for k in range(factors.shape[2]):
+        total = totals[k // members]
+        factors[z, 0, k] = x.dtype.type(total / few) if is_finite(total) else 0.0
+
+
+@body
+def tile_moments(zero, task, x, layout, factors, sums):
+    """The sums of x − pivot and of its square over each channel of a tile; factor 0 is the pivot."""
+    z, t, a, b, c, d = tile_of(task, x, layout)
+    width = layout[3]
+    pivot = spread(zero, 1, factors[z], layout, c, d)[0]
+    total, square = np.full(d - c, zero), np.full(d - c, zero)
+    pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
+    for r in range(a, pairs, 2):
         row0 = x[z, r * width + c : r * width + d]
         row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
-        row2 = x[z, (r + 2) * width + c : (r + 2) * width + d]
-        row3 = x[z, (r + 3) * width + c : (r + 3) * width + d]
         for j in range(pivot.size):
-            d0, d1, d2, d3 = row0[j] - pivot[j], row1[j] - pivot[j], row2[j] - pivot[j], row3[j] - pivot[j]
-            total[j] += (d0 + d1) + (d2 + d3)
-            total_squares[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    for r in range(fours, b):
+            d0, d1 = row0[j] - pivot[j], row1[j] - pivot[j]
+            total[j] += d0 + d1
+            square[j] += d0 * d0 + d1 * d1
+    for r in range(pairs, b):
         row = x[z, r * width + c : r * width + d]
         for j in range(row.size):
             deviation = row[j] - pivot[j]
             total[j] += deviation
-            total_squares[j] += deviation * deviation
-    gather(total, c, M, sums[z, t])
-    gather(total_squares, c, M, squares[z, t])
+            square[j] += deviation * deviation
+    gather(total, layout, c, sums[z, t, 0])
+    gather(square, layout, c, sums[z, t, 1])
 
 
 @body
-def gather(row, first, M, result):
-    """Add up the values of `row` that belong to the same column of M."""
-    last = min(first + row.size, M)
-    for m in range(first, last):
-        result[m] = row[m - first]
-    for start in range(M, row.size, M):
-        for j in range(M):
-            result[j] += row[start + j]
-
-
-@body
-def merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd):
+def merge_statistics(z, x, layout, eps, factors, sums, mean, variance, rstd):
     """From the sums of the tiles of one z to its statistics.
 
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
     """
-    n = x.shape[1] // M * B
+    M, repeat, members, _width, _columns = layout
+    n = x.shape[1] // M * repeat * members
     good = True
     for t in range(1, sums.shape[1]):
-        for m in range(M):
-            sums[z, 0, m] += sums[z, t, m]
-            squares[z, 0, m] += squares[z, t, m]
-    for s in range(M // B):
-        i = z * (M // B) + s
+        for k in range(sums.shape[3]):
+            sums[z, 0, 0, k] += sums[z, t, 0, k]
+            sums[z, 0, 1, k] += sums[z, t, 1, k]
+    for s in range(mean.shape[1]):
         total = 0.0
         square = 0.0
-        for m in range(s * B, s * B + B):
-            total += sums[z, 0, m]
-            square += squares[z, 0, m]
+        for k in range(s * members, s * members + members):
+            total += sums[z, 0, 0, k]
+            square += sums[z, 0, 1, k]
         good &= settled(n, total, square) and reliable(square, x)
         shift = total / n
-        mean[i] = pivots[i] + shift
-        variance[i] = (square - min(total * shift, square)) / n
-        rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-        pivots[i] = mean[i] if is_finite(mean[i]) else 0.0
+        mean[z, s] = factors[z, 0, s * members] + shift
+        variance[z, s] = (square - min(total * shift, square)) / n
+        rstd[z, s] = 1.0 / np.sqrt(variance[z, s] + eps)
+        for k in range(s * members, s * members + members):
+            factors[z, 0, k] = mean[z, s] if is_finite(mean[z, s]) else 0.0
     return good
 
 
 @body
-def normalize_tile(zero, task, x, M, width, weight, bias, B, y, mean, rstd):
-    """Whether the dtype of x was wide enough for it is returned."""
-    T = type(zero)
-    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, width)
+def forward_factors(z, x, layout, weight, bias, mean, rstd, factors):
+    """Of each channel of one z, so that y is (x − factor 0) · factor 1 + factor 2.
+
+    Whether the dtype of x is wide enough for them is returned.
+    """
     in_range = True
-    centre, scale, shift = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
-    for s in range(c // B, (min(d, M) - 1) // B + 1):
-        i = z * (M // B) + s
-        in_range &= reliable(rstd[i], x)
-        middle = T(mean[i])
-        for m in range(max(s * B, c), min(s * B + B, d)):
-            factor = rstd[i] * weight[m]
-            in_range &= reliable(factor, x) or weight[m] == 0
-            centre[m - c] = middle
-            scale[m - c] = T(factor)
-            shift[m - c] = T((middle - mean[i]) * factor + bias[m])
-    for j in range(M, centre.size):
-        centre[j], scale[j], shift[j] = centre[j - M], scale[j - M], shift[j - M]
+    for k in range(factors.shape[2]):
+        s = k // layout[2]
+        factor = rstd[z, s] * weight[k]
+        in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0)
+        centre = x.dtype.type(mean[z, s])
+        factors[z, 0, k] = centre
+        factors[z, 1, k] = factor
+        factors[z, 2, k] = (centre - mean[z, s]) * factor + bias[k]
+    return in_range
+
+
+@body
+def normalize_tile(zero, task, x, layout, factors, y):
+    z, _t, a, b, c, d = tile_of(task, x, layout)
+    width = layout[3]
+    rows = spread(zero, 3, factors[z], layout, c, d)
+    centre, scale, shift = rows[0], rows[1], rows[2]
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         out = y[z, r * width + c : r * width + d]
         for j in range(row.size):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
-    return in_range
 
 
 @twins(
     lambda T: (
-        *(INT, INT, FLAG, read(T, 2), read(T, 1), read(T, 1), INT, DOUBLE),
-        *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 3), write(DOUBLE, 3)),
-        *(write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE, write(T, 2), write(DOUBLE, 3)),
+        *(write(DOUBLE, 4), write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
-def forward(M, width, training, x, weight, bias, B, eps, y, pivots, sums, squares, mean, variance, rstd):
+def forward(layout, training, x, weight, bias, eps, y, factors, sums, mean, variance, rstd):
+    in_range = True
     if training:
-        choose_pivots(x, M, B, pivots)
-        for task in prange(tiles(x, width)):
-            tile_moments(x.dtype.type(0), task, x, M, width, B, pivots, sums, squares)
-        good = True
         for z in range(x.shape[0]):
-            good &= merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd)
-        if not good:
-            for task in prange(tiles(x, width)):
-                tile_moments(0.0, task, x, M, width, B, pivots, sums, squares)
+            choose_pivots(z, x, layout, factors)
+        for again in range(2):
+            for task in prange(tiles(x, layout)):
+                if again:
+                    tile_moments(0.0, task, x, layout, factors, sums)
+                else:
+                    tile_moments(x.dtype.type(0), task, x, layout, factors, sums)
             for z in range(x.shape[0]):
-                merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd)
-    for task in prange(tiles(x, width)):
-        if not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd):
-            normalize_tile(0.0, task, x, M, width, weight, bias, B, y, mean, rstd)
+                in_range &= merge_statistics(z, x, layout, eps, factors, sums, mean, variance, rstd)
+            if in_range:
+                break
+    in_range = True
+    for z in range(x.shape[0]):
+        in_range &= forward_factors(z, x, layout, weight, bias, mean, rstd, factors)
+    for task in prange(tiles(x, layout)):
+        if in_range:
+            normalize_tile(x.dtype.type(0), task, x, layout, factors, y)
+        else:
+            normalize_tile(0.0, task, x, layout, factors, y)
 
 
 @body
-def tile_sums(zero, task, M, width, B, cotangent, x, mean, sums, moments):
-    """The sums of cotangent and of cotangent * (x - mean) of each column, the mean rounded to x's dtype.
+def tile_sums(zero, task, layout, cotangent, x, factors, sums):
+    """The sums of cotangent and of cotangent * (x − factor 0) over each channel of a tile.
 
     Whether the dtype of x was wide enough for it is returned.
     """
-    z, t, a, b, c, d = tile_of(task, x.shape[1], M, width)
-    centre, total, moment = row_of(zero, d - c), row_of(zero, d - c), row_of(zero, d - c)
-    spread(mean, z, c, B, centre, M)
-    for j in range(centre.size):
-        centre[j] = x.dtype.type(centre[j])
-    whole = min(b, x.shape[1] // width)
-    fours = a + max(whole - a, 0) // 4 * 4
-    for r in range(a, fours, 4):
-        g0, row0 = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
-        p = (r + 1) * width
-        g1, row1 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
-        p += width
-        g2, row2 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
-        p += width
-        g3, row3 = cotangent[z, p + c : p + d], x[z, p + c : p + d]
-        for j in range(centre.size):
-            total[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
-            moment[j] += (g0[j] * (row0[j] - centre[j]) + g1[j] * (row1[j] - centre[j])) + (
-                g2[j] * (row2[j] - centre[j]) + g3[j] * (row3[j] - centre[j])
-            )
-    for r in range(fours, b):
+    z, t, a, b, c, d = tile_of(task, x, layout)
+    width = layout[3]
+    centre = spread(zero, 1, factors[z], layout, c, d)[0]
+    total, moment = np.full(d - c, zero), np.full(d - c, zero)
+    for r in range(a, b):
         g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
         for j in range(g.size):
             total[j] += g[j]
             moment[j] += g[j] * (row[j] - centre[j])
-    gather(total, c, M, sums[z, t])
-    gather(moment, c, M, moments[z, t])
+    gather(total, layout, c, sums[z, t, 0])
+    gather(moment, layout, c, sums[z, t, 1])
+    outside = 0
+    for j in range(total.size):
+        if not (is_finite(total[j]) and reliable(moment[j], x)):
+            outside += 1
+    return outside == 0
+
+
+@body
+def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, dweight, dbias):
+    """Of each channel of one z, so that dx is cotangent · factor 1 + ((x − factor 0) · factor 2 + factor 3),
+    in inference without x; and dweight and dbias from the sums of the tiles.
+
+    Whether the dtype of x is wide enough for dx is returned.
+    """
+    M, repeat, members, _width, _columns = layout
+    n = x.shape[1] // M * repeat * members
+    for t in range(sums.shape[1]):
+        for k in range(sums.shape[3]):
+            dbias[z, k] += sums[z, t, 0, k]
+            dweight[z, k] += sums[z, t, 1, k]
     in_range = True
-    for j in range(centre.size):
-        in_range &= is_finite(total[j]) and reliable(moment[j], x)
+    for s in range(mean.shape[1]):
+        scale = rstd[z, s]
+        rest = factors[z, 0, s * members] - mean[z, s]
+        total = 0.0
+        moment = 0.0
+        for k in range(s * members, s * members + members):
+            dweight[z, k] = (dweight[z, k] + rest * dbias[z, k]) * scale
+            total += weight[k] * dbias[z, k]
+            moment += weight[k] * dweight[z, k]
+        along = -scale * scale * moment / n
+        in_range &= reliable(scale, x) and (fits(along, x) or not training)
+        for k in range(s * members, s * members + members):
+            factor = scale * weight[k]
+            in_range &= reliable(factor, x) or weight[k] == 0
+            factors[z, 1, k] = factor
+            factors[z, 2, k] = along
+            factors[z, 3, k] = rest * along - scale * total / n
     return in_range
 
 
 @body
-def merge_sums(z, x, M, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias):
-    """From the sums of the tiles of one z to dweight and dbias, and to the slope and offset of dx."""
-    n = x.shape[1] // M * B
-    add_up(sums[z], dbias[z])
-    add_up(moments[z], dweight[z])
-    for s in range(M // B):
-        i = z * (M // B) + s
-        rest = x.dtype.type(mean[i]) - mean[i]
-        total = 0.0
-        moment = 0.0
-        for m in range(s * B, s * B + B):
-            dweight[z, m] = (dweight[z, m] + rest * dbias[z, m]) * rstd[i]
-            total += weight[m] * dbias[z, m]
-            moment += weight[m] * dweight[z, m]
-        along[i] = -rstd[i] * rstd[i] * moment / n
-        across[i] = -rstd[i] * total / n
-
-
-@body
-def differentiate_tile(
-    zero, task, M, width, training, B, cotangent, x, weight, mean, rstd, along, across, dx
-):
-    """Whether the dtype of x was wide enough for it is returned."""
-    T = type(zero)
-    z, _t, a, b, c, d = tile_of(task, x.shape[1], M, width)
-    in_range = True
-    centre, scale = row_of(zero, d - c), row_of(zero, d - c)
-    slope, shift = row_of(zero, d - c), row_of(zero, d - c)
-    for s in range(c // B, (min(d, M) - 1) // B + 1):
-        i = z * (M // B) + s
-        in_range &= reliable(rstd[i], x) and fits(along[i], x)
-        middle = T(mean[i])
-        offset = (middle - mean[i]) * along[i] + across[i]
-        for m in range(max(s * B, c), min(s * B + B, d)):
-            factor = rstd[i] * weight[m]
-            in_range &= reliable(factor, x) or weight[m] == 0
-            centre[m - c] = middle
-            scale[m - c] = T(factor)
-            slope[m - c] = T(along[i])
-            shift[m - c] = T(offset)
-    for j in range(M, centre.size):
-        centre[j], scale[j], slope[j], shift[j] = centre[j - M], scale[j - M], slope[j - M], shift[j - M]
+def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
+    z, _t, a, b, c, d = tile_of(task, x, layout)
+    width = layout[3]
+    rows = spread(zero, 4, factors[z], layout, c, d)
+    centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
         row = x[z, r * width + c : r * width + d]
@@ -306,46 +321,47 @@ def differentiate_tile(
         else:
             for j in range(g.size):
                 out[j] = g[j] * scale[j]
-    return in_range
 
 
 @twins(
     lambda T: (
-        *(INT, INT, FLAG, FLAGS, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
-        *(write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 1), write(DOUBLE, 1)),
-        *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(LAYOUT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), read(DOUBLE, 2)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
 def backward(
-    M, width, training, need, B, cotangent, x, weight, mean, rstd, sums, moments, along, across, dx, dweight,
-    dbias,
-):  # fmt: skip
-    need_x, need_affine = need
-    if training or need_affine:
-        for task in prange(tiles(x, width)):
-            if not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments):
-                tile_sums(0.0, task, M, width, B, cotangent, x, mean, sums, moments)
-        for z in range(x.shape[0]):
-            merge_sums(z, x, M, B, weight, mean, rstd, sums, moments, along, across, dweight, dbias)
+    layout, training, need_x, cotangent, x, weight, mean, rstd, factors, sums, dx, dweight, dbias
+):
+    for z in range(x.shape[0]):
+        for k in range(factors.shape[2]):
+            factors[z, 0, k] = x.dtype.type(mean[z, k // layout[2]])
+    if sums.shape[1] > 0:
+        for task in prange(tiles(x, layout)):
+            if not tile_sums(x.dtype.type(0), task, layout, cotangent, x, factors, sums):
+                tile_sums(0.0, task, layout, cotangent, x, factors, sums)
+    in_range = True
+    for z in range(x.shape[0]):
+        in_range &= backward_factors(
+            z, x, layout, training, weight, mean, rstd, sums, factors, dweight, dbias
+        )
     if need_x:
-        for task in prange(tiles(x, width)):
-            zero = x.dtype.type(0)
-            if not differentiate_tile(
-                zero, task, M, width, training, B, cotangent, x, weight, mean, rstd, along, across, dx
-            ):
-                differentiate_tile(
-                    0.0, task, M, width, training, B, cotangent, x, weight, mean, rstd, along, across, dx
-                )
+        for task in prange(tiles(x, layout)):
+            if in_range:
+                differentiate_tile(x.dtype.type(0), task, layout, training, cotangent, x, factors, dx)
+            else:
+                differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx)
 
 
-def width_of(plan: Cols) -> int:
-    """The length of the rows that x is read as: M, or the largest multiple of a small M up to JOINED."""
-    return plan.M * max(1, min(JOINED // plan.M, plan.A))
+def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
+    """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
+    width = plan.M * max(1, min(JOINED // plan.M, plan.A))
+    columns = width if width > plan.M else max(1, TILE_COLUMNS // plan.repeat) * plan.repeat
+    return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
 
 
-def down(plan: Cols) -> int:
+def down(plan: Cols, width: int) -> int:
     """How many tiles lie below each other."""
-    rows = -(-plan.A * plan.M // width_of(plan))
+    rows = -(-plan.A * plan.M // width)
     return -(-rows // TILE_ROWS)
 
 
@@ -367,21 +383,21 @@ class ColsKernel:
             statistics = running_statistics(plan.eps, *running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
-            sums, squares = np.empty((2, plan.Z, down(plan) if self.training else 0, plan.M))
+            layout = layout_of(plan)
+            mean, variance, rstd = statistics
             self.forward_driver[x.dtype](
-                plan.M,
-                width_of(plan),
+                layout,
                 self.training,
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels).repeat(plan.repeat),
-                affine(bias, 0, x.dtype, plan.channels).repeat(plan.repeat),
-                plan.B,
+                affine(weight, 1, x.dtype, plan.channels),
+                affine(bias, 0, x.dtype, plan.channels),
                 plan.eps,
                 y.reshape(shape),
-                np.empty(plan.statistics if self.training else 0),
-                sums,
-                squares,
-                *statistics,
+                np.empty((plan.Z, 3, plan.channels)),
+                np.empty((plan.Z, down(plan, layout[3]), 2, plan.channels)),
+                mean.reshape(plan.Z, -1),
+                variance.reshape(plan.Z, -1),
+                rstd.reshape(plan.Z, -1),
             )
         return y, statistics
 
@@ -394,35 +410,27 @@ class ColsKernel:
         aux: Statistics,
     ) -> Gradients:
         x, weight, bias = arrays[:3]
-        need = (needs[0], needs[1] or needs[2])
-        dx = np.empty(x.shape if needs[0] else 0, x.dtype)
-        dweight, dbias = np.zeros((2, plan.Z, plan.M))
-        if x.size and any(need):
+        need_x, need_affine = needs[0], needs[1] or needs[2]
+        dx = np.empty(x.shape if need_x else 0, x.dtype)
+        dweight, dbias = np.zeros((2, plan.Z, plan.channels))
+        if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)
-            sums, moments = np.empty((2, plan.Z, down(plan), plan.M))
-            along, across = np.zeros((2, plan.statistics))
+            layout = layout_of(plan)
+            summed = down(plan, layout[3]) if self.training or need_affine else 0
             self.backward_driver[x.dtype](
-                plan.M,
-                width_of(plan),
+                layout,
                 self.training,
-                need,
-                plan.B,
+                need_x,
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels).repeat(plan.repeat),
-                aux[0],
-                aux[2],
-                sums,
-                moments,
-                along,
-                across,
-                dx.reshape(shape if needs[0] else (0, 0)),
+                affine(weight, 1, x.dtype, plan.channels),
+                aux[0].reshape(plan.Z, -1),
+                aux[2].reshape(plan.Z, -1),
+                np.empty((plan.Z, 4, plan.channels)),
+                np.empty((plan.Z, summed, 2, plan.channels)),
+                dx.reshape(shape if need_x else (0, 0)),
                 dweight,
                 dbias,
-            )
-        if plan.repeat > 1:
-            dweight, dbias = (
-                sums.reshape(plan.Z, plan.channels, plan.repeat).sum(axis=2) for sums in (dweight, dbias)
             )
         return gradients(needs, dx, dweight, dbias, weight, bias)
 
