@@ -329,9 +329,7 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
         *(write(DOUBLE, 3), write(DOUBLE, 4), write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
-def backward(
-    layout, training, need_x, cotangent, x, weight, mean, rstd, factors, sums, dx, dweight, dbias
-):
+def backward(layout, training, need_x, cotangent, x, weight, mean, rstd, factors, sums, dx, dweight, dbias):
     for z in range(x.shape[0]):
         for k in range(factors.shape[2]):
             factors[z, 0, k] = x.dtype.type(mean[z, k // layout[2]])
