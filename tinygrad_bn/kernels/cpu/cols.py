@@ -33,7 +33,6 @@ from .arrays import (
     contiguous,
     gradients,
     new_statistics,
-    running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .sums import SAMPLES, add_up, fits, is_finite, reliable, samples, settled
@@ -192,11 +191,12 @@ def normalize_tile(zero, task, x, M, width, weight, bias, B, y, mean, rstd):
 @twins(
     lambda T: (
         *(INT, INT, FLAG, read(T, 2), read(T, 1), read(T, 1), INT, DOUBLE),
-        *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 3), write(DOUBLE, 3)),
-        *(write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 4), write(DOUBLE, 2)),
     )
 )
-def forward(M, width, training, x, weight, bias, B, eps, y, pivots, sums, squares, mean, variance, rstd):
+def forward(M, width, training, x, weight, bias, B, eps, y, pivots, partials, statistics):
+    sums, squares = partials[0], partials[1]
+    mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     if training:
         choose_pivots(x, M, B, pivots)
         for task in prange(tiles(x, width)):
@@ -209,6 +209,9 @@ def forward(M, width, training, x, weight, bias, B, eps, y, pivots, sums, square
                 tile_moments(0.0, task, x, M, width, B, pivots, sums, squares)
             for z in range(x.shape[0]):
                 merge_statistics(z, x, M, B, eps, pivots, sums, squares, mean, variance, rstd)
+    else:
+        for i in range(rstd.size):
+            rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
     for task in prange(tiles(x, width)):
         if not normalize_tile(x.dtype.type(0), task, x, M, width, weight, bias, B, y, mean, rstd):
             normalize_tile(0.0, task, x, M, width, weight, bias, B, y, mean, rstd)
@@ -311,16 +314,16 @@ def differentiate_tile(
 
 @twins(
     lambda T: (
-        *(INT, INT, FLAG, FLAGS, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
-        *(write(DOUBLE, 3), write(DOUBLE, 3), write(DOUBLE, 1), write(DOUBLE, 1)),
-        *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(INT, INT, FLAG, FLAGS, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
+        *(write(DOUBLE, 4), write(DOUBLE, 2), write(T, 2), write(DOUBLE, 3)),
     )
 )
-def backward(
-    M, width, training, need, B, cotangent, x, weight, mean, rstd, sums, moments, along, across, dx, dweight,
-    dbias,
-):  # fmt: skip
+def backward(M, width, training, need, B, cotangent, x, weight, statistics, partials, means, dx, totals):
     need_x, need_affine = need
+    mean, rstd = statistics[0], statistics[2]
+    sums, moments = partials[0], partials[1]
+    along, across = means[0], means[1]
+    dweight, dbias = totals[0], totals[1]
     if training or need_affine:
         for task in prange(tiles(x, width)):
             if not tile_sums(x.dtype.type(0), task, M, width, B, cotangent, x, mean, sums, moments):
@@ -361,13 +364,9 @@ class ColsKernel:
         self, plan: Cols, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
         y = np.empty(x.shape, x.dtype)
-        if self.training:
-            statistics = new_statistics(plan.statistics, x)
-        else:
-            statistics = running_statistics(plan.eps, *running)
+        statistics = new_statistics(plan.statistics, x, running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
-            sums, squares = np.empty((2, plan.Z, down(plan) if self.training else 0, plan.M))
             self.forward_driver[x.dtype](
                 plan.M,
                 width_of(plan),
@@ -379,9 +378,8 @@ class ColsKernel:
                 plan.eps,
                 y.reshape(shape),
                 np.empty(plan.statistics if self.training else 0),
-                sums,
-                squares,
-                *statistics,
+                np.empty((2, plan.Z, down(plan) if self.training else 0, plan.M)),
+                statistics,
             )
         return y, statistics
 
@@ -396,11 +394,9 @@ class ColsKernel:
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
         dx = np.empty(x.shape if needs[0] else 0, x.dtype)
-        dweight, dbias = np.zeros((2, plan.Z, plan.M))
+        sums = np.zeros((2, plan.Z, plan.M))
         if x.size and any(need):
             shape = (plan.Z, plan.A * plan.M)
-            sums, moments = np.empty((2, plan.Z, down(plan), plan.M))
-            along, across = np.zeros((2, plan.statistics))
             self.backward_driver[x.dtype](
                 plan.M,
                 width_of(plan),
@@ -410,21 +406,15 @@ class ColsKernel:
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels).repeat(plan.repeat),
-                aux[0],
-                aux[2],
-                sums,
-                moments,
-                along,
-                across,
+                aux,
+                np.empty((2, plan.Z, down(plan), plan.M)),
+                np.zeros((2, plan.statistics)),
                 dx.reshape(shape if needs[0] else (0, 0)),
-                dweight,
-                dbias,
+                sums,
             )
         if plan.repeat > 1:
-            dweight, dbias = (
-                sums.reshape(plan.Z, plan.channels, plan.repeat).sum(axis=2) for sums in (dweight, dbias)
-            )
-        return gradients(needs, dx, dweight, dbias, weight, bias)
+            sums = sums.reshape(2, plan.Z, plan.channels, plan.repeat).sum(axis=3)
+        return gradients(needs, dx, sums, weight, bias)
 
 
 sequential = ColsKernel(forward.sequential, backward.sequential, training=True)
