@@ -55,16 +55,13 @@ def gradients(
 
     dweight and dbias get the shape of weight, or of bias where weight is absent.
     """
+    dtype = dx.dtype
     like = bias if weight is None else weight
-    shape = sums.shape[2:] if like is None else like.shape
-
-    def total(which: int) -> Array:
-        parts = sums[which, 0] if sums.shape[1] == 1 else sums[which].sum(axis=0)
-        whole = parts.astype(dx.dtype)
-        return whole if whole.shape == shape else whole.reshape(shape)
-
+    totals = sums[:, 0] if sums.shape[1] == 1 else sums.sum(axis=1)
+    if like is not None and like.ndim != 1:
+        totals = totals.reshape(2, *like.shape)
     return (
         dx if needs[0] else None,
-        total(0) if needs[1] else None,
-        total(1) if needs[2] else None,
+        totals[0].astype(dtype) if needs[1] else None,
+        totals[1].astype(dtype) if needs[2] else None,
     )

@@ -317,18 +317,18 @@ class RowsKernel:
     def forward(
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
-        y = np.empty(x.shape, x.dtype)
+        shape, length, dtype = plan.shape, plan.length, x.dtype
+        y = np.empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
-            step = max(1, FORWARD_TASK // plan.length)
-            self.forward_driver[x.dtype](
-                step,
-                contiguous(x, plan.shape),
-                affine(weight, 1, x.dtype, plan.length),
-                affine(bias, 0, x.dtype, plan.length),
+            self.forward_driver[dtype](
+                max(1, FORWARD_TASK // length),
+                contiguous(x, shape),
+                affine(weight, 1, dtype, length),
+                affine(bias, 0, dtype, length),
                 plan.eps,
                 plan.centred,
-                y.reshape(plan.shape),
+                y if y.shape == shape else y.reshape(shape),
                 statistics,
             )
         return y, statistics
