@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
@@ -22,28 +23,41 @@ from .rules import aval, restore
 from .tape import Edge, Node, is_grad_enabled
 from .tensor import Tensor
 
-__all__ = ["Primitive", "Saved", "keep", "operand", "origin_of", "primitive", "unwrap", "write_trace"]
+__all__ = [
+    "Primitive",
+    "Saved",
+    "keep",
+    "operand",
+    "origin_of",
+    "owned",
+    "primitive",
+    "unwrap",
+    "write_trace",
+]
+
+EVERY = range(sys.maxsize)
+"""Every position: where the rules read all inputs, however many there are."""
 
 
 class Saved:
     """What a node keeps: inputs (arrays, or an `Aval` in place of one), the output if it is read,
-    attributes, auxiliary arrays of a kernel; and the version that each array had.
+    attributes that nobody changes, auxiliary arrays of a kernel; and the version that each array had.
     """
 
     __slots__ = ("attributes", "aux", "inputs", "needs", "output", "run", "versions")
 
     def __init__(
         self,
-        inputs: tuple[Any, ...],
+        inputs: Sequence[Any],
         attributes: Mapping[str, Any],
         versions: list[tuple[int, list[int], int]],
         output: Any = None,
-        aux: tuple[Any, ...] = (),
+        aux: Sequence[Any] = (),
         run: Any = None,
         needs: tuple[bool, ...] = (),
     ):
         self.inputs = inputs
-        self.attributes = _owned(attributes) if attributes else attributes
+        self.attributes = attributes
         self.versions = versions
         self.output = output
         self.aux = aux
@@ -89,7 +103,7 @@ class Saved:
         return sum(array.nbytes for array in kept if devices.is_array(array))
 
 
-def _owned(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+def owned(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
     """The attributes, a mapping of this call's own, with values that nobody else can change: index arrays
     and lists, which have no hash, are copied.
     """
@@ -135,25 +149,23 @@ def unwrap(values: Iterable[Any], convert: Callable[[Any], Any]) -> tuple[list[A
 
 def keep(
     values: Sequence[Any], arrays: Sequence[Any], read: Collection[int]
-) -> tuple[tuple[Any, ...], list[tuple[int, list[int], int]]]:
+) -> tuple[list[Any], list[tuple[int, list[int], int]]]:
     """What a node saves of its inputs, of which those at the positions `read` are read again; and the
     versions of the tensors among them.
 
     An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a
     copy of its own."""
-    kept, versions = [], []
-    for position, array in enumerate(arrays):
-        if type(array) is not np.ndarray and not (hasattr(array, "dtype") and devices.is_array(array)):
-            kept.append(array)
-        elif position not in read:
-            kept.append(aval(array.shape, array.dtype))
-        elif type(values[position]) is Tensor:
-            version = values[position]._version
-            kept.append(array)
-            versions.append((position, version, version[0]))
-        else:
-            kept.append(array.copy())
-    return tuple(kept), versions
+    kept, versions = list(arrays), []
+    for position, value in enumerate(values):
+        if type(value) is Tensor:
+            if position in read:
+                version = value._version
+                versions.append((position, version, version[0]))
+            else:
+                kept[position] = value._aval or value.aval
+        elif devices.is_array(array := arrays[position]):
+            kept[position] = array.copy() if position in read else aval(array.shape, array.dtype)
+    return kept, versions
 
 
 def operand(value: Any) -> Any:
@@ -174,15 +186,14 @@ class Primitive:
         self._arity = len(spec.inputs)
         self._variadic = spec.variadic
         self._ruleless = [] if spec.variadic else [p for p, rule in enumerate(spec.vjps) if rule is None]
-        self._all_read = None if spec.keeps is None else tuple({p for read in spec.keeps for p in read})
+        self._all_read = EVERY if spec.keeps is None else tuple({p for read in spec.keeps for p in read})
         self._attributes = [p.name for p in parameters]
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
     def __call__(self, *values: Any, **attributes: Any) -> Tensor:
         if len(values) != self._arity:
             values, attributes = self._bound(values, attributes)
-        if self._defaults:
-            attributes = {**self._defaults, **attributes}
+        attributes = {**self._defaults, **attributes} if attributes else self._defaults
         if self._variadic:
             values = tuple(values[0])
         tracing = trace.current()
@@ -190,7 +201,10 @@ class Primitive:
         arrays, edges = unwrap(values, operand)
         try:
             definition = self.spec.definition
-            output = definition(arrays, **attributes) if self._variadic else definition(*arrays, **attributes)
+            if attributes:
+                output = definition(*([arrays] if self._variadic else arrays), **attributes)
+            else:
+                output = definition(arrays) if self._variadic else definition(*arrays)
             if type(output) is not np.ndarray and devices.on_device(output):
                 devices.one_device(self.name, self._named(arrays))
             result = Tensor.wrap(output)
@@ -202,7 +216,14 @@ class Primitive:
         for position in self._ruleless:
             edges[position] = None
         if any(edges) and is_grad_enabled():
-            saved = self._saved(values, arrays, edges, attributes, result)
+            kept, versions = keep(values, arrays, self._all_read if None not in edges else self._read(edges))
+            output = None
+            if self.spec.keeps_output:
+                output = result._array
+                versions.append((len(kept), result._version, result._version[0]))
+            if attributes is not self._defaults:
+                attributes = owned(attributes)
+            saved = Saved(kept, attributes, versions, output)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(tracing, "forward", self.name, "primitive", arrays, result._array, saved, start)
@@ -255,24 +276,8 @@ class Primitive:
         """The positions of the inputs that the rules of those on the tape read."""
         keeps = self.spec.keeps
         if keeps is None:
-            return range(len(edges))
+            return EVERY
         return [p for edge, read in zip(edges, keeps, strict=False) if edge is not None for p in read]
-
-    def _saved(
-        self,
-        values: Sequence[Any],
-        arrays: Sequence[Any],
-        edges: Sequence[Edge | None],
-        attributes: Mapping[str, Any],
-        result: Tensor,
-    ) -> Saved:
-        """What the rules of the inputs on the tape read."""
-        read = self._all_read if self._all_read is not None and None not in edges else self._read(edges)
-        kept, versions = keep(values, arrays, read)
-        if not self.spec.keeps_output:
-            return Saved(kept, attributes, versions)
-        versions.append((len(kept), result._version, result._version[0]))
-        return Saved(kept, attributes, versions, result._array)
 
     def pull(
         self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool

@@ -19,9 +19,9 @@ import numpy as np
 
 from . import devices, namespace, trace
 from .autograd import grad
-from .dispatch import Saved, keep, origin_of, unwrap, write_trace
+from .dispatch import Saved, keep, origin_of, owned, unwrap, write_trace
 from .registry import REGISTRY, Kernel, OpSpec, Registry
-from .rules import Aval
+from .rules import Aval, aval
 from .tape import Edge, Node, enable_grad, is_grad_enabled
 from .tensor import Tensor, array_of
 
@@ -29,17 +29,25 @@ __all__ = ["DEFINITION", "Explanation", "Fused", "explain", "operation"]
 
 DEFINITION = "definition"
 """`kernel=DEFINITION` runs the definition instead of a kernel."""
+MOST_REMEMBERED = 1024
+"""Calls of an operation that are remembered: more than a model makes, fewer than anyone would notice."""
 
 
 class _Run:
-    """What one call ran: the kernel, its imported target, and its plan."""
+    """What a call runs: the kernel, its imported target and its plan; the attributes, and the shape that the
+    output must have. Without a kernel it is the definition.
+    """
 
-    __slots__ = ("kernel", "plan", "target")
+    __slots__ = ("attributes", "kernel", "plan", "shape", "target")
 
-    def __init__(self, kernel: Kernel, plan: Any):
+    def __init__(
+        self, kernel: Kernel | None, plan: Any, attributes: Mapping[str, Any], shape: tuple[int, ...]
+    ):
         self.kernel = kernel
-        self.target = kernel.resolve()
+        self.target = None if kernel is None else kernel.resolve()
         self.plan = plan
+        self.attributes = attributes
+        self.shape = shape
 
     def __call__(self, operation: str, method: str, array: Any, *arguments: Any) -> Any:
         """What a method of the kernel gives, on the device of an array, which need not be the one in use."""
@@ -57,6 +65,7 @@ class _Run:
             ) from error
 
     def label(self, method: str, dtype: Any) -> str:
+        assert self.kernel is not None
         return f"{self.kernel.target}.{method} {np.dtype(dtype).name}"
 
 
@@ -86,7 +95,8 @@ class Fused:
         self._vjp = _FusedVjp(spec)
         self._dtypes = frozenset(map(np.dtype, spec.dtypes))
         self._elsewhere = {name for k in spec.kernels if k.device != devices.CPU for name in k.dtypes}
-        self._gradients = frozenset(spec.gradients)
+        self._constant = [p for p in range(len(spec.inputs)) if p not in spec.gradients]
+        self._runs: dict[tuple[Any, ...], _Run] = {}
         self._read = range(len(spec.inputs)) if spec.keeps is None else spec.keeps[0]
         parameters = inspect.signature(spec.definition).parameters.values()
         keywords = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -99,27 +109,68 @@ class Fused:
 
     def call(
         self, inputs: tuple[Any, ...], attributes: Mapping[str, Any], kernel: str | None = None
-    ) -> tuple[Tensor, tuple[np.ndarray, ...]]:
+    ) -> tuple[Tensor, Sequence[Any]]:
         """The output, and the auxiliary arrays (such as mean and variance), which are not differentiable.
 
         kernel: the name of the kernel to run, or "definition"; default: by size.
         """
-        tracing = trace.current()
-        start = perf_counter() if tracing is not None else 0.0
         arrays, edges = self._arrays(inputs)
-        attributes = self._bound(attributes)
+        return self._ran(inputs, arrays, edges, self._resolved(arrays, self._bound(attributes), kernel))
+
+    def remembered(
+        self,
+        inputs: tuple[Any, ...],
+        attributes: Callable[..., Mapping[str, Any]],
+        arguments: tuple[Any, ...],
+        kernel: str | None = None,
+    ) -> tuple[Tensor, Sequence[Any]]:
+        """As `call`, with the attributes that `attributes(shapes, *arguments)` makes of checked arguments.
+
+        A model makes the same few calls again and again: what it comes to for inputs of these shapes and
+        dtypes is found once. Arguments are told apart by value and type, except 0.0 and -0.0.
+        """
+        arrays, edges = self._arrays(inputs)
+        avals = [
+            (value._aval or value.aval)
+            if type(value) is Tensor
+            else (None if array is None else aval(array.shape, array.dtype))
+            for value, array in zip(inputs, arrays, strict=True)
+        ]
+        key = (_device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
+        try:
+            run = self._runs.get(key)
+        except TypeError:  # an argument has no hash: an error, most likely
+            return self.call(inputs, attributes(_shapes(arrays), *arguments), kernel)
+        if run is None:
+            run = self._resolved(arrays, attributes(_shapes(arrays), *arguments), kernel)
+            if len(self._runs) >= MOST_REMEMBERED:
+                self._runs.clear()
+            self._runs[key] = run
+        return self._ran(inputs, arrays, edges, run)
+
+    def _resolved(self, arrays: Sequence[Any], attributes: Mapping[str, Any], kernel: str | None) -> _Run:
+        """What a call comes to."""
+        self._check_dtypes(arrays)
+        attributes = owned(attributes)
         plan = _plan(self.spec, arrays, attributes)
         chosen = _choose(self.spec, plan, arrays[0], _device(arrays[0]), kernel)
-        if chosen is None:
-            return self._defined(inputs, arrays, attributes)
-        run = _Run(chosen, plan)
-        output, aux = run(self.name, "forward", arrays[0], plan, *arrays)
-        self._check(output, run, "forward", self._shape(arrays, attributes), arrays[0].dtype, arrays[0])
+        return _Run(chosen, plan, attributes, self._shape(arrays, attributes))
+
+    def _ran(
+        self, inputs: tuple[Any, ...], arrays: Sequence[Any], edges: Sequence[Edge | None], run: _Run
+    ) -> tuple[Tensor, Sequence[Any]]:
+        """The output and the auxiliary arrays, on the tape."""
+        if run.kernel is None:
+            return self._defined(inputs, arrays, run.attributes)
+        tracing = trace.current()
+        start = perf_counter() if tracing is not None else 0.0
+        output, aux = run(self.name, "forward", arrays[0], run.plan, *arrays)
+        self._check(output, run, "forward", run.shape, arrays[0].dtype, arrays[0])
         result = Tensor.wrap(output)
         saved = None
         if any(edges) and is_grad_enabled():
             kept, versions = keep(inputs, arrays, self._read)
-            saved = Saved(kept, attributes, versions, aux=aux, run=run)
+            saved = Saved(kept, run.attributes, versions, None, aux, run)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(
@@ -136,7 +187,7 @@ class Fused:
 
     def _defined(
         self, inputs: Sequence[Any], arrays: Sequence[Any], attributes: Mapping[str, Any]
-    ) -> tuple[Tensor, tuple[np.ndarray, ...]]:
+    ) -> tuple[Tensor, Sequence[Any]]:
         """The output and the auxiliary arrays by the definition, which the tape records as primitives."""
         tensors = [
             v if type(v) is Tensor or a is None else Tensor(a) for v, a in zip(inputs, arrays, strict=True)
@@ -150,7 +201,7 @@ class Fused:
         """The shape that the output must have."""
         if self.spec.shape_rule is None:
             return arrays[0].shape
-        return self.spec.shape_rule(tuple([None if a is None else a.shape for a in arrays]), attributes)
+        return self.spec.shape_rule(_shapes(arrays), attributes)
 
     def _check(
         self, array: Any, run: _Run, method: str, shape: tuple[int, ...], dtype: np.dtype, beside: Any
@@ -169,7 +220,7 @@ class Fused:
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
         """Raise what a call would raise for its inputs or a kernel's name, before anything is drawn."""
-        self._arrays(inputs)
+        self._check_dtypes(self._arrays(inputs)[0])
         if kernel is None or kernel == DEFINITION:
             return
         names = list(dict.fromkeys(known.name for known in self.spec.kernels))
@@ -179,9 +230,7 @@ class Fused:
             )
 
     def _arrays(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Edge | None]]:
-        """The arrays of the inputs, and where they are on the tape; those that have a gradient share the
-        dtype of the first.
-        """
+        """The arrays of the inputs, on one device, and where they are on the tape."""
         spec = self.spec
         if len(inputs) != len(spec.inputs):
             raise TypeError(
@@ -190,28 +239,31 @@ class Fused:
         arrays, edges = unwrap(inputs, _native)
         if arrays[0] is None:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
-        wanted = arrays[0].dtype
-        elsewhere = False
-        for position, array in enumerate(arrays):
-            if array is None:
-                continue
-            if type(array) is not np.ndarray:
-                elsewhere = True
-            if position in self._gradients:
-                if array.dtype != wanted or not (array.dtype in self._dtypes or self._stored(array)):
-                    raise TypeError(
-                        f"{spec.name}: {spec.inputs[position]} has dtype {array.dtype}, wanted "
-                        f"{wanted if position else ' or '.join(spec.dtypes)}; convert it with .astype()"
-                    )
-            elif edges[position] is not None and is_grad_enabled():
+        for array in arrays:
+            if type(array) is not np.ndarray and array is not None:
+                devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
+                break
+        for position in self._constant:
+            if edges[position] is not None and is_grad_enabled():
                 name = spec.inputs[position]
                 raise ValueError(
                     f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
                     f"{name}.detach()"
                 )
-        if elsewhere:
-            devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
         return arrays, edges
+
+    def _check_dtypes(self, arrays: Sequence[Any]) -> None:
+        """Inputs that have a gradient share the dtype of the first."""
+        spec, wanted = self.spec, arrays[0].dtype
+        for position in spec.gradients:
+            array = arrays[position]
+            if array is not None and (
+                array.dtype != wanted or not (array.dtype in self._dtypes or self._stored(array))
+            ):
+                raise TypeError(
+                    f"{spec.name}: {spec.inputs[position]} has dtype {array.dtype}, wanted "
+                    f"{wanted if position else ' or '.join(spec.dtypes)}; convert it with .astype()"
+                )
 
     def _stored(self, array: Any) -> bool:
         """Whether kernels of another device than the CPU serve an array there, as 16-bit floats."""
@@ -243,7 +295,9 @@ class Fused:
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
         results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
-        held = set(map(id, (*arrays, *saved.aux)))
+        held = {id(saved.aux), *map(id, arrays)}
+        if type(saved.aux) is tuple:  # and no single array
+            held.update(map(id, saved.aux))
         for position, needed in enumerate(needs):
             if needed:
                 given, gradient = saved.inputs[position], results[position]
@@ -279,6 +333,7 @@ class Fused:
         device: where the inputs are taken to be, instead of where they are.
         """
         (arrays, _), attributes = self._arrays(inputs), self._bound(attributes)
+        self._check_dtypes(arrays)
         plan, array = _plan(self.spec, arrays, attributes), arrays[0]
         there = _device(array) if device is None else devices.named(device)
         why_not = None if there == _device(array) else devices.problem(there)
@@ -399,7 +454,11 @@ def _plan(spec: OpSpec, arrays: Sequence[Any], attributes: Mapping[str, Any]) ->
     """What a kernel is told about the call."""
     if spec.plan is None:
         return attributes
-    return spec.plan(tuple([None if array is None else array.shape for array in arrays]), attributes)
+    return spec.plan(_shapes(arrays), attributes)
+
+
+def _shapes(arrays: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
+    return tuple([None if array is None else array.shape for array in arrays])
 
 
 def _native(value: Any) -> Any:

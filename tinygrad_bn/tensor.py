@@ -13,11 +13,13 @@ import numpy as np
 
 from . import devices
 from .namespace import tensors as ops
+from .rules import Aval, aval
 from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
 
 __all__ = ["DTYPES", "Tensor", "tensor"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+new = object.__new__
 CUDA_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Names of those on a CUDA device: two of 16 bits in memory, and float32 in the fused kernels, besides."""
 
@@ -40,7 +42,7 @@ class Tensor:
     on a GPU can be written to, which the tape does not see.
     """
 
-    __slots__ = ("__weakref__", "_array", "_edge", "_version", "grad")
+    __slots__ = ("__weakref__", "_array", "_aval", "_edge", "_version", "grad")
 
     __array_ufunc__ = None  # so that ndarray + Tensor reaches Tensor.__radd__
     __hash__ = object.__hash__  # == compares elements; a tensor is a dictionary key by identity
@@ -58,6 +60,7 @@ class Tensor:
         wanted = None if device is None else _available(device)
         _check_dtype(array, wanted)
         self._array = array if wanted is None else devices.send(array, wanted)
+        self._aval: Aval | None = None
         self._edge: Edge | None = None
         self._version = [0]
         self.grad: Tensor | None = None
@@ -78,8 +81,9 @@ class Tensor:
             array = devices.as_array(array)
         if array.dtype not in DTYPES:
             _check_dtype(array)
-        self = cls.__new__(cls)
+        self = new(cls)
         self._array = array
+        self._aval = None
         self._edge = edge
         self._version = [0] if version is None else version
         self.grad = None
@@ -105,6 +109,13 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         return self._array.shape
+
+    @property
+    def aval(self) -> Aval:
+        """What is left of this tensor where its values are not kept: the same object for equal ones."""
+        if self._aval is None:
+            self._aval = aval(self._array.shape, self._array.dtype)
+        return self._aval
 
     @property
     def ndim(self) -> int:
@@ -474,24 +485,25 @@ def edge_of(value: Any, operation: str) -> Edge:
 
 def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool) -> Any:
     """The cotangent that starts a sweep at `output`: a Tensor under `create_graph`, an array otherwise."""
+    made = output._array
     if given is None:
-        if output.size != 1:
+        if made.size != 1:
             raise ValueError(
                 f"{operation}: the output has shape {output.shape}; only one element has a gradient without "
                 "a cotangent: pass one of that shape, or reduce the output first, e.g. with .sum()"
             )
-        given = devices.full(output.shape, 1.0, output.dtype, like=output._array)
+        given = devices.full(output.shape, 1.0, made.dtype, like=made)
     array = array_of(given)
     if not devices.is_array(array):  # numbers have no place yet
-        array = given = devices.send(np.asarray(array, output.dtype), output.device)
-    if array.shape != output.shape:
+        array = given = devices.send(np.asarray(array, made.dtype), output.device)
+    if array.shape != made.shape:
         raise ValueError(f"{operation}: the cotangent has shape {array.shape}, the output has {output.shape}")
-    if type(array) is not np.ndarray or type(output._array) is not np.ndarray:
-        devices.one_device(operation, (("output", output._array), ("cotangent", array)))
+    if type(array) is not np.ndarray or type(made) is not np.ndarray:
+        devices.one_device(operation, (("output", made), ("cotangent", array)))
     if create_graph:
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
-    return array.astype(output.dtype, copy=False)
+    return array if array.dtype == made.dtype else array.astype(made.dtype)
 
 
 def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> list[Any]:

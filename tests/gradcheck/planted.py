@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_bn import kernels, registry
+from tinygrad_bn.fused import Fused
 from tinygrad_bn.kernels import views
+from tinygrad_bn.ops import norms
 
 
 class Layout(NamedTuple):
@@ -148,6 +150,14 @@ def plant(monkeypatch, wrong, twins):
         return Norm(training=not name.endswith("_inference"), wrong=mine)
 
     monkeypatch.setattr(registry, "_resolve", functools.cache(resolve))
+    forget_calls(monkeypatch)
+
+
+def forget_calls(monkeypatch):
+    """Have operations remember nothing of calls before this test, and after it nothing of those in it."""
+    for operation in vars(norms).values():
+        if isinstance(operation, Fused):
+            monkeypatch.setattr(operation, "_runs", {})
 
 
 def plant_in_source(monkeypatch, folder, file, function, old, new):
@@ -166,3 +176,4 @@ def plant_in_source(monkeypatch, folder, file, function, old, new):
         return real(target.replace(kernels.__name__, package) if ":sequential" in target else target)
 
     monkeypatch.setattr(registry, "_resolve", resolve)
+    forget_calls(monkeypatch)

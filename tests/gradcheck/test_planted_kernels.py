@@ -256,6 +256,7 @@ def test_a_kernel_that_is_not_declared_is_an_error(monkeypatch, spec, kernel):
     operation = getattr(importlib.import_module(spec.definition.__module__), f"_{spec.short_name}")
     left = tuple(each for each in spec.kernels if each != kernel)
     monkeypatch.setattr(operation, "spec", dataclasses.replace(spec, kernels=left))
+    planted.forget_calls(monkeypatch)
     status, entries = run_cases(spec.short_name)
     verdicts = [entry["verdict"] for entry in entries]
     assert status == 1
@@ -278,6 +279,7 @@ def test_a_kernel_that_cannot_be_imported_is_an_error(monkeypatch, target):
         return real(name)
 
     monkeypatch.setattr(registry, "_resolve", resolve)
+    planted.forget_calls(monkeypatch)
     operation = next(spec.short_name for spec, kernel in KERNELS if kernel.target == target)
     status, entries = run_cases(operation)
     assert status == 1
@@ -294,6 +296,7 @@ def test_a_kernel_that_cannot_be_imported_is_an_error(monkeypatch, target):
 def test_the_definition_in_place_of_a_kernel_is_never_accepted(monkeypatch, family):
     """Its numbers are perfect; but nothing would have been proved of any kernel."""
     monkeypatch.setattr(fused, "_choose", lambda *_: None)
+    planted.forget_calls(monkeypatch)
     result = check_configuration(Configuration.parse(FAMILIES[family]))
     assert result.verdict is Verdict.ERROR
     assert "kernel: sequential: 0 compiled kernels ran in forward, wanted 1" in result.reasons
@@ -306,6 +309,7 @@ def test_one_kernel_under_both_names_is_an_error(monkeypatch):
     one = layer_norm.spec.kernels[0]
     both = (one, dataclasses.replace(one, name="parallel"))
     monkeypatch.setattr(layer_norm, "spec", dataclasses.replace(layer_norm.spec, kernels=both))
+    planted.forget_calls(monkeypatch)
     result = check_configuration(Configuration.parse(FAMILIES["rows"]))
     assert result.verdict is Verdict.ERROR
     assert "sequential and parallel are the same kernel in forward" in result.reasons[0]
@@ -333,6 +337,7 @@ def test_a_kernel_that_raises_in_some_calls_only_is_an_error_not_a_crash(monkeyp
     monkeypatch.setattr(
         registry, "_resolve", lambda target: kernels.get(target.rpartition(":")[2]) or real(target)
     )
+    planted.forget_calls(monkeypatch)
     result = check_configuration(Configuration.parse(FAMILIES["rows"]))
     assert result.verdict is Verdict.ERROR
     assert any(f"{twin}: ZeroDivisionError: not again" in reason for reason in result.reasons)

@@ -135,6 +135,7 @@ def test_a_kernel_that_is_wrong_in_one_regime_is_found_to_be(monkeypatch, condit
         return kernels.setdefault(target, OnlyIf(condition, training=True))
 
     monkeypatch.setattr(registry, "_resolve", resolve)
+    planted.forget_calls(monkeypatch)
     assert regimes([check_configuration(case) for case in CASES])["layer_norm"].startswith(
         f"layer_norm fails {expected}"
     )

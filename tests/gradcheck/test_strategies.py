@@ -135,6 +135,7 @@ def test_an_error_planted_in_kernels_is_found_and_shrunk(monkeypatch):
         "tinygrad_bn.registry._resolve",
         lambda target: kernels.setdefault(target, Sequential(training=True)),
     )
+    planted.forget_calls(monkeypatch)
     result = CliRunner().invoke(cli, ["fuzz", "--op", "layer_norm", "--examples", "60"])
     assert result.exit_code == 1
     assert "\nFAIL  layer_norm shape=5 tail=1\n" in result.stdout

@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 
 from ..devices import is_array
-from ..tensor import array_of
+from ..tensor import Tensor
 
 __all__ = [
     "as_index",
     "check_affine",
     "check_channel_axis",
     "check_eps",
+    "check_input",
     "check_rank",
+    "check_trailing",
     "is_number",
-    "shape_of",
 ]
 
+Shapes = Sequence[Any]
+"""Those of an operation's inputs; None for an absent one."""
 
-def shape_of(operation: str, value: Any) -> tuple[int, ...]:
-    """The shape of the input."""
-    array = array_of(value)
-    if type(array) is not np.ndarray and not is_array(array):
+
+def check_input(operation: str, value: Any) -> None:
+    if type(value) is not Tensor and not is_array(value):
         raise TypeError(f"{operation}: input is {type(value).__name__}, wanted a Tensor or an array")
-    return array.shape
 
 
 def as_index(operation: str, name: str, value: Any, wanted: str) -> int:
@@ -44,13 +45,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def check_rank(operation: str, shape: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
+def check_rank(operation: str, shape: tuple[int, ...], low: int, high: int) -> None:
     if not low <= len(shape) <= high:
         raise ValueError(
             f"{operation}: input has rank {len(shape)}, shape {shape}; wanted rank {low} to {high}, the "
             "batch first"
         )
-    return shape
 
 
 def check_channel_axis(operation: str, channel_axis: int) -> int:
@@ -67,31 +67,21 @@ def check_eps(operation: str, eps: float) -> float:
     return float(eps)
 
 
-def check_affine(
-    operation: str,
-    shape: tuple[int, ...],
-    wanted: int | Sequence[int],
-    weight: Any,
-    bias: Any,
-    *,
-    trailing: bool = True,
-) -> tuple[int, ...]:
-    """The shape that weight and bias must have, and in which the input must end where `trailing`."""
-    if type(wanted) is int:
-        expected: tuple[int, ...] = (wanted,)
-    else:
-        lengths = wanted if isinstance(wanted, (tuple, list)) else (wanted,)
-        what = "an integer, or a tuple of them: the last axes of the input"
-        expected = tuple([as_index(operation, "normalized_shape", n, what) for n in lengths])
-    if trailing and (not expected or shape[-len(expected) :] != expected):
+def check_trailing(operation: str, shapes: Shapes, lengths: Sequence[Any]) -> tuple[int, ...]:
+    """The lengths of the last axes of the input, as integers: the shape of weight and bias."""
+    what = "an integer, or a tuple of them: the last axes of the input"
+    wanted = tuple([as_index(operation, "normalized_shape", n, what) for n in lengths])
+    if not wanted or shapes[0][-len(wanted) :] != wanted:
         raise ValueError(
-            f"{operation}: normalized_shape is {expected}, wanted the last axes of the input, whose "
-            f"shape is {shape}"
+            f"{operation}: normalized_shape is {wanted}, wanted the last axes of the input, whose "
+            f"shape is {shapes[0]}"
         )
-    for name, value in (("weight", weight), ("bias", bias)):
-        if value is not None:
-            array = array_of(value)
-            shape = array.shape if isinstance(array, np.ndarray) else np.shape(array)
-            if shape != expected:
-                raise ValueError(f"{operation}: {name} has shape {shape}, wanted {expected}")
-    return expected
+    check_affine(operation, shapes, wanted)
+    return wanted
+
+
+def check_affine(operation: str, shapes: Shapes, wanted: tuple[int, ...]) -> None:
+    """Of shapes, those of weight and bias follow that of the input."""
+    for name, shape in (("weight", shapes[1]), ("bias", shapes[2])):
+        if shape is not None and shape != wanted:
+            raise ValueError(f"{operation}: {name} has shape {shape}, wanted {wanted}")

@@ -16,7 +16,7 @@ from ..kernels.masks import Mask, Scale
 from ..random import Generator, default_generator
 from ..registry import BenchCase, Kernel, Sample
 from ..tensor import CUDA_DTYPES, Tensor
-from .checks import as_index, shape_of
+from .checks import as_index, check_input
 
 __all__ = ["dropout"]
 
@@ -142,7 +142,7 @@ def dropout(
 
     Source: Srivastava et al., Dropout, 2014, section 4.
     """
-    shape = shape_of("dropout", input)
+    check_input("dropout", input)
     if mode not in MODES:
         raise ValueError(f"dropout: mode is {mode!r}, wanted {' or '.join(map(repr, MODES))}")
     if generator is not None and not isinstance(generator, Generator):
@@ -150,7 +150,7 @@ def dropout(
             f"dropout: generator is {type(generator).__name__}, wanted a tinygrad_bn.Generator or None"
         )
     quantised = philox.quantise(p)
-    mask_shape = _mask_shape(shape, axis)
+    mask_shape = _mask_shape(input.shape, axis)
     upscale = mode == "upscale_in_train"
     _dropout.check((input,), kernel)  # before a call number is taken
     if not training:

@@ -14,6 +14,7 @@ number of batches that the statistics already hold."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..devices import is_array, one_device
 from ..tensor import Tensor, array_of
 from .checks import as_index, is_number
 
-__all__ = ["CONVENTIONS", "Running"]
+__all__ = ["CONVENTIONS", "Running", "check_running"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ CONVENTIONS = {
 }
 
 
+def check_running(operation: str, shapes: Sequence[Any], wanted: tuple[int, ...]) -> None:
+    """Running mean and variance have one value per channel."""
+    for name, shape in zip(("running_mean", "running_var"), shapes, strict=False):
+        if shape != wanted:
+            raise ValueError(f"{operation}: {name} has shape {shape}, wanted {wanted}, one value per channel")
+
+
 class Running:
     """The running statistics of one call: checked when made, written by `update` after the operation
     succeeded.
@@ -51,7 +59,6 @@ class Running:
         operation: str,
         mean: Any,
         variance: Any,
-        channels: int,
         *,
         momentum: float | str | None = "default",
         convention: str = "torch",
@@ -65,13 +72,18 @@ class Running:
         self.operation = operation
         self.mean, self.variance = mean, variance
         if mean is not None:
-            self._check("running_mean", mean, channels)
-            self._check("running_var", variance, channels)
+            self._check("running_mean", mean)
+            self._check("running_var", variance)
         self._weight, self._unbiased = self._reading(momentum, convention, num_batches_tracked)
 
     @property
     def present(self) -> bool:
         return self.mean is not None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """For `check_running`, of those that are present."""
+        return (self.mean.shape, self.variance.shape) if self.present else ()
 
     def check_writable(self, input: Any) -> None:
         """Raise before anything is computed what `update` with this input's statistics would raise after."""
@@ -104,16 +116,11 @@ class Running:
             new += batch * (self._weight * factor)
             target[...] = new
 
-    def _check(self, name: str, value: Any, channels: int) -> None:
+    def _check(self, name: str, value: Any) -> None:
         array = array_of(value)
         if not is_array(array) or array.dtype.kind != "f":
             got = array.dtype if is_array(array) else type(value).__name__
             raise TypeError(f"{self.operation}: {name} is {got}, wanted an array or Tensor of floats")
-        if array.shape != (channels,):
-            raise ValueError(
-                f"{self.operation}: {name} has shape {array.shape}, wanted ({channels},), one value per "
-                "channel"
-            )
 
     def _reading(self, momentum: Any, convention: str, num_batches_tracked: Any) -> tuple[float, bool]:
         """The weight of the batch, and whether the variance stored is the unbiased one."""

@@ -38,7 +38,13 @@ LONGEST = 2.0  # seconds of a processor for one case: an edited loop may never e
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
     "sums": {"CHUNK": 4, "SHORT_ROW": 6},
-    "rows": {"FORWARD_TASK": 16, "MOST_BACKWARD_ROWS": 5, "BACKWARD_TASKS": 1, "BLOCK": 8},
+    "rows": {
+        "FORWARD_TASK": 16,
+        "MOST_BACKWARD_ROWS": 5,
+        "BACKWARD_TASKS": 1,
+        "LEAST_BACKWARD": 1,
+        "BLOCK": 8,
+    },
     "split": {},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
     "dropout": {"TASK": 16, "PIECE": 8},

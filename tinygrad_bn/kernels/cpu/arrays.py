@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Statistics = tuple[Array, Array, Array]
+Statistics = Array
+"""[3, S] in float64: mean, variance and rstd. It is what a forward pass hands to its vjp, as `aux`."""
 Gradients = tuple[Array | None, Array | None, Array | None]
 
 
@@ -37,36 +38,30 @@ def _constant(size: int, value: float, dtype: np.dtype) -> Array:
     return array
 
 
-def new_statistics(count: int, x: Array) -> Statistics:
-    """Room for mean, variance and rstd; NaN where x is empty, as the mean of no values is."""
-    if x.size == 0:
-        return np.full(count, np.nan), np.full(count, np.nan), np.full(count, np.nan)
-    return np.empty(count), np.empty(count), np.empty(count)
-
-
-def running_statistics(eps: float, running_mean: Array, running_var: Array) -> Statistics:
-    """The statistics of inference, as copies in float64."""
-    mean, variance = running_mean.astype(np.float64).reshape(-1), running_var.astype(np.float64).reshape(-1)
-    with np.errstate(all="ignore"):
-        return mean, variance, 1 / np.sqrt(variance + eps)
+def new_statistics(count: int, x: Array, running: Sequence[Array] = ()) -> Statistics:
+    """Room for the statistics, of which running mean and variance are filled in where they are given; NaN
+    where x is empty, as the mean of no values is.
+    """
+    statistics = np.empty((3, count)) if x.size else np.full((3, count), np.nan)
+    for row, given in enumerate(running):
+        statistics[row] = given.reshape(-1)
+    return statistics
 
 
 def gradients(
-    needs: Sequence[bool], dx: Array, dweight: Array, dbias: Array, weight: Array | None, bias: Array | None
+    needs: Sequence[bool], dx: Array, sums: Array, weight: Array | None, bias: Array | None
 ) -> Gradients:
-    """The gradients that are needed, from dx and the sums [Z, channels] of dweight and dbias in float64.
+    """The gradients that are needed, from dx and the sums [2, Z, channels] of dweight and dbias in float64.
 
     dweight and dbias get the shape of weight, or of bias where weight is absent.
     """
+    dtype = dx.dtype
     like = bias if weight is None else weight
-    shape = dweight.shape[1:] if like is None else like.shape
-
-    def total(parts: Array) -> Array:
-        whole = (parts[0] if len(parts) == 1 else parts.sum(axis=0)).astype(dx.dtype)
-        return whole if whole.shape == shape else whole.reshape(shape)
-
+    totals = sums[:, 0] if sums.shape[1] == 1 else sums.sum(axis=1)
+    if like is not None and like.ndim != 1:
+        totals = totals.reshape(2, *like.shape)
     return (
         dx if needs[0] else None,
-        total(dweight) if needs[1] else None,
-        total(dbias) if needs[2] else None,
+        totals[0].astype(dtype) if needs[1] else None,
+        totals[1].astype(dtype) if needs[2] else None,
     )

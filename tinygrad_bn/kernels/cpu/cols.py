@@ -36,7 +36,6 @@ from .arrays import (
     contiguous,
     gradients,
     new_statistics,
-    running_statistics,
 )
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
 from .sums import SAMPLES, fits, is_finite, reliable, samples, settled
@@ -157,8 +156,8 @@ def tile_moments(zero, task, x, layout, factors, sums):
 
 
 @body
-def merge_statistics(z, x, layout, eps, factors, sums, mean, variance, rstd):
-    """From the sums of the tiles of one z to its statistics.
+def merge_statistics(z, x, layout, factors, sums, mean, variance):
+    """From the sums of the tiles of one z to its mean and variance.
 
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
     """
@@ -169,7 +168,8 @@ def merge_statistics(z, x, layout, eps, factors, sums, mean, variance, rstd):
         for k in range(sums.shape[3]):
             sums[z, 0, 0, k] += sums[z, t, 0, k]
             sums[z, 0, 1, k] += sums[z, t, 1, k]
-    for s in range(mean.shape[1]):
+    for s in range(M // (repeat * members)):
+        i = z * (M // (repeat * members)) + s
         total = 0.0
         square = 0.0
         for k in range(s * members, s * members + members):
@@ -177,29 +177,32 @@ def merge_statistics(z, x, layout, eps, factors, sums, mean, variance, rstd):
             square += sums[z, 0, 1, k]
         good &= settled(n, total, square) and reliable(square, x)
         shift = total / n
-        mean[z, s] = factors[z, 0, s * members] + shift
-        variance[z, s] = (square - min(total * shift, square)) / n
-        rstd[z, s] = 1.0 / np.sqrt(variance[z, s] + eps)
+        mean[i] = factors[z, 0, s * members] + shift
+        variance[i] = (square - min(total * shift, square)) / n
         for k in range(s * members, s * members + members):
-            factors[z, 0, k] = mean[z, s] if is_finite(mean[z, s]) else 0.0
+            factors[z, 0, k] = mean[i] if is_finite(mean[i]) else 0.0
     return good
 
 
 @body
-def forward_factors(z, x, layout, weight, bias, mean, rstd, factors):
-    """Of each channel of one z, so that y is (x − factor 0) · factor 1 + factor 2.
+def forward_factors(z, x, layout, weight, bias, eps, mean, variance, rstd, factors):
+    """Of each channel of one z, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
 
     Whether the dtype of x is wide enough for them is returned.
     """
+    M, repeat, members, _width, _columns = layout
     in_range = True
-    for k in range(factors.shape[2]):
-        s = k // layout[2]
-        factor = rstd[z, s] * weight[k]
-        in_range &= reliable(rstd[z, s], x) and (reliable(factor, x) or weight[k] == 0)
-        centre = x.dtype.type(mean[z, s])
-        factors[z, 0, k] = centre
-        factors[z, 1, k] = factor
-        factors[z, 2, k] = (centre - mean[z, s]) * factor + bias[k]
+    for s in range(M // (repeat * members)):
+        i = z * (M // (repeat * members)) + s
+        rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
+        in_range &= reliable(rstd[i], x)
+        centre = x.dtype.type(mean[i])
+        for k in range(s * members, s * members + members):
+            factor = rstd[i] * weight[k]
+            in_range &= reliable(factor, x) or weight[k] == 0
+            factors[z, 0, k] = centre
+            factors[z, 1, k] = factor
+            factors[z, 2, k] = (centre - mean[i]) * factor + bias[k]
     return in_range
 
 
@@ -218,11 +221,12 @@ def normalize_tile(zero, task, x, layout, factors, y):
 
 @twins(
     lambda T: (
-        *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE, write(T, 2), write(DOUBLE, 3)),
-        *(write(DOUBLE, 4), write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
+        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(DOUBLE, 2)),
     )
 )
-def forward(layout, training, x, weight, bias, eps, y, factors, sums, mean, variance, rstd):
+def forward(layout, training, x, weight, bias, eps, y, factors, sums, statistics):
+    mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     in_range = True
     if training:
         for z in range(x.shape[0]):
@@ -234,12 +238,12 @@ def forward(layout, training, x, weight, bias, eps, y, factors, sums, mean, vari
                 else:
                     tile_moments(x.dtype.type(0), task, x, layout, factors, sums)
             for z in range(x.shape[0]):
-                in_range &= merge_statistics(z, x, layout, eps, factors, sums, mean, variance, rstd)
+                in_range &= merge_statistics(z, x, layout, factors, sums, mean, variance)
             if in_range:
                 break
     in_range = True
     for z in range(x.shape[0]):
-        in_range &= forward_factors(z, x, layout, weight, bias, mean, rstd, factors)
+        in_range &= forward_factors(z, x, layout, weight, bias, eps, mean, variance, rstd, factors)
     for task in prange(tiles(x, layout)):
         if in_range:
             normalize_tile(x.dtype.type(0), task, x, layout, factors, y)
@@ -285,9 +289,10 @@ def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, 
             dbias[z, k] += sums[z, t, 0, k]
             dweight[z, k] += sums[z, t, 1, k]
     in_range = True
-    for s in range(mean.shape[1]):
-        scale = rstd[z, s]
-        rest = factors[z, 0, s * members] - mean[z, s]
+    for s in range(M // (repeat * members)):
+        i = z * (M // (repeat * members)) + s
+        scale = rstd[i]
+        rest = factors[z, 0, s * members] - mean[i]
         total = 0.0
         moment = 0.0
         for k in range(s * members, s * members + members):
@@ -325,14 +330,17 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
 
 @twins(
     lambda T: (
-        *(LAYOUT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), read(DOUBLE, 2)),
-        *(write(DOUBLE, 3), write(DOUBLE, 4), write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(LAYOUT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(T, 2), write(DOUBLE, 3)),
     )
 )
-def backward(layout, training, need_x, cotangent, x, weight, mean, rstd, factors, sums, dx, dweight, dbias):
+def backward(layout, training, need_x, cotangent, x, weight, statistics, factors, sums, dx, totals):
+    mean, rstd = statistics[0], statistics[2]
+    dweight, dbias = totals[0], totals[1]
+    channels = factors.shape[2]
     for z in range(x.shape[0]):
-        for k in range(factors.shape[2]):
-            factors[z, 0, k] = x.dtype.type(mean[z, k // layout[2]])
+        for k in range(channels):
+            factors[z, 0, k] = x.dtype.type(mean[(z * channels + k) // layout[2]])
     if sums.shape[1] > 0:
         for task in prange(tiles(x, layout)):
             if not tile_sums(x.dtype.type(0), task, layout, cotangent, x, factors, sums):
@@ -375,14 +383,11 @@ class ColsKernel:
         self, plan: Cols, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
         y = np.empty(x.shape, x.dtype)
-        if self.training:
-            statistics = new_statistics(plan.statistics, x)
-        else:
-            statistics = running_statistics(plan.eps, *running)
+        statistics = new_statistics(plan.statistics, x, running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
             layout = layout_of(plan)
-            mean, variance, rstd = statistics
+            summed = down(plan, layout[3]) if self.training else 0
             self.forward_driver[x.dtype](
                 layout,
                 self.training,
@@ -392,10 +397,8 @@ class ColsKernel:
                 plan.eps,
                 y.reshape(shape),
                 np.empty((plan.Z, 3, plan.channels)),
-                np.empty((plan.Z, down(plan, layout[3]), 2, plan.channels)),
-                mean.reshape(plan.Z, -1),
-                variance.reshape(plan.Z, -1),
-                rstd.reshape(plan.Z, -1),
+                np.empty((plan.Z, summed, 2, plan.channels)),
+                statistics,
             )
         return y, statistics
 
@@ -410,7 +413,7 @@ class ColsKernel:
         x, weight, bias = arrays[:3]
         need_x, need_affine = needs[0], needs[1] or needs[2]
         dx = np.empty(x.shape if need_x else 0, x.dtype)
-        dweight, dbias = np.zeros((2, plan.Z, plan.channels))
+        totals = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)
             layout = layout_of(plan)
@@ -422,15 +425,13 @@ class ColsKernel:
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
-                aux[0].reshape(plan.Z, -1),
-                aux[2].reshape(plan.Z, -1),
+                aux,
                 np.empty((plan.Z, 4, plan.channels)),
                 np.empty((plan.Z, summed, 2, plan.channels)),
                 dx.reshape(shape if need_x else (0, 0)),
-                dweight,
-                dbias,
+                totals,
             )
-        return gradients(needs, dx, dweight, dbias, weight, bias)
+        return gradients(needs, dx, totals, weight, bias)
 
 
 sequential = ColsKernel(forward.sequential, backward.sequential, training=True)

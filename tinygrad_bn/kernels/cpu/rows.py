@@ -41,6 +41,8 @@ FORWARD_TASK = 16384
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
 MOST_BACKWARD_ROWS = 64
 BACKWARD_TASKS = 16
+# But what comes with a task costs more than so many values.
+LEAST_BACKWARD = 2048
 # Several short rows go through each pass together, so many values: they stay in the first-level cache. Few
 # rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
 # dweight and dbias as long as a row.
@@ -83,10 +85,11 @@ def normalize_rows(zero, x, weight, bias, eps, centred, y, mean, variance, rstd)
 @twins(
     lambda T: (
         *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
-        *(write(T, 2), write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(write(T, 2), write(DOUBLE, 2)),
     )
 )
-def forward(step, x, weight, bias, eps, centred, y, mean, variance, rstd):
+def forward(step, x, weight, bias, eps, centred, y, statistics):
+    mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
@@ -227,26 +230,14 @@ def sum_again(cotangent, x, mean, rstd, dweight, dbias):
 
 @twins(
     lambda T: (
-        *(FLAG, FLAG, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1), FLAG),
-        *(write(T, 2), write(T, 2), write(T, 2), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(FLAG, FLAG, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
+        *(write(T, 2), write(T, 3), write(DOUBLE, 3)),
     )
 )
-def backward(
-    need_x,
-    need_affine,
-    step,
-    cotangent,
-    x,
-    weight,
-    mean,
-    rstd,
-    centred,
-    dx,
-    dweights,
-    dbiases,
-    dweight,
-    dbias,
-):
+def backward(need_x, need_affine, step, cotangent, x, weight, statistics, centred, dx, partials, totals):
+    mean, rstd = statistics[0], statistics[2]
+    dweights, dbiases = partials[0], partials[1]
+    dweight, dbias = totals[0, 0], totals[1, 0]
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
@@ -280,24 +271,14 @@ def sum_block(zero, by_four, a, b, cotangent, x, weight, mean, rstd, dweight, db
 
 @twins(
     lambda T: (
-        *(FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1), FLAG),
-        *(write(T, 2), write(DOUBLE, 2), write(DOUBLE, 2), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
+        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 3)),
     )
 )
-def backward_long(
-    need_x,
-    cotangent,
-    x,
-    weight,
-    mean,
-    rstd,
-    centred,
-    dx,
-    totals,
-    moments,
-    dweight,
-    dbias,
-):
+def backward_long(need_x, cotangent, x, weight, statistics, centred, dx, partials, sums):
+    mean, rstd = statistics[0], statistics[2]
+    totals, moments = partials[0], partials[1]
+    dweight, dbias = sums[0, 0], sums[1, 0]
     length = x.shape[1]
     blocks = totals.shape[0]
     for task in prange(blocks):
@@ -336,19 +317,19 @@ class RowsKernel:
     def forward(
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
-        y = np.empty(x.shape, x.dtype)
+        shape, length, dtype = plan.shape, plan.length, x.dtype
+        y = np.empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
-            step = max(1, FORWARD_TASK // plan.length)
-            self.forward_driver[x.dtype](
-                step,
-                contiguous(x, plan.shape),
-                affine(weight, 1, x.dtype, plan.length),
-                affine(bias, 0, x.dtype, plan.length),
+            self.forward_driver[dtype](
+                max(1, FORWARD_TASK // length),
+                contiguous(x, shape),
+                affine(weight, 1, dtype, length),
+                affine(bias, 0, dtype, length),
                 plan.eps,
                 plan.centred,
-                y.reshape(plan.shape),
-                *statistics,
+                y if y.shape == shape else y.reshape(shape),
+                statistics,
             )
         return y, statistics
 
@@ -363,27 +344,25 @@ class RowsKernel:
         x, weight, bias = arrays
         need_x, need_affine = needs[0], needs[1] or needs[2]
         dx = np.empty(x.shape if need_x else 0, x.dtype)
-        dweight, dbias = np.zeros((2, 1, plan.length))
+        sums = np.zeros((2, 1, plan.length))
         if x.size and any(needs):
             given = (
                 contiguous(cotangent, plan.shape),
                 contiguous(x, plan.shape),
                 affine(weight, 1, x.dtype, plan.length),
-                aux[0],
-                aux[2],
+                aux,
                 plan.centred,
                 dx.reshape(plan.shape if need_x else (0, plan.length)),
             )
             if plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS:
-                sums = np.empty((2, -(-plan.length // BLOCK), plan.rows))
-                self.long_driver[x.dtype](need_x, *given, *sums, dweight[0], dbias[0])
+                partials = np.empty((2, -(-plan.length // BLOCK), plan.rows))
+                self.long_driver[x.dtype](need_x, *given, partials, sums)
             else:
-                step = min(MOST_BACKWARD_ROWS, max(1, plan.rows // BACKWARD_TASKS))
+                step = max(plan.rows // BACKWARD_TASKS, LEAST_BACKWARD // plan.length, 1)
+                step = min(step, MOST_BACKWARD_ROWS)
                 partials = np.empty((2, -(-plan.rows // step), plan.length), x.dtype)
-                self.backward_driver[x.dtype](
-                    need_x, need_affine, step, *given, *partials, dweight[0], dbias[0]
-                )
-        return gradients(needs, dx, dweight, dbias, weight, bias)
+                self.backward_driver[x.dtype](need_x, need_affine, step, *given, partials, sums)
+        return gradients(needs, dx, sums, weight, bias)
 
 
 sequential = RowsKernel(forward.sequential, backward.sequential, backward_long.sequential)

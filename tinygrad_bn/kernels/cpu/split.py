@@ -33,7 +33,6 @@ from .arrays import (
     contiguous,
     gradients,
     new_statistics,
-    running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .sums import add_moments, cotangent_sums, fits, is_finite, reliable
@@ -41,7 +40,7 @@ from .sums import add_moments, cotangent_sums, fits, is_finite, reliable
 
 @body
 def normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
-    """x and y are [Z, A, S, K * L]; training writes the statistics, inference reads them.
+    """x and y are [Z, A, S, K * L]; training writes mean and variance, inference reads them.
 
     Whether the dtype of x was wide enough for it is returned.
     """
@@ -54,7 +53,7 @@ def normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, 
             count, centre, squares = add_moments(zero, x[z, a, s], count, centre, squares)
         mean[i] = centre
         variance[i] = squares / count
-        rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
+    rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
     in_range = reliable(rstd[i], x) and (reliable(variance[i], x) or not training)
     rounded = T(mean[i])
     for a in range(x.shape[1]):
@@ -73,10 +72,11 @@ def normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, 
 @twins(
     lambda T: (
         *(INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 4), write(DOUBLE, 1), write(DOUBLE, 1), write(DOUBLE, 1)),
+        *(write(T, 4), write(DOUBLE, 2)),
     )
 )
-def forward(L, training, x, weight, bias, eps, y, mean, variance, rstd):
+def forward(L, training, x, weight, bias, eps, y, statistics):
+    mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     S = x.shape[2]
     for task in prange(x.shape[0] * S):
         z, s = task // S, task % S
@@ -142,11 +142,13 @@ def differentiate_statistic(
 
 @twins(
     lambda T: (
-        *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 1), read(DOUBLE, 1)),
-        *(write(T, 4), write(DOUBLE, 2), write(DOUBLE, 2)),
+        *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 2)),
+        *(write(T, 4), write(DOUBLE, 3)),
     )
 )
-def backward(L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias):
+def backward(L, training, need, cotangent, x, weight, statistics, dx, sums):
+    mean, rstd = statistics[0], statistics[2]
+    dweight, dbias = sums[0], sums[1]
     S = x.shape[2]
     for task in prange(x.shape[0] * S):
         z, s = task // S, task % S
@@ -171,10 +173,7 @@ class SplitKernel:
         self, plan: Split, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
         y = np.empty(x.shape, x.dtype)
-        if self.training:
-            statistics = new_statistics(plan.statistics, x)
-        else:
-            statistics = running_statistics(plan.eps, *running)
+        statistics = new_statistics(plan.statistics, x, running)
         if x.size:
             shape = (plan.Z, plan.A, plan.S, plan.K * plan.L)
             self.forward_driver[x.dtype](
@@ -185,7 +184,7 @@ class SplitKernel:
                 affine(bias, 0, x.dtype, plan.channels),
                 plan.eps,
                 y.reshape(shape),
-                *statistics,
+                statistics,
             )
         return y, statistics
 
@@ -200,7 +199,7 @@ class SplitKernel:
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
         dx = np.empty(x.shape if needs[0] else 0, x.dtype)
-        dweight, dbias = np.zeros((2, plan.Z, plan.channels))
+        sums = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(need):
             shape = (plan.Z, plan.A, plan.S, plan.K * plan.L)
             self.backward_driver[x.dtype](
@@ -210,13 +209,11 @@ class SplitKernel:
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
-                aux[0],
-                aux[2],
+                aux,
                 dx.reshape(shape if needs[0] else (0, 0, 0, 0)),
-                dweight,
-                dbias,
+                sums,
             )
-        return gradients(needs, dx, dweight, dbias, weight, bias)
+        return gradients(needs, dx, sums, weight, bias)
 
 
 sequential = SplitKernel(forward.sequential, backward.sequential, training=True)
