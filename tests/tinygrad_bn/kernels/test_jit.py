@@ -75,14 +75,14 @@ def hot_bodies(T):
     pair = numba.types.UniTuple
     return {
         sums.add_moments: ((T, x1, i, d, d), 1),
-        sums.short_row_moments: ((T, x2, flag, s1, s1), 3),
+        sums.row_moments: ((T, x2, flag, s1, s1), 1),
         sums.sum_squares: ((T, x1), 1),
         sums.cotangent_sums: ((T, x1, x1, T), 1),
         sums.add_up: ((y2, s1), 1),
-        rows.normalize_row: ((T, x1, x1, x1, d, d, y1), 1),
+        rows.normalize_rows: ((T, x2, x1, x1, fixed, fixed, y2), 1),
         rows.sum_row: ((T, x1, x1, x1, d, d, y1, y1), 1),
-        rows.sum_four_rows: ((T, i, i, i, x2, x2, x1, fixed, fixed, y1, y1, s1, s1), 1),
-        rows.differentiate_row: ((T, x1, x1, x1, d, d, T, T, y1), 1),
+        rows.sum_four_rows: ((T, x2, x2, x1, fixed, fixed, y1, y1, s1, s1), 1),
+        rows.apply_means: ((T, x2, x2, x1, fixed, fixed, s1, s1, y2), 1),
         split.normalize_statistic: ((T, i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 2),
         split.differentiate_statistic: (
             (T, i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2),

@@ -54,7 +54,7 @@ def running_statistics(eps: float, running_mean: Array, running_var: Array) -> S
 def gradients(
     needs: Sequence[bool], dx: Array, dweight: Array, dbias: Array, weight: Array | None, bias: Array | None
 ) -> Gradients:
-    """The gradients that are needed, from dx and the sums [Z, channels] of dweight and dbias in float64.
+    """The gradients that are needed, from dx and the sums [Z, channels] of dweight and dbias.
 
     dweight and dbias get the shape of weight, or of bias where weight is absent.
     """
@@ -62,7 +62,7 @@ def gradients(
     shape = dweight.shape[1:] if like is None else like.shape
 
     def total(parts: Array) -> Array:
-        whole = (parts[0] if len(parts) == 1 else parts.sum(axis=0)).astype(dx.dtype)
+        whole = (parts[0] if len(parts) == 1 else parts.sum(axis=0)).astype(dx.dtype, copy=False)
         return whole if whole.shape == shape else whole.reshape(shape)
 
     return (
