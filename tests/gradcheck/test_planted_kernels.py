@@ -146,7 +146,7 @@ PIECES = {
     "chunks": ("sums.py", "add_moments", *CHUNKS, "layer_norm shape=8,2053 tail=1"),
     "the merge": ("sums.py", "merge_moments", "delta * delta * (", "0 * (", "layer_norm shape=8,2053 tail=1"),
     "blocks of a long row": (
-        "rows.py", "backward_long", "totals[0, r] += totals[task, r]", "totals[0, r] += 0",
+        "rows.py", "add_blocks", "totals[0, r] += totals[block, r]", "totals[0, r] += 0",
         "layer_norm shape=8,2053 tail=1",
     ),
     "rows, four at a time": (
@@ -170,7 +170,7 @@ PIECES = {
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": ("sums.py", "cotangent_sums", *CHUNKS, "batch_norm shape=2,2,2053 channel_axis=1"),
-    "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=8,2053 tail=1"),
+    "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=133,259 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
     "tiles": (
         "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",

@@ -37,13 +37,15 @@ TINY = 1 + 1e-6
 LONGEST = 2.0  # seconds of a processor for one case: an edited loop may never end
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
-    "sums": {"CHUNK": 4, "SHORT_ROW": 6},
+    "sums": {"CHUNK": 4},
     "rows": {
+        "CHUNK": 4,
         "FORWARD_TASK": 16,
-        "MOST_BACKWARD_ROWS": 5,
+        "LONG_ROW": 16,
+        "MOST_BACKWARD_ROWS": 8,
         "BACKWARD_TASKS": 1,
         "LEAST_BACKWARD": 1,
-        "BLOCK": 8,
+        "BLOCK": 16,
     },
     "split": {},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
@@ -51,12 +53,13 @@ PIECES = {
 }
 
 NAMED = (
-    ("rows", "normalize_rows", "np.sqrt(variance[r] + eps)", "(np.sqrt(variance[r]) + eps)"),
-    ("rows", "normalize_row", "+ bias[j]", "+ bias[0]"),
+    ("rows", "find_statistics", "np.sqrt(variance[r] + eps)", "(np.sqrt(variance[r]) + eps)"),
+    ("rows", "normalize_rows", "+ bias[j]", "+ bias[0]"),
     ("rows", "sum_row", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
-    ("rows", "differentiate_rows", "if centred else 0.0", "if True else 0.0"),
+    ("rows", "to_means", "if centred else 0.0", "if True else 0.0"),
     ("rows", "sum_row", "dweight[j] += g[j]", "dweight[j] = g[j]"),
-    ("rows", "backward_long", "if centred else 0.0", "if True else 0.0"),
+    ("rows", "normalize_columns", "bias[a:b]", "bias[0 : b - a]"),
+    ("rows", "differentiate_columns", "weight[a:b]", "weight[0 : b - a]"),
     ("rows", "sum_four_rows", "(g2[j] * n2 + g3[j] * n3)", "(g2[j] * n2 + g3[j] * n2)"),
     ("rows", "sum_four_rows", "moment2 += g2[j] * weight[j]", "moment2 += g2[j]"),
     ("rows", "sum_rows", "totals[r], moments[r] = sum_row", "moments[r], totals[r] = sum_row"),
@@ -217,6 +220,7 @@ def cases(file: str) -> Iterator[Case]:
             views.Rows(5, 7, EPS),
             views.Rows(7, 4, EPS),
             views.Rows(9, 3, EPS),
+            views.Rows(17, 2, EPS, centred=False),
             views.Rows(6, 4, EPS, centred=False),
             views.Rows(3, 19, EPS),
             views.Rows(3, 17, EPS, centred=False),

@@ -24,6 +24,7 @@ VIEWS = [
     Rows(2, 3001, EPS),
     Rows(40, 2049, EPS, centred=False),
     Rows(2100, 12, EPS),
+    Rows(3, 66001, EPS),
     Split(1, 4, 3, 1, 5, EPS),
     Split(2, 1, 3, 2, 5, EPS),
     Split(2, 3, 2, 4, 6, EPS),

@@ -14,30 +14,31 @@ FILES = ("rows", "split", "cols", "dropout")
 ROUNDING = "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
 WIDER = "does again in float64 what was right in float32; what was not still fits in float32 here"
 PAST = "a task past the end has nothing to do"
-TYPE = "of this zero only the type is used"
 OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check does"
 INVISIBLE = {
-    "normalize_rows: block = max(1, BLOCK // length) → block = max(1, BLOCK * length)": (
-        "more rows go together, which only the cache notices"
+    "find_statistics: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
+    "_count, mean[r], squares = add_moments(zero, x[r], 0, 1.0, 0.0)": "of no values the mean is not read",
+    "find_statistics: outside += not (reliable(variance[r], x) and reliable(rstd[r], x)) → "
+    "outside += not (reliable(variance[r], x) and reliable(rstd[0], x))": (
+        "without ε, the variance of a row says the same as its root"
     ),
-    "normalize_rows: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
-    "_count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 1.0)": (
-        "of no values neither mean nor squares are read"
+    "normalize_task: if in_range: → if not in_range:": (
+        "normalizes row by row what is in range; what is not still fits in float32 here"
     ),
+    "apply_means: normalized = (row[j] - centre) * scale + shift → "
+    "normalized = (row[j] - centre) * scale - shift": ROUNDING,
     "sum_row: normalized = (row[j] - centre) * scale + shift → "
     "normalized = (row[j] - centre) * scale - shift": ROUNDING,
     "sum_four_rows: shift2 = T((centre2 - mean[r + 2]) * rstd[r + 2]) → "
     "shift2 = T((centre2 - mean[r + 2]) * rstd[r + 3])": ROUNDING,
-    "sum_rows: fours = x.shape[0] // 4 * 4 → fours = x.shape[0] // 5 * 4": (
-        "fewer rows are taken by four, more of them singly"
-    ),
+    "differentiate_rows: block = max(4, BLOCK // length // 4 * 4) → "
+    "block = max(4, BLOCK * length // 4 * 4)": "more rows go together, which only the cache notices",
+    "differentiate_columns: if reliable(rstd[r], x) and fits(offset[r], x) and fits(along[r], x): → "
+    "if reliable(rstd[r], x) and fits(offset[0], x) and fits(along[r], x):": WIDER,
+    "sum_block: outside += not (reliable(rstd[r], x) and fits(totals[r], x) and fits(moments[r], x)) → "
+    "outside += not (reliable(rstd[r], x) or fits(totals[r], x) or fits(moments[r], x))": OVERFLOW,
     "sum_block: dweights, dbiases = (np.full(b - a, zero), np.full(b - a, zero)) → "
     "dweights, dbiases = (np.full(b + a, zero), np.full(b - a, zero))": "more scratch than is used",
-    "backward_long: sum_block(0.0, None, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, "
-    "moment) → sum_block(1.0, None, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, "
-    "moment)": OVERFLOW,
-    "backward_long: differentiate_row(T(0), g, row, weights, mean[r], rstd[r], T(offset), T(along), out) → "
-    "differentiate_row(T(1), g, row, weights, mean[r], rstd[r], T(offset), T(along), out)": TYPE,
     "backward: if not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, "
     "sums): → if not not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, "
     "sums):": WIDER,

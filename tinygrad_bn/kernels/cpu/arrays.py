@@ -51,7 +51,7 @@ def new_statistics(count: int, x: Array, running: Sequence[Array] = ()) -> Stati
 def gradients(
     needs: Sequence[bool], dx: Array, sums: Array, weight: Array | None, bias: Array | None
 ) -> Gradients:
-    """The gradients that are needed, from dx and the sums [2, Z, channels] of dweight and dbias in float64.
+    """The gradients that are needed, from dx and the sums [2, Z, channels] of dweight and dbias.
 
     dweight and dbias get the shape of weight, or of bias where weight is absent.
     """

@@ -42,8 +42,11 @@ def write(dtype: types.Type, ndim: int) -> types.Array:
 
 
 def body(function: Callable[..., Any]) -> Any:
-    """Compile a function for the use of drivers. It is kept in their caches and has none of its own."""
-    return numba.njit(**OPTIONS)(function)
+    """Compile a function for the use of drivers. It is kept in their caches and has none of its own.
+
+    Unlike a driver it may make arrays of its own.
+    """
+    return numba.njit(_nrt=True, **OPTIONS)(function)
 
 
 class Driver:
@@ -129,7 +132,11 @@ class Driver:
         return (double,) if alike else (single, double)
 
     def _dispatcher(self, dtype: np.dtype) -> Any:
-        return numba.njit(parallel=self._parallel, **OPTIONS)(self._distinct_copy(dtype))
+        # With numba's runtime (nrt) the arrays of a call are counted references, and every slice that is
+        # handed to a body costs two atomic operations: a third of the time on rows of a hundred values. The
+        # loops of a parallel driver are given no such arrays anyway, but do not compile without the runtime.
+        options = {"parallel": self._parallel, "_nrt": self._parallel, **OPTIONS}
+        return numba.njit(**options)(self._distinct_copy(dtype))
 
     def _compile(self, dtype: np.dtype, *, cached: bool) -> Any:
         # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python threads

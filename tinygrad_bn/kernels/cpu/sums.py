@@ -18,8 +18,6 @@ from .jit import body
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
 CHUNK = 2048
-# Rows up to this length are summed twice, first for their mean: cheaper than to find a pivot for each.
-SHORT_ROW = 512
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
 
@@ -110,40 +108,41 @@ def add_moments(zero, values, count, mean, squares):
 
 
 @body
-def short_row_moments(zero, x, centred, mean, variance):
+def row_moments(zero, x, centred, mean, variance):
     """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
 
-    What is done once for a row is done for many at a time: on short rows it would cost more than the sums.
+    Rows are no longer than a chunk. As in add_moments, the deviations are taken from a pivot, here the mean
+    of four values. What is done once for a row is done for many at a time: on short rows it would cost more
+    than the sums.
     """
     T = type(zero)
     length = x.shape[1]
-    mean[:] = 0
-    if centred:
+    shift = np.empty(x.shape[0])
+    for attempt in range(2):
         for r in range(x.shape[0]):
             row = x[r]
-            first = T(row[0]) if is_finite(row[0]) else zero
+            pivot = zero
+            if attempt == 0:
+                if centred:
+                    quarter = (T(row[0]) + T(row[length // 4])) + (T(row[length // 2]) + T(row[length - 1]))
+                    pivot = quarter * T(0.25) if is_finite(quarter) else zero
+            elif centred and not settled(length, shift[r], variance[r]):
+                pivot = T(mean[r] + shift[r] / length)
+            else:
+                continue
             total = zero
+            squares = zero
             for j in range(length):
-                total += row[j] - first
-            mean[r] = np.float64(first) + np.float64(total) / length
-        for r in range(mean.size):
-            mean[r] = mean[r] if is_finite(mean[r]) else 0.0
-    shift = np.empty(x.shape[0])
-    for r in range(x.shape[0]):
-        row = x[r]
-        centre = T(mean[r])
-        total = zero
-        squares = zero
-        for j in range(length):
-            deviation = row[j] - centre
-            total += deviation
-            squares += deviation * deviation
-        shift[r] = total
-        variance[r] = squares
+                deviation = row[j] - pivot
+                total += deviation
+                squares += deviation * deviation
+            mean[r] = pivot
+            shift[r] = total
+            variance[r] = squares
     for r in range(mean.size):
         if centred:
             shift[r] /= length
-            mean[r] = T(mean[r]) + shift[r]
+            mean[r] += shift[r]
         else:
             shift[r] = 0
         square = variance[r] / length
