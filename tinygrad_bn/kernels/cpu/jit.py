@@ -46,7 +46,7 @@ def body(function: Callable[..., Any]) -> Any:
 
     Unlike a driver it may make arrays of its own.
     """
-    return numba.njit(_nrt=True, **OPTIONS)(function)
+    return numba.njit(_nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
 
 
 class Driver:
