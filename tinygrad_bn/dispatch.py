@@ -201,10 +201,8 @@ class Primitive:
         arrays, edges = unwrap(values, operand)
         try:
             definition = self.spec.definition
-            if attributes:
-                output = definition(*([arrays] if self._variadic else arrays), **attributes)
-            else:
-                output = definition(arrays) if self._variadic else definition(*arrays)
+            given = [arrays] if self._variadic else arrays
+            output = definition(*given) if attributes is self._defaults else definition(*given, **attributes)
             if type(output) is not np.ndarray and devices.on_device(output):
                 devices.one_device(self.name, self._named(arrays))
             result = Tensor.wrap(output)
@@ -216,7 +214,7 @@ class Primitive:
         for position in self._ruleless:
             edges[position] = None
         if any(edges) and is_grad_enabled():
-            kept, versions = keep(values, arrays, self._all_read if None not in edges else self._read(edges))
+            kept, versions = keep(values, arrays, self._all_read if all(edges) else self._read(edges))
             output = None
             if self.spec.keeps_output:
                 output = result._array
