@@ -219,9 +219,8 @@ class Primitive:
             if self.spec.keeps_output:
                 output = result._array
                 versions.append((len(kept), result._version, result._version[0]))
-            if attributes is not self._defaults:
-                attributes = owned(attributes)
-            saved = Saved(kept, attributes, versions, output)
+            kept_attributes = attributes if attributes is self._defaults else owned(attributes)
+            saved = Saved(kept, kept_attributes, versions, output)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(tracing, "forward", self.name, "primitive", arrays, result._array, saved, start)

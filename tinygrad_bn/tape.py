@@ -122,7 +122,7 @@ def _sweep(
 
     for node in reversed(tape):
         cotangents = [found.pop((node, index), None) for index in range(node.outputs)]
-        if all([cotangent is None for cotangent in cotangents]):
+        if not [cotangent for cotangent in cotangents if cotangent is not None]:
             continue
         if node.hooks:
             _run_hooks(node, cotangents)
@@ -140,11 +140,11 @@ def _sweep(
                 f"{node.op.name}: its saved values were freed by an earlier backward pass; "
                 "pass retain_graph=True to the first one to go through the graph twice"
             )
-        for edge, needed, cotangent in zip(
+        for parent, needed, cotangent in zip(
             node.parents, needs, node.op.pull(node, cotangents, needs, create_graph), strict=True
         ):
-            if needed and edge is not None and cotangent is not None:
-                found[edge] = found[edge] + cotangent if edge in found else cotangent
+            if needed and parent is not None and cotangent is not None:
+                found[parent] = found[parent] + cotangent if parent in found else cotangent
         if not retain_graph:
             node.release()
     return found
