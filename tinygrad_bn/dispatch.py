@@ -201,10 +201,8 @@ class Primitive:
         arrays, edges = unwrap(values, operand)
         try:
             definition = self.spec.definition
-            if attributes:
-                output = definition(*([arrays] if self._variadic else arrays), **attributes)
-            else:
-                output = definition(arrays) if self._variadic else definition(*arrays)
+            given = [arrays] if self._variadic else arrays
+            output = definition(*given) if attributes is self._defaults else definition(*given, **attributes)
             if type(output) is not np.ndarray and devices.on_device(output):
                 devices.one_device(self.name, self._named(arrays))
             result = Tensor.wrap(output)
@@ -216,14 +214,13 @@ class Primitive:
         for position in self._ruleless:
             edges[position] = None
         if any(edges) and is_grad_enabled():
-            kept, versions = keep(values, arrays, self._all_read if None not in edges else self._read(edges))
+            kept, versions = keep(values, arrays, self._all_read if all(edges) else self._read(edges))
             output = None
             if self.spec.keeps_output:
                 output = result._array
                 versions.append((len(kept), result._version, result._version[0]))
-            if attributes is not self._defaults:
-                attributes = owned(attributes)
-            saved = Saved(kept, attributes, versions, output)
+            kept_attributes = attributes if attributes is self._defaults else owned(attributes)
+            saved = Saved(kept, kept_attributes, versions, output)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(tracing, "forward", self.name, "primitive", arrays, result._array, saved, start)

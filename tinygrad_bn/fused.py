@@ -123,11 +123,15 @@ class Fused:
         attributes: Callable[..., Mapping[str, Any]],
         arguments: tuple[Any, ...],
         kernel: str | None = None,
+        draw: Callable[[], Mapping[str, Any]] | None = None,
     ) -> tuple[Tensor, Sequence[Any]]:
         """As `call`, with the attributes that `attributes(shapes, *arguments)` makes of checked arguments.
 
         A model makes the same few calls again and again: what it comes to for inputs of these shapes and
         dtypes is found once. Arguments are told apart by value and type, except 0.0 and -0.0.
+
+        draw: gives, once everything is checked, those attributes that differ from call to call. No kernel is
+            chosen by them.
         """
         arrays, edges = self._arrays(inputs)
         avals = [
@@ -139,13 +143,16 @@ class Fused:
         key = (_device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
         try:
             run = self._runs.get(key)
-        except TypeError:  # an argument has no hash: an error, most likely
-            return self.call(inputs, attributes(_shapes(arrays), *arguments), kernel)
+        except TypeError:  # an argument has no hash, and is none that there may be
+            return self.call(inputs, attributes(_shapes(arrays), *arguments), kernel)  # which says so
         if run is None:
             run = self._resolved(arrays, attributes(_shapes(arrays), *arguments), kernel)
             if len(self._runs) >= MOST_REMEMBERED:
                 self._runs.clear()
             self._runs[key] = run
+        if draw is not None:
+            drawn = {**run.attributes, **draw()}
+            run = _Run(run.kernel, _plan(self.spec, arrays, drawn), drawn, run.shape)
         return self._ran(inputs, arrays, edges, run)
 
     def _resolved(self, arrays: Sequence[Any], attributes: Mapping[str, Any], kernel: str | None) -> _Run:

@@ -115,26 +115,14 @@ def _sweep(
     floor = 0 if targets is None else min([node.position for node, _ in targets])
     tape = _reachable([node for (node, _), _ in seeds], floor)
     useful = None if targets is None else _leading_to(targets, tape)
-    pending: dict[Node, list[Any] | None] = dict.fromkeys(tape)
-    found: dict[Edge, Any] = {}
-
-    def add(edge: Edge, cotangent: Any) -> None:
-        node, index = edge
-        if node not in pending:  # an end
-            found[edge] = found[edge] + cotangent if edge in found else cotangent
-            return
-        slots = pending[node]
-        if slots is None:
-            slots = pending[node] = [None] * node.outputs
-        slots[index] = cotangent if slots[index] is None else slots[index] + cotangent
-
+    found: dict[Edge, Any] = {}  # what has arrived and is not yet passed on, and what is wanted
     for edge, cotangent in seeds:
         if useful is None or edge[0] in useful:
-            add(edge, cotangent)
+            found[edge] = found[edge] + cotangent if edge in found else cotangent
 
     for node in reversed(tape):
-        cotangents = pending.pop(node)
-        if cotangents is None:
+        cotangents = [found.pop((node, index), None) for index in range(node.outputs)]
+        if not [cotangent for cotangent in cotangents if cotangent is not None]:
             continue
         if node.hooks:
             _run_hooks(node, cotangents)
@@ -156,7 +144,7 @@ def _sweep(
             node.parents, needs, node.op.pull(node, cotangents, needs, create_graph), strict=True
         ):
             if needed and parent is not None and cotangent is not None:
-                add(parent, cotangent)
+                found[parent] = found[parent] + cotangent if parent in found else cotangent
         if not retain_graph:
             node.release()
     return found
@@ -174,7 +162,7 @@ def _reachable(roots: Iterable[Node], floor: int) -> list[Node]:
             if parent is None:
                 continue
             node = parent[0]
-            if node.position >= floor and node not in seen and (node.op is not LEAF or node.hooks):
+            if node.position >= floor and (node.op is not LEAF or node.hooks) and node not in seen:
                 seen.add(node)
                 stack.append(node)
     return sorted(seen, key=attrgetter("position"))

@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_bn import kernels, registry
 from tinygrad_bn.fused import Fused
 from tinygrad_bn.kernels import views
-from tinygrad_bn.ops import norms
+from tinygrad_bn.ops import dropouts, norms
 
 
 class Layout(NamedTuple):
@@ -155,7 +155,7 @@ def plant(monkeypatch, wrong, twins):
 
 def forget_calls(monkeypatch):
     """Have operations remember nothing of calls before this test, and after it nothing of those in it."""
-    for operation in vars(norms).values():
+    for operation in (*vars(norms).values(), *vars(dropouts).values()):
         if isinstance(operation, Fused):
             monkeypatch.setattr(operation, "_runs", {})
 

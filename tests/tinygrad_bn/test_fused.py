@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tinygrad_bn as tg
-from tinygrad_bn import Kernel, Registry, Sample, Tensor, tensor
+from tinygrad_bn import Kernel, Registry, Sample, Tensor, fused, tensor
 from tinygrad_bn import functional as F
 from tinygrad_bn.fused import operation
 from tinygrad_bn.kernels import views
@@ -319,6 +319,33 @@ def test_a_call_is_not_mistaken_for_an_earlier_one():
         np.testing.assert_allclose(y.data, expected.data, rtol=10 * tolerance, atol=tolerance)
         view = "split" if axis == 1 and len(shape) == 3 else "cols"
         assert tape.kernels("forward") == [f"tinygrad_bn.kernels.cpu.{view}:sequential.forward {dtype}"]
+
+
+def test_an_argument_of_a_wrong_type_is_not_mistaken_for_an_equal_one():
+    x = normal(4, 1, 3)
+    for call, right, wrong, error in (
+        (lambda n: F.layer_norm(x[..., :1], n), (1,), (True,), TypeError),
+        (lambda n: F.layer_norm(x[..., :1], n), (1,), [1.0], TypeError),
+        (lambda n: F.group_norm(x, n), 1, True, TypeError),
+        (lambda axis: F.instance_norm(x, channel_axis=axis), 1, 1.0, TypeError),
+        (lambda eps: F.rms_norm(x, 3, eps=eps), 1, True, ValueError),
+        (lambda eps: F.rms_norm(x, 3, eps=eps), 1, [1], ValueError),
+        (lambda axis: F.dropout(x, axis=axis), (1,), (True,), TypeError),
+    ):
+        expected = call(right).data
+        with pytest.raises(error, match=r"is \[?(True|1.0|1)"):
+            call(wrong)
+        assert call(right).shape == expected.shape
+
+
+def test_what_is_remembered_of_calls_has_a_bound(monkeypatch):
+    monkeypatch.setattr(layer_norm, "_runs", {})
+    monkeypatch.setattr(fused, "MOST_REMEMBERED", 3)
+    for n in (*range(1, 8), *range(1, 8)):
+        x = normal(5, n)
+        expected = F.layer_norm(x, n, kernel="definition").data
+        np.testing.assert_allclose(F.layer_norm(x, n).data, expected, atol=1e-12)
+        assert 0 < len(layer_norm._runs) <= 3
 
 
 def test_an_operation_declared_again_runs_its_new_kernels():

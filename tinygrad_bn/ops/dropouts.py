@@ -143,39 +143,38 @@ def dropout(
     Source: Srivastava et al., Dropout, 2014, section 4.
     """
     check_input("dropout", input)
-    if mode not in MODES:
-        raise ValueError(f"dropout: mode is {mode!r}, wanted {' or '.join(map(repr, MODES))}")
     if generator is not None and not isinstance(generator, Generator):
         raise TypeError(
             f"dropout: generator is {type(generator).__name__}, wanted a tinygrad_bn.Generator or None"
         )
-    quantised = philox.quantise(p)
-    mask_shape = _mask_shape(input.shape, axis)
-    upscale = mode == "upscale_in_train"
-    _dropout.check((input,), kernel)  # before a call number is taken
-    if not training:
-        return _identity(input) if upscale else _scale(input, kernel=kernel, factor=1.0 - quantised.p)
-    key = (generator or default_generator()).next_call()
-    attributes = {
-        "p": p,
-        "mask_shape": mask_shape,
-        "seed": key.seed,
-        "stream": key.stream,
-        "call": key.call,
-        "scale": quantised.survivor_scale if upscale else 1.0,
-    }
-    return _dropout.call((input,), attributes, kernel)[0]
+    axes = () if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
+    arguments = (p, mode, axis is None, *axes)
+    if training:
+        draw = (generator or default_generator()).next_call
+        return _dropout.remembered((input,), _attributes, arguments, kernel, lambda: draw()._asdict())[0]
+    _attributes((input.shape,), *arguments)
+    _dropout.check((input,), kernel)
+    if mode == "upscale_in_train":
+        return _identity(input)
+    return _scale(input, kernel=kernel, factor=1.0 - philox.quantise(p).p)
 
 
 def _identity(input: Any) -> Tensor:
     return input if isinstance(input, Tensor) else Tensor(input)
 
 
-def _mask_shape(shape: tuple[int, ...], axis: int | Sequence[int] | None) -> tuple[int, ...]:
+def _attributes(shapes: Any, p: Any, mode: Any, every_axis: bool, *axes: Any) -> dict[str, Any]:
+    """Those of a mask whose key is not drawn yet."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ValueError(f"dropout: mode is {mode!r}, wanted {' or '.join(map(repr, MODES))}")
+    quantised = philox.quantise(p)
+    scale = quantised.survivor_scale if mode == "upscale_in_train" else 1.0
+    mask_shape = shapes[0] if every_axis else _mask_shape(shapes[0], axes)
+    return {"p": p, "mask_shape": mask_shape, "scale": scale, "seed": 0, "stream": 0, "call": 0}
+
+
+def _mask_shape(shape: tuple[int, ...], given: Sequence[Any]) -> tuple[int, ...]:
     """The shape of the mask: 1 along the axes that share a decision."""
-    if axis is None:
-        return shape
-    given = axis if isinstance(axis, (tuple, list)) else (axis,)
     axes = [as_index("dropout", "axis", a, "an integer, a tuple of them, or None") for a in given]
     for a in axes:
         if not -len(shape) <= a < len(shape):

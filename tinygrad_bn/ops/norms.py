@@ -6,7 +6,6 @@ and InstanceNorm take both from running statistics."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,17 +15,10 @@ from ..fused import operation
 from ..kernels import views
 from ..registry import BenchCase, Kernel
 from ..tensor import CUDA_DTYPES, Tensor
+from . import norm_arguments
 from . import norm_samples as samples
-from .checks import (
-    as_index,
-    check_affine,
-    check_channel_axis,
-    check_eps,
-    check_input,
-    check_rank,
-    check_trailing,
-)
-from .running import Running, check_running
+from .checks import check_input
+from .running import Running
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -134,14 +126,6 @@ def _all_but(x: Any, *kept: int) -> tuple[int, ...]:
 # LayerNorm and RMSNorm: the last axes of each sample
 
 
-def _lengths(normalized_shape: Any) -> Sequence[Any]:
-    return normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
-
-
-def _trailing_attributes(shapes: Any, name: str, eps: Any, *lengths: Any) -> dict[str, Any]:
-    return {"normalized_shape": check_trailing(name, shapes, lengths), "eps": check_eps(name, eps)}
-
-
 def _trailing(shapes: Any, attributes: Any, centred: bool) -> views.Rows:
     return views.layer_norm_view(shapes[0], len(attributes["normalized_shape"]), attributes["eps"], centred)
 
@@ -201,8 +185,8 @@ def layer_norm(
     Source: Ba, Kiros, Hinton, Layer Normalization, 2016, eq. 4.
     """
     check_input("layer_norm", input)
-    arguments = ("layer_norm", eps, *_lengths(normalized_shape))
-    return _layer_norm.remembered((input, weight, bias), _trailing_attributes, arguments, kernel)[0]
+    arguments = ("layer_norm", eps, *norm_arguments.lengths(normalized_shape))
+    return _layer_norm.remembered((input, weight, bias), norm_arguments.trailing, arguments, kernel)[0]
 
 
 @operation(
@@ -256,71 +240,11 @@ def rms_norm(
     check_input("rms_norm", input)
     if eps is None:
         eps = DOUBLE_EPS if input.dtype == DOUBLE else SINGLE_EPS
-    arguments = ("rms_norm", eps, *_lengths(normalized_shape))
-    return _rms_norm.remembered((input, weight, bias), _trailing_attributes, arguments, kernel)[0]
+    arguments = ("rms_norm", eps, *norm_arguments.lengths(normalized_shape))
+    return _rms_norm.remembered((input, weight, bias), norm_arguments.trailing, arguments, kernel)[0]
 
 
 # BatchNorm, InstanceNorm and GroupNorm: channels
-
-
-def _channel_attributes(
-    shapes: Any, name: str, rank: int, channel_axis: Any, eps: Any, running: Any = ()
-) -> dict[str, Any]:
-    """rank: the least. running: the shapes of the running statistics."""
-    shape = shapes[0]
-    check_rank(name, shape, rank, 5)
-    axis = check_channel_axis(name, channel_axis)
-    check_affine(name, shapes, (shape[axis],))
-    check_running(name, running, (shape[axis],))
-    return {"channel_axis": axis, "eps": check_eps(name, eps)}
-
-
-def _batch_attributes(shapes: Any, name: str, channel_axis: Any, eps: Any, running: Any) -> dict[str, Any]:
-    attributes = _channel_attributes(shapes, name, 2, channel_axis, eps, running)
-    shape = shapes[0]
-    if math.prod(shape) == shape[channel_axis] > 0:
-        raise ValueError(
-            f"{name}: one value per channel in training, shape {shape}: its variance is 0 and its gradient "
-            "nothing; use a larger batch, or training=False"
-        )
-    return attributes
-
-
-def _instance_attributes(shapes: Any, name: str, channel_axis: Any, eps: Any, running: Any) -> dict[str, Any]:
-    attributes = _channel_attributes(shapes, name, 3, channel_axis, eps, running)
-    if _spatial(shapes[0], channel_axis) == 1:
-        raise ValueError(
-            f"{name}: one spatial element, shape {shapes[0]}: its variance is 0 and its gradient nothing; "
-            "use a larger input, or running statistics with use_input_stats=False"
-        )
-    return attributes
-
-
-def _inference_attributes(shapes: Any, name: str, rank: int, channel_axis: Any, eps: Any) -> dict[str, Any]:
-    return _channel_attributes(shapes, name, rank, channel_axis, eps, shapes[3:])
-
-
-def _group_attributes(shapes: Any, name: str, num_groups: Any, channel_axis: Any, eps: Any) -> dict[str, Any]:
-    attributes = _channel_attributes(shapes, name, 2, channel_axis, eps)
-    shape = shapes[0]
-    channels = shape[channel_axis]
-    groups = as_index(name, "num_groups", num_groups, "an integer")
-    if groups < 1 or channels % groups:
-        divisors = [g for g in range(1, channels + 1) if channels % g == 0]
-        raise ValueError(
-            f"{name}: num_groups is {groups}, wanted a divisor of the {channels} channels: {divisors}"
-        )
-    if math.prod(shape) == groups:
-        raise ValueError(
-            f"{name}: one sample with one value per group, shape {shape}, {groups} groups: the variance is 0 "
-            "and the gradient nothing; use fewer groups"
-        )
-    return {"num_groups": groups, **attributes}
-
-
-def _spatial(shape: tuple[int, ...], channel_axis: int) -> int:
-    """How many spatial elements a channel of a sample has."""
-    return math.prod(shape[2:] if channel_axis == 1 else shape[1:-1])
 
 
 @operation(
@@ -434,11 +358,12 @@ def batch_norm(
                 "training=True"
             )
         inputs = (input, weight, bias, running_mean, running_var)
-        arguments = (name, 2, channel_axis, eps)
-        return _batch_norm_inference.remembered(inputs, _inference_attributes, arguments, kernel)[0]
+        return _batch_norm_inference.remembered(
+            inputs, norm_arguments.inference, (name, 2, channel_axis, eps), kernel
+        )[0]
     running.check_writable(input)
     arguments = (name, channel_axis, eps, running.shapes)
-    output, aux = _batch_norm.remembered((input, weight, bias), _batch_attributes, arguments, kernel)
+    output, aux = _batch_norm.remembered((input, weight, bias), norm_arguments.batch, arguments, kernel)
     if running.present:
         channels = output.shape[channel_axis]
         running.update(aux[0].reshape(channels), aux[1].reshape(channels), output.size // max(channels, 1))
@@ -521,17 +446,18 @@ def instance_norm(
                 f"{name}: running_mean and running_var are None, but use_input_stats=False needs them"
             )
         inputs = (input, weight, bias, running_mean, running_var)
-        arguments = (name, 3, channel_axis, eps)
-        return _batch_norm_inference.remembered(inputs, _inference_attributes, arguments, kernel)[0]
+        return _batch_norm_inference.remembered(
+            inputs, norm_arguments.inference, (name, 3, channel_axis, eps), kernel
+        )[0]
     running.check_writable(input)
     arguments = (name, channel_axis, eps, running.shapes)
-    output, aux = _instance_norm.remembered((input, weight, bias), _instance_attributes, arguments, kernel)
+    output, aux = _instance_norm.remembered((input, weight, bias), norm_arguments.instance, arguments, kernel)
     shape = output.shape
     if running.present and shape[0]:
         mean, variance = (
             statistic.reshape(shape[0], shape[channel_axis]).mean(axis=0) for statistic in aux[:2]
         )
-        running.update(mean, variance, _spatial(shape, channel_axis))
+        running.update(mean, variance, norm_arguments.spatial(shape, channel_axis))
     return output
 
 
@@ -599,4 +525,4 @@ def group_norm(
     """
     check_input("group_norm", input)
     arguments = ("group_norm", num_groups, channel_axis, eps)
-    return _group_norm.remembered((input, weight, bias), _group_attributes, arguments, kernel)[0]
+    return _group_norm.remembered((input, weight, bias), norm_arguments.group, arguments, kernel)[0]

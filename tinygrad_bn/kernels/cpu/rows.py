@@ -382,7 +382,7 @@ class RowsKernel:
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
         shape, length, dtype = plan.shape, plan.length, x.dtype
-        y = np.empty(x.shape, dtype)
+        y: Array = np.empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
             self.forward_driver[dtype](
