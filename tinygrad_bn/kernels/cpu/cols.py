@@ -36,6 +36,7 @@ from .arrays import (
     running_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
+from .memory import empty
 from .sums import SAMPLES, add_up, fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
@@ -360,7 +361,7 @@ class ColsKernel:
     def forward(
         self, plan: Cols, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         if self.training:
             statistics = new_statistics(plan.statistics, x)
         else:
@@ -395,7 +396,7 @@ class ColsKernel:
     ) -> Gradients:
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
-        dx = np.empty(x.shape if needs[0] else 0, x.dtype)
+        dx = empty(x.shape if needs[0] else (0,), x.dtype)
         dweight, dbias = np.zeros((2, plan.Z, plan.M))
         if x.size and any(need):
             shape = (plan.Z, plan.A * plan.M)

@@ -25,6 +25,7 @@ from numba import prange
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .memory import empty
 from .sums import (
     SHORT_ROW,
     add_moments,
@@ -336,7 +337,7 @@ class RowsKernel:
     def forward(
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
             step = max(1, FORWARD_TASK // plan.length)
@@ -362,7 +363,7 @@ class RowsKernel:
     ) -> Gradients:
         x, weight, bias = arrays
         need_x, need_affine = needs[0], needs[1] or needs[2]
-        dx = np.empty(x.shape if need_x else 0, x.dtype)
+        dx = empty(x.shape if need_x else (0,), x.dtype)
         dweight, dbias = np.zeros((2, 1, plan.length))
         if x.size and any(needs):
             given = (
