@@ -464,7 +464,10 @@ LARGE = {
         lambda x: F.batch_norm(x, None, None, training=True, channel_axis=-1),
     ),
     "dropout": ((600, 513), lambda x: F.dropout(x, 0.3, generator=tg.Generator(5))),
-    "dropout of channels": ((60, 40, 151), lambda x: F.dropout1d(x, 0.3, generator=tg.Generator(5))),
+    "dropout of channels": (
+        (60, 40, 151),
+        lambda x: F.dropout(x, 0.3, axis=(0, 1), generator=tg.Generator(5)),
+    ),
 }
 
 
