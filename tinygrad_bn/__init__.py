@@ -14,6 +14,7 @@ from . import functional, ops
 from .autograd import grad, jvp, vjp
 from .exchange import from_dlpack
 from .fused import explain, operation
+from .kernels.cpu.memory import release_memory
 from .random import Generator, default_generator, manual_seed
 from .registry import REGISTRY, BenchCase, Kernel, OpSpec, Registry, Sample
 from .tape import enable_grad, is_grad_enabled, no_grad
@@ -25,5 +26,5 @@ __version__ = "0.1.0"
 __all__ = [
     "REGISTRY", "BenchCase", "Generator", "Kernel", "OpSpec", "Registry", "Sample", "Tensor",
     "default_generator", "enable_grad", "explain", "from_dlpack", "functional", "grad", "is_grad_enabled",
-    "jvp", "manual_seed", "no_grad", "operation", "ops", "record", "tensor", "vjp",
+    "jvp", "manual_seed", "no_grad", "operation", "ops", "record", "release_memory", "tensor", "vjp",
 ]  # fmt: skip

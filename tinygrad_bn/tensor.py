@@ -12,6 +12,7 @@ from weakref import ref
 import numpy as np
 
 from . import devices
+from .kernels.cpu.memory import owns
 from .namespace import tensors as ops
 from .rules import Aval, aval
 from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
@@ -519,7 +520,7 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
             continue
         recorded = type(cotangent) is Tensor
         array = cotangent._array if recorded else cotangent
-        if array.base is not None or id(array) in taken:
+        if not owns(array) or id(array) in taken:
             results.append(Tensor.wrap(array.copy(), cotangent._edge if recorded else None))
         else:
             results.append(cotangent if recorded else Tensor.wrap(array))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..dispatch import Saved
+from ..kernels.cpu.memory import release_memory
 from ..tensor import Tensor
 
 __all__ = ["measure"]
@@ -59,6 +60,7 @@ def _size(result: Any) -> int:
 
 
 def _traced(call: Callable[[], Any]) -> tuple[Any, int]:
+    release_memory()  # or the result might lie in memory that was allocated before
     tracemalloc.start()
     try:
         result = call()
@@ -68,6 +70,7 @@ def _traced(call: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def _resident(call: Callable[[], Any]) -> tuple[Any, int | None]:
+    release_memory()  # as above
     try:
         with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
             ctypes.CDLL(None).malloc_trim(0)  # what was freed counts no more

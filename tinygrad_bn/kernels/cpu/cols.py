@@ -38,6 +38,7 @@ from .arrays import (
     new_statistics,
 )
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .memory import empty
 from .sums import SAMPLES, fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
@@ -382,7 +383,7 @@ class ColsKernel:
     def forward(
         self, plan: Cols, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.statistics, x, running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
@@ -412,7 +413,7 @@ class ColsKernel:
     ) -> Gradients:
         x, weight, bias = arrays[:3]
         need_x, need_affine = needs[0], needs[1] or needs[2]
-        dx = np.empty(x.shape if need_x else 0, x.dtype)
+        dx = empty(x.shape if need_x else (0,), x.dtype)
         totals = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)

@@ -23,6 +23,7 @@ from ..masks import Mask, Scale, runs
 from ..philox import FOUR, ONE, SEVEN, THIRTY_TWO, THREE, TWO, WORD
 from .arrays import Array, contiguous
 from .jit import FLAG, INT, Driver, read, twins, write
+from .memory import empty
 
 TASK = 1 << 16  # decisions that one task draws, and elements that one task expands them over
 PIECE = 1 << 9  # decisions that are drawn and expanded at a time
@@ -204,7 +205,7 @@ class DropoutKernel:
 
     def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
         plan.check_shape("x", x)
-        bits = np.empty((plan.decisions + 7) // 8, np.uint8)
+        bits = empty(((plan.decisions + 7) // 8,), NOTHING.dtype)
         return self._multiplied(plan, x, bits, bits), (bits,)
 
     def vjp(
@@ -214,7 +215,7 @@ class DropoutKernel:
         return (self._multiplied(plan, cotangent, aux[0], NOTHING) if needs[0] else None,)
 
     def _multiplied(self, plan: Mask, x: Array, bits: Array, drawn: Array) -> Array:
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         quantised = plan.quantised
         self.driver[x.dtype](
             contiguous(x, (x.size,)),
@@ -237,7 +238,7 @@ class ScaleKernel:
     driver: Driver
 
     def forward(self, plan: Scale, x: Array) -> tuple[Array, tuple[()]]:
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         self.driver[x.dtype](
             contiguous(x, (x.size,)),
             y.reshape(-1),

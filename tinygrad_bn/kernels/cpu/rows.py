@@ -25,6 +25,7 @@ from numba import prange
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .memory import empty
 from .sums import (
     CHUNK,
     add_moments,
@@ -382,7 +383,7 @@ class RowsKernel:
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
         shape, length, dtype = plan.shape, plan.length, x.dtype
-        y: Array = np.empty(x.shape, dtype)
+        y = empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
             self.forward_driver[dtype](
@@ -407,7 +408,7 @@ class RowsKernel:
     ) -> Gradients:
         x, weight, bias = arrays
         need_x, need_affine = needs[0], needs[1] or needs[2]
-        dx = np.empty(x.shape if need_x else 0, x.dtype)
+        dx = empty(x.shape if need_x else (0,), x.dtype)
         by_columns = plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS
         sums = np.zeros((2, 1, plan.length), x.dtype if by_columns else np.float64)
         if x.size and any(needs):

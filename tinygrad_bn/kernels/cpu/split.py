@@ -35,6 +35,7 @@ from .arrays import (
     new_statistics,
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
+from .memory import empty
 from .sums import add_moments, cotangent_sums, fits, is_finite, reliable
 
 
@@ -172,7 +173,7 @@ class SplitKernel:
     def forward(
         self, plan: Split, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
-        y = np.empty(x.shape, x.dtype)
+        y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.statistics, x, running)
         if x.size:
             shape = (plan.Z, plan.A, plan.S, plan.K * plan.L)
@@ -198,7 +199,7 @@ class SplitKernel:
     ) -> Gradients:
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
-        dx = np.empty(x.shape if needs[0] else 0, x.dtype)
+        dx = empty(x.shape if needs[0] else (0,), x.dtype)
         sums = np.zeros((2, plan.Z, plan.channels))
         if x.size and any(need):
             shape = (plan.Z, plan.A, plan.S, plan.K * plan.L)
