@@ -328,6 +328,35 @@ def test_the_collector_may_run_at_every_allocation():
         gc.set_threshold(*thresholds)
 
 
+class Contested(list):
+    """The list of free blocks, of which another thread always takes what was seen a moment before."""
+
+    def remove(self, block):
+        super().remove(block)
+        super().remove(block)
+
+    def pop(self, *where):
+        self.clear()
+        return super().pop(*where)
+
+
+def test_another_thread_may_be_first_to_take_a_block():
+    pool = Pool(NBYTES)
+    pool._free = Contested()
+    first, second, third = (filled(pool, i) for i in range(3))
+    place = address(first)
+    del first
+    assert address(filled(pool, 3)) != place
+    pool._free.clear()
+    del second
+    assert pool.free_bytes == NBYTES
+    del third  # one of the two is dropped, but both are gone
+    assert pool.free_bytes == 0
+    filled(pool, 4)
+    assert pool.free_bytes == NBYTES
+    assert pool.release() == 0
+
+
 def test_threads_share_a_pool():
     pool = Pool(12 * NBYTES)
     problems = []
@@ -373,6 +402,7 @@ from tinygrad_bn.kernels.cpu import memory
 def large():
     return memory.empty((1 << 19,), np.dtype(np.float32))
 kept, builtins.kept, sys.kept = large(), large(), large()
+sys.module = memory  # so that its names are gone before `sys.kept` is
 circle = [large()]
 circle.append(circle)
 class Holder:

@@ -2,7 +2,7 @@
 
 Forward: a copy of the input. Backward: the sum of two arrays, the input and the cotangent. Dropout's
 backward: a copy, and a bit for each element. They write to arrays that were written before, so that no page
-is new; an operation that returns a new array cannot have that, and cannot quite reach the floor.
+is new; an operation that returns a new array has that only where memory is used again.
 """
 
 from __future__ import annotations

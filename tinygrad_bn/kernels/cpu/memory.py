@@ -18,11 +18,9 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 __all__ = ["VARIABLE", "Pool", "empty", "owns", "release_memory"]
 
-Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 VARIABLE = "TGBN_KEEP_MIB"
@@ -80,7 +78,7 @@ class Pool:
         self._free: list[_Block] = []  # the one that came back first is first
         self._places = count(1)
 
-    def empty(self, shape: Shape, dtype: np.dtype) -> Array:
+    def empty(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """An array of a free block, or of a new one; its contents are whatever was there."""
         size = prod(shape) * dtype.itemsize
         block = self._found(size)
@@ -151,7 +149,7 @@ def _limit() -> int:
         return MOST // 4
 
 
-def empty(shape: Shape, dtype: np.dtype) -> Array:
+def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:
     """As `numpy.empty`, for outputs of kernels: where they are large, in memory that nobody uses any more."""
     if prod(shape) * dtype.itemsize < SMALLEST:
         return np.empty(shape, dtype)
