@@ -36,11 +36,13 @@ MAY_IMPORT = {
     "tinygrad_bn.tape": (),
     "tinygrad_bn.namespace": (),
     "tinygrad_bn.devices": ("cupy", "numpy"),
+    "tinygrad_bn.rules": ("numpy",),
     "tinygrad_bn.tensor": (
         "numpy",
         "tinygrad_bn.devices",
         "tinygrad_bn.kernels.cpu.memory",
         "tinygrad_bn.namespace",
+        "tinygrad_bn.rules",
         "tinygrad_bn.tape",
     ),
     "tinygrad_bn.bench": ("cupy", "jax", "liger_kernel", "numba", "numpy", "tinygrad_bn", "torch"),

@@ -143,13 +143,14 @@ class Fused:
         key = (_device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
         try:
             run = self._runs.get(key)
-        except TypeError:  # an argument has no hash, and is none that there may be
-            return self.call(inputs, attributes(_shapes(arrays), *arguments), kernel)  # which says so
+        except TypeError:  # an argument has no hash: most likely it is wrong, and the check says so
+            key, run = (), None
         if run is None:
             run = self._resolved(arrays, attributes(_shapes(arrays), *arguments), kernel)
             if len(self._runs) >= MOST_REMEMBERED:
                 self._runs.clear()
-            self._runs[key] = run
+            if key:
+                self._runs[key] = run
         if draw is not None:
             drawn = {**run.attributes, **draw()}
             run = _Run(run.kernel, _plan(self.spec, arrays, drawn), drawn, run.shape)
