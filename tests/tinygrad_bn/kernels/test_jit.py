@@ -67,27 +67,23 @@ print([len(driver._compiled) for driver in drivers])
 
 def hot_bodies(T):
     """Each body with its types and the number of its loops over values."""
-    x1, x2, x4 = (jit.read(T, ndim) for ndim in (1, 2, 4))
-    y1, y2, y4 = (jit.write(T, ndim) for ndim in (1, 2, 4))
+    x1, x2 = (jit.read(T, ndim) for ndim in (1, 2))
+    y1, y2 = (jit.write(T, ndim) for ndim in (1, 2))
     fixed = jit.read(jit.DOUBLE, 1)
-    s1, s2, s3, s4 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 2, 3, 4))
-    i, d, flag = jit.INT, jit.DOUBLE, jit.FLAG
-    pair, layout = numba.types.UniTuple, cols.LAYOUT
+    s1, s3, s4 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 3, 4))
+    i, d, flag, layout = jit.INT, jit.DOUBLE, jit.FLAG, cols.LAYOUT
     return {
         sums.add_moments: ((T, x1, i, d, d), 1),
         sums.row_moments: ((T, x2, flag, s1, s1), 1),
         sums.sum_squares: ((T, x1), 1),
-        sums.cotangent_sums: ((T, x1, x1, T), 1),
         sums.add_up: ((y2, s1), 1),
         rows.normalize_rows: ((T, x2, x1, x1, fixed, fixed, y2), 1),
         rows.sum_row: ((T, x1, x1, x1, d, d, y1, y1), 1),
         rows.sum_four_rows: ((T, x2, x2, x1, fixed, fixed, y1, y1, s1, s1), 1),
         rows.apply_means: ((T, x2, x2, x1, fixed, fixed, s1, s1, y2), 1),
-        split.normalize_statistic: ((T, i, i, i, flag, x4, x1, x1, d, y4, s1, s1, s1), 2),
-        split.differentiate_statistic: (
-            (T, i, i, i, flag, pair(flag, 2), x4, x4, x1, fixed, fixed, y4, s2, s2),
-            3,
-        ),
+        split.scale_runs: ((T, i, x2, s1, s1, s1, y2), 1),
+        split.add_cotangent_sums: ((T, i, x2, x2, s1, s1, s1), 1),
+        split.differentiate_runs: ((T, i, flag, x2, x2, s1, s1, s1, s1, y2), 2),
         cols.tile_moments: ((T, i, x2, layout, s3, s4), 2),
         cols.normalize_tile: ((T, i, x2, layout, s3, y2), 1),
         cols.tile_sums: ((T, i, layout, x2, x2, s3, s4), 1),

@@ -36,6 +36,8 @@ VIEWS = [
     Split(1, 1, 3, 1, 3001, EPS),
     Split(1, 5, 2, 1, 1025, EPS),
     Split(1, 3, 2, 2, 131, EPS),
+    Split(2, 3, 75, 2, 5, EPS),
+    Split(1, 2, 70, 1, 30, EPS),
     Cols(1, 6, 5, 1, EPS),
     Cols(2, 4, 6, 2, EPS),
     Cols(2, 4, 6, 6, EPS),
@@ -367,6 +369,28 @@ def test_float32_values_whose_squares_are_out_of_range(view, training, eps, scal
         atol = 4e-6 * np.abs(wanted).max() + 64 * tiny
         np.testing.assert_allclose(got[held], wanted[held], rtol=0, atol=atol)
         assert np.isinf(got[np.abs(wanted) > 4e38]).all()
+
+
+@TWINS
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+@pytest.mark.parametrize(
+    ("view", "place"),
+    [(Rows(9, 9, 0.0), np.s_[5:7]), (Split(2, 3, 40, 2, 9, 0.0), np.s_[:, :, 25:27])],
+    ids=["rows", "split"],
+)
+def test_statistics_out_of_range_among_others(view, place, scale, twin):
+    """Those that go through a pass together are not all done in one dtype."""
+    x, weight, bias, cotangent = draw(view, np.float32)
+    factor = np.ones(view.shape)
+    factor[place] = scale
+    x = (x * factor).astype(np.float32)
+    target = kernel(view, twin)
+    y, aux = target.forward(view, x, weight, bias)
+    dx, dweight, dbias = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)
+    want = expected(view, x, weight, bias, cotangent)
+    pairs = [(y, want.y), (dx * factor, want.dx * factor), (dweight, want.dweight), (dbias, want.dbias)]
+    for got, wanted in pairs:
+        np.testing.assert_allclose(got, wanted.reshape(got.shape), rtol=0, atol=4e-6 * np.abs(wanted).max())
 
 
 @TWINS

@@ -49,8 +49,15 @@ INVISIBLE = {
         "makes the sums again in float64 where they are right, and leaves those that overflow float32, which "
         "no cotangent of a check does"
     ),
-    "differentiate_statistic: gx_sum = (gx_sum + (rounded - mean[i]) * g_sum) * rstd[i] → "
-    "gx_sum = (gx_sum - (rounded - mean[i]) * g_sum) * rstd[i]": ROUNDING,
+    "blocks_of: together = min(MOST_TOGETHER, TASK // (x.shape[1] * size)) if size <= CHUNK else 1 → "
+    "together = min(MOST_TOGETHER, TASK * (x.shape[1] * size)) if size <= CHUNK else 1": (
+        "more statistics go together, which only the cache notices"
+    ),
+    "normalize_statistics: in_range = reliable(rstds[r], x) and (reliable(variances[r], x) or not training) "
+    "→ in_range = reliable(rstds[r], x) or (reliable(variances[r], x) or not training)": WIDER,
+    "normalize_statistics: outside[first + r] = not in_range → outside[first - r] = not in_range": (
+        "the statistics of a case are all of one size; those that are not have a test of their own"
+    ),
     "multiply: for task in numba.prange((drawn.size + chunk - 1) // chunk): → "
     "for task in numba.prange((drawn.size + chunk - 1) * chunk):": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "

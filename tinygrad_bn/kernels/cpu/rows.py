@@ -57,7 +57,7 @@ LONG_ROW = 1 << 16
 @body
 def one_row(values):
     """A run of values as an array of one row."""
-    return values.reshape(1, values.size)
+    return np.expand_dims(values, 0)
 
 
 @body

@@ -1,7 +1,8 @@
 """The family *split*: BatchNorm, InstanceNorm and GroupNorm, channels first, over [Z, A, S, K, L].
 
-One task is one statistic (z, s): A stretches of K · L values, which are reduced, then normalized while they
-are still in the cache. Channel c = s · K + k has one weight and one bias, constant along L::
+Statistic (z, s) is that of A stretches of K · L values, which are reduced, then normalized while they are
+still in the cache. One task is one statistic, or neighbouring ones of short stretches. Channel c = s · K + k
+has one weight and one bias, constant along L::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
 
@@ -11,8 +12,8 @@ Backward, with g the cotangent times the weight::
     dweight = Σ_{z, a, l} cotangent · x̂          dbias = Σ_{z, a, l} cotangent
 
 In inference μ and σ² are constants, so that dx = rstd g. Along one channel each pass is x or the cotangent
-times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy. A task
-near the ends of the range of float32 is done in float64: ``sums`` says how, and what range that gives.
+times a factor plus a constant; the mean is taken off first, so that a large one costs no accuracy. Statistics
+near the ends of the range of float32 are done in float64: ``sums`` says how, and what range that gives.
 """
 
 from __future__ import annotations
@@ -36,130 +37,226 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import add_moments, cotangent_sums, fits, is_finite, reliable
+from .sums import CHUNK, add_moments, fits, is_finite, merge_moments, reliable, row_moments
+
+# Statistics over short stretches go through each pass together, so many of them and so many values at most:
+# what is done once for a statistic is done for many at a time, and their values stay in the second-level
+# cache.
+MOST_TOGETHER = 32
+TASK = 65536
 
 
 @body
-def normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
-    """x and y are [Z, A, S, K * L]; training writes mean and variance, inference reads them.
+def blocks_of(x):
+    """In how many blocks the statistics of a sample are done."""
+    S, size = x.shape[2], x.shape[3]
+    together = min(MOST_TOGETHER, TASK // (x.shape[1] * size)) if size <= CHUNK else 1
+    return S if together <= 1 else (S + together - 1) // together
 
-    Whether the dtype of x was wide enough for it is returned.
+
+@body
+def scale_runs(zero, L, x, centre, scale, shift, y):
+    """Each row of x holds runs of L values, one channel each."""
+    T = type(zero)
+    K = x.shape[1] // L
+    for r in range(x.shape[0]):
+        for k in range(K):
+            run, out = x[r, k * L : k * L + L], y[r, k * L : k * L + L]
+            c = r * K + k
+            pivot, factor, constant = T(centre[c]), T(scale[c]), T(shift[c])
+            for j in range(run.size):
+                out[j] = (run[j] - pivot) * factor + constant
+
+
+@body
+def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch):
+    """Statistics s … e − 1 of sample z; x and y are [Z, A, S, K * L].
+
+    Training writes mean and variance, inference reads them. For how many the dtype of x was not wide
+    enough is returned; the last row of scratch says for which.
     """
     T = type(zero)
-    i = z * x.shape[2] + s
-    K = x.shape[3] // L
+    A, S, size = x.shape[1], x.shape[2], x.shape[3]
+    K = size // L
+    first, last = z * S + s, z * S + e
+    means, variances, rstds, outside = mean[first:last], variance[first:last], rstd[first:last], scratch[3]
+    centre, scale, shift = scratch[0, first * K :], scratch[1, first * K :], scratch[2, first * K :]
     if training:
-        count, centre, squares = 0, 0.0, 0.0
-        for a in range(x.shape[1]):
-            count, centre, squares = add_moments(zero, x[z, a, s], count, centre, squares)
-        mean[i] = centre
-        variance[i] = squares / count
-    rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-    in_range = reliable(rstd[i], x) and (reliable(variance[i], x) or not training)
-    rounded = T(mean[i])
-    for a in range(x.shape[1]):
-        for k in range(K):
-            values = x[z, a, s, k * L : k * L + L]
-            out = y[z, a, s, k * L : k * L + L]
-            factor = rstd[i] * weight[s * K + k]
-            scale = T(factor)
-            shift = T((rounded - mean[i]) * factor + bias[s * K + k])
+        if e - s == 1:
+            count, one_mean, squares = 0, 0.0, 0.0
+            for a in range(A):
+                count, one_mean, squares = add_moments(zero, x[z, a, s], count, one_mean, squares)
+            means[0], variances[0] = one_mean, squares / count
+        else:
+            row_moments(zero, x[z, 0, s:e], True, means, variances)
+            for a in range(1, A):
+                row_moments(zero, x[z, a, s:e], True, centre[: e - s], scale[: e - s])
+                for r in range(e - s):
+                    _count, means[r], variances[r] = merge_moments(
+                        a, means[r], variances[r], 1, centre[r], scale[r]
+                    )
+            for r in range(e - s):
+                variances[r] /= A
+    for r in range(e - s):
+        rstds[r] = 1.0 / np.sqrt(variances[r] + eps)
+    bad = 0
+    for r in range(e - s):
+        rounded = T(means[r])
+        in_range = reliable(rstds[r], x) and (reliable(variances[r], x) or not training)
+        for c in range(r * K, r * K + K):
+            factor = rstds[r] * weight[s * K + c]
+            centre[c] = rounded
+            scale[c] = factor
+            shift[c] = (rounded - means[r]) * factor + bias[s * K + c]
             in_range &= fits(factor, x)
-            for j in range(values.size):
-                out[j] = (values[j] - rounded) * scale + shift
-    return in_range
+        outside[first + r] = not in_range
+        bad += not in_range
+    for a in range(A):
+        scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
+    return bad
 
 
 @twins(
     lambda T: (
         *(INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 4), write(DOUBLE, 2)),
+        *(write(T, 4), write(DOUBLE, 2), write(DOUBLE, 2)),
     )
 )
-def forward(L, training, x, weight, bias, eps, y, statistics):
+def forward(L, training, x, weight, bias, eps, y, statistics, scratch):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     S = x.shape[2]
-    for task in prange(x.shape[0] * S):
-        z, s = task // S, task % S
+    blocks = blocks_of(x)
+    for task in prange(x.shape[0] * blocks):
+        z, block = task // blocks, task % blocks
+        s, e = block * S // blocks, (block + 1) * S // blocks
         zero = x.dtype.type(0)
-        if not normalize_statistic(zero, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd):
-            normalize_statistic(0.0, z, s, L, training, x, weight, bias, eps, y, mean, variance, rstd)
+        if normalize_statistics(
+            zero, z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch
+        ):
+            for r in range(s, e):
+                if scratch[3, z * S + r] != 0:
+                    normalize_statistics(
+                        0.0, z, r, r + 1, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch
+                    )
 
 
 @body
-def differentiate_statistic(
-    zero, z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias
-):
-    """dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx.
+def add_cotangent_sums(zero, L, cotangent, x, centre, plain, moment):
+    """Add the sums of the cotangent and of cotangent * (x − centre) over each run to those in float64."""
+    T = type(zero)
+    K = x.shape[1] // L
+    for r in range(x.shape[0]):
+        for k in range(K):
+            c = r * K + k
+            pivot = T(centre[c])
+            for start in range(k * L, k * L + L, CHUNK):
+                stop = min(start + CHUNK, k * L + L)
+                g, values = cotangent[r, start:stop], x[r, start:stop]
+                total = zero
+                total_moment = zero
+                for j in range(g.size):
+                    total += g[j]
+                    total_moment += g[j] * (values[j] - pivot)
+                plain[c] += total
+                moment[c] += total_moment
 
-    Whether the dtype of x was wide enough for it is returned.
+
+@body
+def differentiate_runs(zero, L, training, cotangent, x, centre, scale, slope, shift, dx):
+    T = type(zero)
+    K = x.shape[1] // L
+    for r in range(x.shape[0]):
+        for k in range(K):
+            start, stop = k * L, k * L + L
+            g, run, out = cotangent[r, start:stop], x[r, start:stop], dx[r, start:stop]
+            c = r * K + k
+            pivot, factor, along, constant = T(centre[c]), T(scale[c]), T(slope[c]), T(shift[c])
+            if training:
+                for j in range(g.size):
+                    out[j] = g[j] * factor + ((run[j] - pivot) * along + constant)
+            else:
+                for j in range(g.size):
+                    out[j] = g[j] * factor
+
+
+@body
+def differentiate_statistics(
+    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch
+):
+    """Statistics s … e − 1 of sample z.
+
+    dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx. For how many
+    the dtype of x was not wide enough is returned; the last row of scratch says for which.
     """
     T = type(zero)
-    i = z * x.shape[2] + s
-    K = x.shape[3] // L
+    A, S, size = x.shape[1], x.shape[2], x.shape[3]
+    K = size // L
+    first = z * S + s
     need_x, need_affine = need
-    in_range = reliable(rstd[i], x)
-    rounded = T(mean[i])
-    total = 0.0
-    moment = 0.0
+    centre, scale, slope = scratch[0, first * K :], scratch[1, first * K :], scratch[2, first * K :]
+    shift, outside = scratch[3, first * K :], scratch[4]
+    g_sum, gx_sum = dbias[z, s * K : e * K], dweight[z, s * K : e * K]
     if need_affine or training:
-        for k in range(K):
-            g_sum = 0.0
-            gx_sum = 0.0
-            for a in range(x.shape[1]):
-                run = slice(k * L, k * L + L)
-                one, other = cotangent_sums(zero, cotangent[z, a, s, run], x[z, a, s, run], rounded)
-                g_sum += one
-                gx_sum += other
-            in_range &= is_finite(g_sum) and reliable(gx_sum, x)
-            gx_sum = (gx_sum + (rounded - mean[i]) * g_sum) * rstd[i]
-            total += weight[s * K + k] * g_sum
-            moment += weight[s * K + k] * gx_sum
-            dweight[z, s * K + k] = gx_sum
-            dbias[z, s * K + k] = g_sum
+        for r in range(e - s):
+            for c in range(r * K, r * K + K):
+                centre[c] = mean[first + r]
+                g_sum[c] = 0
+                gx_sum[c] = 0
+        for a in range(A):
+            add_cotangent_sums(zero, L, cotangent[z, a, s:e], x[z, a, s:e], centre, g_sum, gx_sum)
+    bad = 0
+    for r in range(e - s):
+        i = first + r
+        rest = T(mean[i]) - mean[i]
+        in_range = reliable(rstd[i], x)
+        total = 0.0
+        moment = 0.0
+        if need_affine or training:
+            for c in range(r * K, r * K + K):
+                in_range &= is_finite(g_sum[c]) and reliable(gx_sum[c], x)
+                gx_sum[c] = (gx_sum[c] + rest * g_sum[c]) * rstd[i]
+                total += weight[s * K + c] * g_sum[c]
+                moment += weight[s * K + c] * gx_sum[c]
+        along = -rstd[i] * rstd[i] * moment / (A * size)
+        in_range &= fits(along, x) or not need_x
+        for c in range(r * K, r * K + K):
+            scale[c] = rstd[i] * weight[s * K + c]
+            slope[c] = along
+            shift[c] = rest * along - rstd[i] * total / (A * size)
+            in_range &= fits(scale[c], x) or not need_x
+        outside[i] = not in_range
+        bad += not in_range
     if need_x:
-        count = x.shape[1] * x.shape[3]
-        along = -rstd[i] * rstd[i] * moment / count
-        in_range &= fits(along, x)
-        slope = T(along)
-        shift = T((rounded - mean[i]) * along - rstd[i] * total / count)
-        for a in range(x.shape[1]):
-            for k in range(K):
-                run = slice(k * L, k * L + L)
-                g = cotangent[z, a, s, run]
-                values = x[z, a, s, run]
-                out = dx[z, a, s, run]
-                factor = rstd[i] * weight[s * K + k]
-                in_range &= fits(factor, x)
-                scale = T(factor)
-                if training:
-                    for j in range(g.size):
-                        out[j] = g[j] * scale + ((values[j] - rounded) * slope + shift)
-                else:
-                    for j in range(g.size):
-                        out[j] = g[j] * scale
-    return in_range
+        for a in range(A):
+            g, values, out = cotangent[z, a, s:e], x[z, a, s:e], dx[z, a, s:e]
+            differentiate_runs(zero, L, training, g, values, centre, scale, slope, shift, out)
+    return bad
 
 
 @twins(
     lambda T: (
         *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 2)),
-        *(write(T, 4), write(DOUBLE, 3)),
+        *(write(T, 4), write(DOUBLE, 3), write(DOUBLE, 2)),
     )
 )
-def backward(L, training, need, cotangent, x, weight, statistics, dx, sums):
+def backward(L, training, need, cotangent, x, weight, statistics, dx, sums, scratch):
     mean, rstd = statistics[0], statistics[2]
     dweight, dbias = sums[0], sums[1]
     S = x.shape[2]
-    for task in prange(x.shape[0] * S):
-        z, s = task // S, task % S
+    blocks = blocks_of(x)
+    for task in prange(x.shape[0] * blocks):
+        z, block = task // blocks, task % blocks
+        s, e = block * S // blocks, (block + 1) * S // blocks
         zero = x.dtype.type(0)
-        if not differentiate_statistic(
-            zero, z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias
+        if differentiate_statistics(
+            zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch
         ):
-            differentiate_statistic(
-                0.0, z, s, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias
-            )
+            for r in range(s, e):
+                if scratch[4, z * S + r] != 0:
+                    differentiate_statistics(
+                        0.0, z, r, r + 1, L, training, need,
+                        cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch,
+                    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +283,7 @@ class SplitKernel:
                 plan.eps,
                 y.reshape(shape),
                 statistics,
+                np.empty((4, plan.Z * plan.channels)),
             )
         return y, statistics
 
@@ -213,6 +311,7 @@ class SplitKernel:
                 aux,
                 dx.reshape(shape if needs[0] else (0, 0, 0, 0)),
                 sums,
+                np.empty((5, plan.Z * plan.channels)),
             )
         return gradients(needs, dx, sums, weight, bias)
 

@@ -178,25 +178,6 @@ def sum_squares(zero, values):
 
 
 @body
-def cotangent_sums(zero, cotangent, values, centre):
-    """The sums of the cotangent and of cotangent * (values - centre) over a run, in float64."""
-    centre = type(zero)(centre)
-    plain = 0.0
-    moment = 0.0
-    for start in range(0, values.size, CHUNK):
-        g = cotangent[start : start + CHUNK]
-        v = values[start : start + CHUNK]
-        total = zero
-        total_moment = zero
-        for j in range(g.size):
-            total += g[j]
-            total_moment += g[j] * (v[j] - centre)
-        plain += total
-        moment += total_moment
-    return plain, moment
-
-
-@body
 def add_up(partials, total):
     """Add the tasks' partial sums to a total in float64, in the order of the tasks."""
     for task in range(partials.shape[0]):
