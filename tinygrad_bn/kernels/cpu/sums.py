@@ -20,6 +20,8 @@ from .jit import body
 CHUNK = 2048
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
+# Shorter rows make do with four: their sums have fewer roundings.
+LONG_ENOUGH = 256
 
 
 @body
@@ -112,11 +114,14 @@ def row_moments(zero, x, centred, mean, variance):
     """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
 
     Rows are no longer than a chunk. As in add_moments, the deviations are taken from a pivot, here the mean
-    of four values. What is done once for a row is done for many at a time: on short rows it would cost more
-    than the sums.
+    of values at four places. What is done once for a row is done for many at a time: on short rows it would
+    cost more than the sums.
     """
     T = type(zero)
     length = x.shape[1]
+    width = 4 if length >= LONG_ENOUGH else 1
+    apart = (length - width) // 3
+    share = T(0.25 / width)
     shift = np.empty(x.shape[0])
     for attempt in range(2):
         for r in range(x.shape[0]):
@@ -124,8 +129,14 @@ def row_moments(zero, x, centred, mean, variance):
             pivot = zero
             if attempt == 0:
                 if centred:
-                    quarter = (T(row[0]) + T(row[length // 4])) + (T(row[length // 2]) + T(row[length - 1]))
-                    pivot = quarter * T(0.25) if is_finite(quarter) else zero
+                    first, second, third, fourth = zero, zero, zero, zero
+                    for k in range(width):
+                        first += T(row[k])
+                        second += T(row[k + apart])
+                        third += T(row[k + 2 * apart])
+                        fourth += T(row[k + 3 * apart])
+                    sample = (first + second) + (third + fourth)
+                    pivot = sample * share if is_finite(sample) else zero
             elif centred and not settled(length, shift[r], variance[r]):
                 pivot = T(mean[r] + shift[r] / length)
             else:
