@@ -140,7 +140,7 @@ class Fused:
             else (None if array is None else aval(array.shape, array.dtype))
             for value, array in zip(inputs, arrays, strict=True)
         ]
-        key = (_device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
+        key = (attributes, _device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
         try:
             run = self._runs.get(key)
         except TypeError:  # an argument has no hash: most likely it is wrong, and the check says so
@@ -304,7 +304,7 @@ class Fused:
         results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, saved.aux))
         results += [None] * (len(needs) - len(results))
         held = {id(saved.aux), *map(id, arrays)}
-        if type(saved.aux) is tuple:  # and no single array
+        if not devices.is_array(saved.aux):
             held.update(map(id, saved.aux))
         for position, needed in enumerate(needs):
             if needed:

@@ -20,7 +20,6 @@ from .tape import LEAF, Edge, Node, is_grad_enabled, no_grad, sweep
 __all__ = ["DTYPES", "Tensor", "tensor"]
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-new = object.__new__
 CUDA_DTYPES = ("float16", "bfloat16", "float32", "float64")
 """Names of those on a CUDA device: two of 16 bits in memory, and float32 in the fused kernels, besides."""
 
@@ -82,7 +81,7 @@ class Tensor:
             array = devices.as_array(array)
         if array.dtype not in DTYPES:
             _check_dtype(array)
-        self = new(cls)
+        self = object.__new__(cls)
         self._array = array
         self._aval = None
         self._edge = edge

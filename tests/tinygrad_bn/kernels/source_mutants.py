@@ -48,7 +48,7 @@ PIECES = {
         "BLOCK": 16,
     },
     "split": {"CHUNK": 4, "TASK": 16, "MOST_TOGETHER": 2},
-    "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4},
+    "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4, "BATCH": 35},
     "dropout": {"TASK": 16, "PIECE": 8},
 }
 
@@ -78,7 +78,7 @@ NAMED = (
     ("cols", "spread", "row[j] = row[j - M]", "row[j] = row[0]"),
     ("cols", "forward_factors", "rstd[i] * weight[k]", "rstd[i] * weight[s]"),
     ("cols", "backward_factors", "- scale * total / n", "- scale * total / (n + 1)"),
-    ("cols", "backward_factors", "rest * dbias[z, k]", "rest"),
+    ("cols", "backward_factors", "rest * plain[k]", "rest"),
     ("cols", "differentiate_tile", "* scale[j] + (", "* scale[0] + ("),
     ("dropout", "draw", "[start:stop], np.uint64(start)", "[start:stop], np.uint64(0)"),
     ("dropout", "multiply", "expand_own(x, bits, start, y", "expand_own(x, bits, 0, y"),
@@ -235,6 +235,7 @@ def cases(file: str) -> Iterator[Case]:
         "cols": [
             views.Cols(2, 5, 6, 3, EPS),
             views.Cols(2, 7, 6, 3, EPS),
+            views.Cols(3, 2, 6, 2, EPS),
             views.Cols(1, 13, 5, 1, EPS),
             views.Cols(1, 19, 2, 1, EPS),
             views.Cols(1, 9, 6, 3, EPS, repeat=3),

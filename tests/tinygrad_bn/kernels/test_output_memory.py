@@ -455,13 +455,25 @@ def test_a_fork_has_memory_of_its_own(run_python):
 LIMIT = "from tinygrad_bn.kernels.cpu import memory; print(memory._shared().limit)"
 
 
-def test_the_limit_depends_on_the_machine_and_the_environment(monkeypatch, run_python):
+def test_no_more_than_so_many_blocks_are_kept():
+    pool = Pool(1 << 30)
+    arrays = [pool.empty(SHAPE, FLOAT) for _ in range(memory.MOST_BLOCKS + 3)]
+    arrays.clear()
+    assert pool.free_bytes == memory.MOST_BLOCKS * NBYTES
+
+
+def test_the_limit_depends_on_the_machine_and_the_environment(monkeypatch, run_python, tmp_path):
     monkeypatch.delenv(memory.VARIABLE, raising=False)
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path / "memory.max")
     names = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", names.__getitem__, raising=False)
     assert memory._limit() == 256 << 20
     names["SC_PHYS_PAGES"] = 1 << 30
     assert memory._limit() == 1 << 30
+    memory.CONTAINER.write_text("max\n")
+    assert memory._limit() == 1 << 30
+    memory.CONTAINER.write_text(f"{1 << 30}\n")
+    assert memory._limit() == 64 << 20
     monkeypatch.delattr(os, "sysconf")
     assert memory._limit() == 256 << 20
     assert run_python(LIMIT, **{memory.VARIABLE: "0"}) == ["0"]

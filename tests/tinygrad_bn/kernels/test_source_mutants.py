@@ -55,8 +55,8 @@ INVISIBLE = {
     ),
     "normalize_statistics: in_range = reliable(rstds[r], x) and (reliable(variances[r], x) or not training) "
     "→ in_range = reliable(rstds[r], x) or (reliable(variances[r], x) or not training)": WIDER,
-    "normalize_statistics: outside[first + r] = not in_range → outside[first - r] = not in_range": (
-        "the statistics of a case are all of one size; those that are not have a test of their own"
+    "differentiate_block: again = np.empty((5, x.shape[3] // L)) → again = np.empty((6, x.shape[3] // L))": (
+        "more scratch than is used"
     ),
     "multiply: for task in numba.prange((drawn.size + chunk - 1) // chunk): → "
     "for task in numba.prange((drawn.size + chunk - 1) * chunk):": PAST,
@@ -69,6 +69,11 @@ INVISIBLE = {
     ),
     "forward_factors: in_range &= reliable(factor, x) or weight[k] == 0 → "
     "in_range &= reliable(factor, x) or weight[0] == 0": WIDER,
+    "forward: normalize_tile(x.dtype.type(0), task, part, layout, factors, out) → "
+    "normalize_tile(x.dtype.type(1), task, part, layout, factors, out)": "here the zero only gives its type",
+    "scratch: rows = -(-plan.A * plan.M // width) → rows = -(-plan.A * plan.M * width)": (
+        "more scratch than is used"
+    ),
 }
 
 

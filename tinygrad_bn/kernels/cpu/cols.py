@@ -4,7 +4,7 @@ A statistic belongs to one z and to B neighbours along M, and is taken over A. x
 is small, several neighbours along A make one row of `width` values. One task is a tile of some rows and some
 columns, small enough for the second-level cache; columns are never read one at a time. Each pass goes through
 all tiles: one takes sums, which are added in float64, in the order of the tiles; one writes, with factors
-found once for each channel. The formulas are those of *split*::
+found once for each channel. Many small z go through the passes in batches. The formulas are *split*'s::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
@@ -37,7 +37,7 @@ from .arrays import (
     gradients,
     new_statistics,
 )
-from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
 from .sums import SAMPLES, fits, is_finite, reliable, samples, settled
 
@@ -46,6 +46,8 @@ TILE_ROWS = 128
 TILE_COLUMNS = 1024
 # Rows of a small M are joined up to about this length.
 JOINED = 512
+# A batch has about so many values of x: enough for several threads, and little room for factors and sums.
+BATCH = 1 << 18
 
 LAYOUT = types.UniTuple(INT, 5)
 
@@ -223,33 +225,41 @@ def normalize_tile(zero, task, x, layout, factors, y):
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(DOUBLE, 2)),
+        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(FLAG, 1), write(DOUBLE, 2)),
     )
 )
-def forward(layout, training, x, weight, bias, eps, y, factors, sums, statistics):
-    mean, variance, rstd = statistics[0], statistics[1], statistics[2]
-    in_range = True
-    if training:
-        for z in range(x.shape[0]):
-            choose_pivots(z, x, layout, factors)
-        for again in range(2):
-            for task in prange(tiles(x, layout)):
-                if again:
-                    tile_moments(0.0, task, x, layout, factors, sums)
-                else:
-                    tile_moments(x.dtype.type(0), task, x, layout, factors, sums)
-            for z in range(x.shape[0]):
-                in_range &= merge_statistics(z, x, layout, factors, sums, mean, variance)
-            if in_range:
-                break
-    in_range = True
-    for z in range(x.shape[0]):
-        in_range &= forward_factors(z, x, layout, weight, bias, eps, mean, variance, rstd, factors)
-    for task in prange(tiles(x, layout)):
-        if in_range:
-            normalize_tile(x.dtype.type(0), task, x, layout, factors, y)
-        else:
-            normalize_tile(0.0, task, x, layout, factors, y)
+def forward(layout, training, x, weight, bias, eps, y, factors, sums, wide, statistics):
+    batch = factors.shape[0]
+    per_z = statistics.shape[1] // x.shape[0]
+    for first in range(0, x.shape[0], batch):
+        last = min(first + batch, x.shape[0])
+        part, out = x[first:last], y[first:last]
+        mean, variance, rstd = statistics[0], statistics[1], statistics[2]
+        mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
+        rstd = rstd[first * per_z : last * per_z]
+        if training:
+            for z in range(last - first):
+                choose_pivots(z, part, layout, factors)
+            for again in range(2):
+                for task in prange(tiles(part, layout)):
+                    if not again:
+                        tile_moments(x.dtype.type(0), task, part, layout, factors, sums)
+                    elif wide[tile_of(task, part, layout)[0]]:
+                        tile_moments(0.0, task, part, layout, factors, sums)
+                good = True
+                for z in range(last - first):
+                    if not again or wide[z]:
+                        wide[z] = not merge_statistics(z, part, layout, factors, sums, mean, variance)
+                        good &= not wide[z]
+                if good:
+                    break
+        for z in range(last - first):
+            wide[z] = not forward_factors(z, part, layout, weight, bias, eps, mean, variance, rstd, factors)
+        for task in prange(tiles(part, layout)):
+            if wide[tile_of(task, part, layout)[0]]:
+                normalize_tile(0.0, task, part, layout, factors, out)
+            else:
+                normalize_tile(x.dtype.type(0), task, part, layout, factors, out)
 
 
 @body
@@ -279,16 +289,17 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
 @body
 def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, dweight, dbias):
     """Of each channel of one z, so that dx is cotangent · factor 1 + ((x − factor 0) · factor 2 + factor 3),
-    in inference without x; and dweight and dbias from the sums of the tiles.
+    in inference without x; dweight and dbias are added to from the sums of the tiles.
 
     Whether the dtype of x is wide enough for dx is returned.
     """
     M, repeat, members, _width, _columns = layout
     n = x.shape[1] // M * repeat * members
-    for t in range(sums.shape[1]):
-        for k in range(sums.shape[3]):
-            dbias[z, k] += sums[z, t, 0, k]
-            dweight[z, k] += sums[z, t, 1, k]
+    plain, moments = sums[z, 0, 0], sums[z, 0, 1]
+    for t in range(1, sums.shape[1]):
+        for k in range(plain.size):
+            plain[k] += sums[z, t, 0, k]
+            moments[k] += sums[z, t, 1, k]
     in_range = True
     for s in range(M // (repeat * members)):
         i = z * (M // (repeat * members)) + s
@@ -297,9 +308,11 @@ def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, 
         total = 0.0
         moment = 0.0
         for k in range(s * members, s * members + members):
-            dweight[z, k] = (dweight[z, k] + rest * dbias[z, k]) * scale
-            total += weight[k] * dbias[z, k]
-            moment += weight[k] * dweight[z, k]
+            normalized = (moments[k] + rest * plain[k]) * scale
+            dweight[k] += normalized
+            dbias[k] += plain[k]
+            total += weight[k] * plain[k]
+            moment += weight[k] * normalized
         along = -scale * scale * moment / n
         in_range &= reliable(scale, x) and (fits(along, x) or not training)
         for k in range(s * members, s * members + members):
@@ -331,32 +344,38 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
 
 @twins(
     lambda T: (
-        *(LAYOUT, FLAG, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
-        *(write(DOUBLE, 3), write(DOUBLE, 4), write(T, 2), write(DOUBLE, 3)),
+        *(LAYOUT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(FLAG, 1), write(T, 2), write(DOUBLE, 3)),
     )
 )
-def backward(layout, training, need_x, cotangent, x, weight, statistics, factors, sums, dx, totals):
-    mean, rstd = statistics[0], statistics[2]
-    dweight, dbias = totals[0], totals[1]
-    channels = factors.shape[2]
-    for z in range(x.shape[0]):
-        for k in range(channels):
-            factors[z, 0, k] = x.dtype.type(mean[(z * channels + k) // layout[2]])
-    if sums.shape[1] > 0:
-        for task in prange(tiles(x, layout)):
-            if not tile_sums(x.dtype.type(0), task, layout, cotangent, x, factors, sums):
-                tile_sums(0.0, task, layout, cotangent, x, factors, sums)
-    in_range = True
-    for z in range(x.shape[0]):
-        in_range &= backward_factors(
-            z, x, layout, training, weight, mean, rstd, sums, factors, dweight, dbias
-        )
-    if need_x:
-        for task in prange(tiles(x, layout)):
-            if in_range:
-                differentiate_tile(x.dtype.type(0), task, layout, training, cotangent, x, factors, dx)
-            else:
-                differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx)
+def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, wide, dx, totals):
+    need_x, need_affine = need
+    dweight, dbias = totals[0, 0], totals[1, 0]
+    batch, channels = factors.shape[0], factors.shape[2]
+    per_z = statistics.shape[1] // x.shape[0]
+    for first in range(0, x.shape[0], batch):
+        last = min(first + batch, x.shape[0])
+        part, g = x[first:last], cotangent[first:last]
+        mean, rstd = statistics[0], statistics[2]
+        mean, rstd = mean[first * per_z : last * per_z], rstd[first * per_z : last * per_z]
+        for z in range(last - first):
+            for k in range(channels):
+                factors[z, 0, k] = x.dtype.type(mean[(z * channels + k) // layout[2]])
+        if training or need_affine:
+            for task in prange(tiles(part, layout)):
+                if not tile_sums(x.dtype.type(0), task, layout, g, part, factors, sums):
+                    tile_sums(0.0, task, layout, g, part, factors, sums)
+        for z in range(last - first):
+            wide[z] = not backward_factors(
+                z, part, layout, training, weight, mean, rstd, sums, factors, dweight, dbias
+            )
+        if need_x:
+            out = dx[first:last]
+            for task in prange(tiles(part, layout)):
+                if wide[tile_of(task, part, layout)[0]]:
+                    differentiate_tile(0.0, task, layout, training, g, part, factors, out)
+                else:
+                    differentiate_tile(x.dtype.type(0), task, layout, training, g, part, factors, out)
 
 
 def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
@@ -366,10 +385,17 @@ def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
     return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
 
 
-def down(plan: Cols, width: int) -> int:
-    """How many tiles lie below each other."""
+def scratch(plan: Cols, count: int, width: int) -> tuple[Array, Array, Array]:
+    """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
+    takes none, and for which z float64 is needed.
+    """
+    batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
     rows = -(-plan.A * plan.M // width)
-    return -(-rows // TILE_ROWS)
+    return (
+        np.empty((batch, count, plan.channels)),
+        np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
+        np.zeros(batch, np.bool_),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +414,6 @@ class ColsKernel:
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
             layout = layout_of(plan)
-            summed = down(plan, layout[3]) if self.training else 0
             self.forward_driver[x.dtype](
                 layout,
                 self.training,
@@ -397,8 +422,7 @@ class ColsKernel:
                 affine(bias, 0, x.dtype, plan.channels),
                 plan.eps,
                 y.reshape(shape),
-                np.empty((plan.Z, 3, plan.channels)),
-                np.empty((plan.Z, summed, 2, plan.channels)),
+                *scratch(plan, 3, layout[3]),
                 statistics,
             )
         return y, statistics
@@ -414,21 +438,19 @@ class ColsKernel:
         x, weight, bias = arrays[:3]
         need_x, need_affine = needs[0], needs[1] or needs[2]
         dx = empty(x.shape if need_x else (0,), x.dtype)
-        totals = np.zeros((2, plan.Z, plan.channels))
+        totals = np.zeros((2, 1, plan.channels))
         if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)
             layout = layout_of(plan)
-            summed = down(plan, layout[3]) if self.training or need_affine else 0
             self.backward_driver[x.dtype](
                 layout,
                 self.training,
-                need_x,
+                (need_x, need_affine),
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
                 aux,
-                np.empty((plan.Z, 4, plan.channels)),
-                np.empty((plan.Z, summed, 2, plan.channels)),
+                *scratch(plan, 4, layout[3]),
                 dx.reshape(shape if need_x else (0, 0)),
                 totals,
             )

@@ -205,7 +205,7 @@ class DropoutKernel:
 
     def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
         plan.check_shape("x", x)
-        bits = empty(((plan.decisions + 7) // 8,), NOTHING.dtype)
+        bits = empty(((plan.decisions + 7) // 8,), np.dtype(np.uint8))
         return self._multiplied(plan, x, bits, bits), (bits,)
 
     def vjp(

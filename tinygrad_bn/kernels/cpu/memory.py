@@ -12,9 +12,11 @@ the last of these is gone, and then, never earlier, the block is free again.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,9 @@ MIB = 1 << 20
 SMALLEST = MIB  # bytes; below, the C library keeps what is freed, and a loan costs more than asking it
 MOST = 1024 * MIB
 SHARE = 16
+MOST_BLOCKS = 64  # each is looked at when one is wanted
+# What a container may use, which can be less than the machine has.
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
 # A store waits for loads of addresses that agree with its own in the last 12 bits. Output and input therefore
 # begin at different places in a page, multiples of a cache line: 1,088 apart, modulo 4,096, for neighbours.
@@ -107,7 +112,7 @@ class Pool:
         if block.size > self.limit:
             return
         self._free.append(block)
-        while self.free_bytes > self.limit:
+        while self.free_bytes > self.limit or len(self._free) > MOST_BLOCKS:
             try:
                 self._free.pop(0)
             except IndexError:  # other threads dropped them
@@ -134,7 +139,7 @@ def _shared() -> Pool:
 
 
 def _limit() -> int:
-    """What the environment says, or 1 GiB, on small machines a sixteenth of the memory."""
+    """What the environment says, or 1 GiB, in small machines and containers a sixteenth of the memory."""
     given = os.environ.get(VARIABLE)
     if given is not None:
         if not (given.isascii() and given.isdigit()):
@@ -144,9 +149,12 @@ def _limit() -> int:
             )
         return int(given) * MIB
     try:
-        return min(MOST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows does not say
         return MOST // 4
+    with suppress(OSError, ValueError):  # no such file, or no limit in it
+        memory = min(memory, int(CONTAINER.read_text()))
+    return min(MOST, memory // SHARE)
 
 
 def empty(shape: Shape, dtype: np.dtype) -> np.ndarray:

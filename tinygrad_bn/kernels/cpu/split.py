@@ -73,14 +73,14 @@ def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, me
     """Statistics s … e − 1 of sample z; x and y are [Z, A, S, K * L].
 
     Training writes mean and variance, inference reads them. For how many the dtype of x was not wide
-    enough is returned; the last row of scratch says for which.
+    enough is returned; the last row of scratch [4, channels] says for which.
     """
     T = type(zero)
     A, S, size = x.shape[1], x.shape[2], x.shape[3]
     K = size // L
     first, last = z * S + s, z * S + e
     means, variances, rstds, outside = mean[first:last], variance[first:last], rstd[first:last], scratch[3]
-    centre, scale, shift = scratch[0, first * K :], scratch[1, first * K :], scratch[2, first * K :]
+    centre, scale, shift = scratch[0], scratch[1], scratch[2]
     if training:
         if e - s == 1:
             count, one_mean, squares = 0, 0.0, 0.0
@@ -109,35 +109,39 @@ def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, me
             scale[c] = factor
             shift[c] = (rounded - means[r]) * factor + bias[s * K + c]
             in_range &= fits(factor, x)
-        outside[first + r] = not in_range
+        outside[r] = not in_range
         bad += not in_range
     for a in range(A):
         scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
     return bad
 
 
-@twins(
-    lambda T: (
-        *(INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 4), write(DOUBLE, 2), write(DOUBLE, 2)),
-    )
-)
-def forward(L, training, x, weight, bias, eps, y, statistics, scratch):
+@body
+def normalize_block(z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd):
+    """As normalize_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
+    zero = x.dtype.type(0)
+    scratch = np.empty((4, (e - s) * (x.shape[3] // L)))
+    if normalize_statistics(
+        zero, z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch
+    ):
+        again = np.empty((4, x.shape[3] // L))
+        for r in range(e - s):
+            if scratch[3, r] != 0:
+                a, b = s + r, s + r + 1
+                normalize_statistics(
+                    0.0, z, a, b, L, training, x, weight, bias, eps, y, mean, variance, rstd, again
+                )
+
+
+@twins(lambda T: (INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE, write(T, 4), write(DOUBLE, 2)))
+def forward(L, training, x, weight, bias, eps, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     S = x.shape[2]
     blocks = blocks_of(x)
     for task in prange(x.shape[0] * blocks):
         z, block = task // blocks, task % blocks
         s, e = block * S // blocks, (block + 1) * S // blocks
-        zero = x.dtype.type(0)
-        if normalize_statistics(
-            zero, z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch
-        ):
-            for r in range(s, e):
-                if scratch[3, z * S + r] != 0:
-                    normalize_statistics(
-                        0.0, z, r, r + 1, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch
-                    )
+        normalize_block(z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd)
 
 
 @body
@@ -186,15 +190,14 @@ def differentiate_statistics(
     """Statistics s … e − 1 of sample z.
 
     dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx. For how many
-    the dtype of x was not wide enough is returned; the last row of scratch says for which.
+    the dtype of x was not wide enough is returned; the last row of scratch [5, channels] says for which.
     """
     T = type(zero)
     A, S, size = x.shape[1], x.shape[2], x.shape[3]
     K = size // L
     first = z * S + s
     need_x, need_affine = need
-    centre, scale, slope = scratch[0, first * K :], scratch[1, first * K :], scratch[2, first * K :]
-    shift, outside = scratch[3, first * K :], scratch[4]
+    centre, scale, slope, shift, outside = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
     g_sum, gx_sum = dbias[z, s * K : e * K], dweight[z, s * K : e * K]
     if need_affine or training:
         for r in range(e - s):
@@ -224,7 +227,7 @@ def differentiate_statistics(
             slope[c] = along
             shift[c] = rest * along - rstd[i] * total / (A * size)
             in_range &= fits(scale[c], x) or not need_x
-        outside[i] = not in_range
+        outside[r] = not in_range
         bad += not in_range
     if need_x:
         for a in range(A):
@@ -233,13 +236,45 @@ def differentiate_statistics(
     return bad
 
 
+@body
+def differentiate_block(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias):
+    """As differentiate_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
+    zero = x.dtype.type(0)
+    scratch = np.empty((5, (e - s) * (x.shape[3] // L)))
+    if differentiate_statistics(
+        zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch
+    ):
+        again = np.empty((5, x.shape[3] // L))
+        for r in range(e - s):
+            if scratch[4, r] != 0:
+                a, b = s + r, s + r + 1
+                differentiate_statistics(
+                    0.0,
+                    z,
+                    a,
+                    b,
+                    L,
+                    training,
+                    need,
+                    cotangent,
+                    x,
+                    weight,
+                    mean,
+                    rstd,
+                    dx,
+                    dweight,
+                    dbias,
+                    again,
+                )
+
+
 @twins(
     lambda T: (
         *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 2)),
-        *(write(T, 4), write(DOUBLE, 3), write(DOUBLE, 2)),
+        *(write(T, 4), write(DOUBLE, 3)),
     )
 )
-def backward(L, training, need, cotangent, x, weight, statistics, dx, sums, scratch):
+def backward(L, training, need, cotangent, x, weight, statistics, dx, sums):
     mean, rstd = statistics[0], statistics[2]
     dweight, dbias = sums[0], sums[1]
     S = x.shape[2]
@@ -247,16 +282,7 @@ def backward(L, training, need, cotangent, x, weight, statistics, dx, sums, scra
     for task in prange(x.shape[0] * blocks):
         z, block = task // blocks, task % blocks
         s, e = block * S // blocks, (block + 1) * S // blocks
-        zero = x.dtype.type(0)
-        if differentiate_statistics(
-            zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch
-        ):
-            for r in range(s, e):
-                if scratch[4, z * S + r] != 0:
-                    differentiate_statistics(
-                        0.0, z, r, r + 1, L, training, need,
-                        cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch,
-                    )  # fmt: skip
+        differentiate_block(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +309,6 @@ class SplitKernel:
                 plan.eps,
                 y.reshape(shape),
                 statistics,
-                np.empty((4, plan.Z * plan.channels)),
             )
         return y, statistics
 
@@ -311,7 +336,6 @@ class SplitKernel:
                 aux,
                 dx.reshape(shape if needs[0] else (0, 0, 0, 0)),
                 sums,
-                np.empty((5, plan.Z * plan.channels)),
             )
         return gradients(needs, dx, sums, weight, bias)
 
