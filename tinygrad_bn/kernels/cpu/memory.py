@@ -80,6 +80,7 @@ class Pool:
 
     def __init__(self, limit: int):
         self.limit = limit
+        self._most = MOST_BLOCKS  # at shutdown a module's names are gone
         self._free: list[_Block] = []  # the one that came back first is first
         self._places = count(1)
 
@@ -112,7 +113,7 @@ class Pool:
         if block.size > self.limit:
             return
         self._free.append(block)
-        while self.free_bytes > self.limit or len(self._free) > MOST_BLOCKS:
+        while self.free_bytes > self.limit or len(self._free) > self._most:
             try:
                 self._free.pop(0)
             except IndexError:  # other threads dropped them
