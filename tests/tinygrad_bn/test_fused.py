@@ -441,7 +441,13 @@ def test_what_a_kernel_returns_is_held_to_shape_and_dtype(scaled_tanh, monkeypat
 @pytest.mark.parametrize(
     "lend", [lambda arrays, aux: arrays[0], lambda arrays, aux: aux[0]], ids=["x", "aux"]
 )
-def test_a_gradient_is_memory_of_its_own(scaled_tanh, monkeypatch, lend):
+@pytest.mark.parametrize("sequence", [tuple, list])
+def test_a_gradient_is_memory_of_its_own(scaled_tanh, monkeypatch, lend, sequence):
+    def forward(plan, x, weight):
+        y, aux = ScaledTanh().forward(plan, x, weight)
+        return y, sequence(aux)
+
+    monkeypatch.setattr(kernel, "forward", forward)
     monkeypatch.setattr(kernel, "vjp", lambda plan, needs, cotangent, arrays, aux: (lend(arrays, aux), None))
     x = tensor(normal(2, 3), requires_grad=True)
     y = scaled_tanh(x, None)
