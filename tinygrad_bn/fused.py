@@ -227,7 +227,7 @@ class Fused:
             )
 
     def check(self, inputs: Sequence[Any], kernel: str | None) -> None:
-        """Raise what a call would raise for its inputs or a kernel's name, before anything is drawn."""
+        """Raise what a call would raise for its inputs or an unknown kernel, without importing a kernel."""
         self._check_dtypes(self._arrays(inputs)[0])
         if kernel is None or kernel == DEFINITION:
             return

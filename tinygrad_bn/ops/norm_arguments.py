@@ -22,8 +22,8 @@ def lengths(normalized_shape: Any) -> Sequence[Any]:
     return normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
 
 
-def trailing(shapes: Shapes, name: str, eps: Any, *lengths: Any) -> Attributes:
-    return {"normalized_shape": check_trailing(name, shapes, lengths), "eps": check_eps(name, eps)}
+def trailing(shapes: Shapes, name: str, eps: Any, *normalized_shape: Any) -> Attributes:
+    return {"normalized_shape": check_trailing(name, shapes, normalized_shape), "eps": check_eps(name, eps)}
 
 
 def _channels(
