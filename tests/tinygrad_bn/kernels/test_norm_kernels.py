@@ -394,6 +394,27 @@ def test_statistics_out_of_range_among_others(view, place, scale, twin):
 
 
 @TWINS
+@pytest.mark.parametrize(
+    "view",
+    [Split(70, 1, 40, 1, 9, 0.0), Cols(70, 49, 96, 1, 0.0), Cols(70, 49, 96, 4, 0.0)],
+    ids=str,
+)
+def test_a_sample_does_not_change_the_bits_of_others(view, twin):
+    """One that needs float64 leaves the others as they are, in its batch and in those behind it."""
+    x, weight, bias, cotangent = draw(view, np.float32)
+    changed = x.copy()
+    changed[3] *= np.float32(1e-33)
+    target = kernel(view, twin)
+    results = []
+    for given in (x, changed):
+        y, aux = target.forward(view, given, weight, bias)
+        dx = target.vjp(view, ALL, cotangent, (given, weight, bias), aux)[0]
+        results.append((np.delete(y, 3, axis=0), np.delete(dx, 3, axis=0)))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@TWINS
 @pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
 def test_cotangents_whose_products_are_out_of_range(view, twin):
     x, weight, bias, cotangent = draw(view, np.float32)
