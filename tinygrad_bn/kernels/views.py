@@ -28,12 +28,18 @@ SHORT, MANY = 64, 16
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """x as ``[rows, length]``: each row is normalized; ``centred=False`` is RMSNorm."""
+    """x as ``[rows, length]``: each row is normalized; ``centred=False`` is RMSNorm.
+
+    Row r belongs to group r % groups. A weight is that of a group and of ``repeat`` neighbours along the row:
+    more than one only where `as_rows` reads short runs of channels as rows.
+    """
 
     rows: int
     length: int
     eps: float
     centred: bool = True
+    groups: int = 1
+    repeat: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,6 +48,10 @@ class Rows:
     @property
     def statistics(self) -> int:
         return self.rows
+
+    @property
+    def channels(self) -> int:
+        return self.groups * self.length // self.repeat
 
 
 @dataclass(frozen=True, slots=True)

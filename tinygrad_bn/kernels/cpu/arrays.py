@@ -23,17 +23,22 @@ def contiguous(array: Array, shape: Sequence[int]) -> Array:
     return array if array.shape == shape else array.reshape(shape)
 
 
-def affine(array: Array | None, absent: float, dtype: np.dtype, size: int) -> Array:
-    """Weight or bias as a flat array, filled with the number that changes nothing where it is absent."""
+def affine(
+    array: Array | None, absent: float, dtype: np.dtype, shape: int | tuple[int, int], repeat: int = 1
+) -> Array:
+    """Weight or bias in the shape that a kernel reads, each value repeated; where it is absent, filled with
+    the number that changes nothing.
+    """
     if array is None:
-        return _constant(size, absent, dtype)
-    return contiguous(array, (size,))
+        return _constant(shape, absent, dtype)
+    shape = (shape,) if isinstance(shape, int) else shape
+    return contiguous(array if repeat == 1 else array.repeat(repeat), shape)
 
 
 @lru_cache(maxsize=64)
-def _constant(size: int, value: float, dtype: np.dtype) -> Array:
+def _constant(shape: int | tuple[int, int], value: float, dtype: np.dtype) -> Array:
     """A read-only array of one value, which the calls of a model ask for again and again."""
-    array = np.full(size, value, dtype)
+    array = np.full(shape, value, dtype)
     array.flags.writeable = False
     return array
 

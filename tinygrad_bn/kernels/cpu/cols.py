@@ -39,7 +39,7 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import SAMPLES, fits, is_finite, reliable, samples, settled
+from .sums import SAMPLES, fits, is_finite, limits_of, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -164,6 +164,7 @@ def merge_statistics(z, x, layout, factors, sums, mean, variance):
 
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
     """
+    limits = limits_of(x)
     M, repeat, members, _width, _columns = layout
     n = x.shape[1] // M * repeat * members
     good = True
@@ -178,7 +179,7 @@ def merge_statistics(z, x, layout, factors, sums, mean, variance):
         for k in range(s * members, s * members + members):
             total += sums[z, 0, 0, k]
             square += sums[z, 0, 1, k]
-        good &= settled(n, total, square) and reliable(square, x)
+        good &= settled(n, total, square) and reliable(square, limits)
         shift = total / n
         mean[i] = factors[z, 0, s * members] + shift
         variance[i] = (square - min(total * shift, square)) / n
@@ -193,16 +194,17 @@ def forward_factors(z, x, layout, weight, bias, eps, mean, variance, rstd, facto
 
     Whether the dtype of x is wide enough for them is returned.
     """
+    limits = limits_of(x)
     M, repeat, members, _width, _columns = layout
     in_range = True
     for s in range(M // (repeat * members)):
         i = z * (M // (repeat * members)) + s
         rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-        in_range &= reliable(rstd[i], x)
+        in_range &= reliable(rstd[i], limits)
         centre = x.dtype.type(mean[i])
         for k in range(s * members, s * members + members):
             factor = rstd[i] * weight[k]
-            in_range &= reliable(factor, x) or weight[k] == 0
+            in_range &= reliable(factor, limits) or weight[k] == 0
             factors[z, 0, k] = centre
             factors[z, 1, k] = factor
             factors[z, 2, k] = (centre - mean[i]) * factor + bias[k]
@@ -268,6 +270,7 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
 
     Whether the dtype of x was wide enough for it is returned.
     """
+    limits = limits_of(x)
     z, t, a, b, c, d = tile_of(task, x, layout)
     width = layout[3]
     centre = spread(zero, 1, factors[z], layout, c, d)[0]
@@ -281,7 +284,7 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
     gather(moment, layout, c, sums[z, t, 1])
     outside = 0
     for j in range(total.size):
-        if not (is_finite(total[j]) and reliable(moment[j], x)):
+        if not (is_finite(total[j]) and reliable(moment[j], limits)):
             outside += 1
     return outside == 0
 
@@ -293,6 +296,7 @@ def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, 
 
     Whether the dtype of x is wide enough for dx is returned.
     """
+    limits = limits_of(x)
     M, repeat, members, _width, _columns = layout
     n = x.shape[1] // M * repeat * members
     plain, moments = sums[z, 0, 0], sums[z, 0, 1]
@@ -314,10 +318,10 @@ def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, 
             total += weight[k] * plain[k]
             moment += weight[k] * normalized
         along = -scale * scale * moment / n
-        in_range &= reliable(scale, x) and (fits(along, x) or not training)
+        in_range &= reliable(scale, limits) and (fits(along, limits) or not training)
         for k in range(s * members, s * members + members):
             factor = scale * weight[k]
-            in_range &= reliable(factor, x) or weight[k] == 0
+            in_range &= reliable(factor, limits) or weight[k] == 0
             factors[z, 1, k] = factor
             factors[z, 2, k] = along
             factors[z, 3, k] = rest * along - scale * total / n

@@ -32,6 +32,7 @@ from .sums import (
     add_up,
     fits,
     is_finite,
+    limits_of,
     reliable,
     row_moments,
     sum_squares,
@@ -48,7 +49,7 @@ LEAST_BACKWARD = 2048
 # Several short rows go through each pass together, so many values: they stay in the first-level cache. Few
 # rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
 # dweight and dbias as long as a row.
-BLOCK = 2048
+BLOCK = 4096
 # The output of rows that are longer than this is made in such blocks too: with weight and bias, which all
 # rows share, they do not stay in the second-level cache.
 LONG_ROW = 1 << 16
@@ -63,6 +64,7 @@ def one_row(values):
 @body
 def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     """The statistics of rows, and whether the dtype of x was wide enough for them and for what they give."""
+    limits = limits_of(x)
     length = x.shape[1]
     if length <= CHUNK:
         row_moments(zero, x, centred, mean, variance)
@@ -76,56 +78,61 @@ def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     outside = 0
     for r in range(mean.size):
         rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
-        outside += not (reliable(variance[r], x) and reliable(rstd[r], x))
+        outside += not reliable(variance[r] + eps, limits)
     return outside == 0
 
 
 @body
-def normalize_rows(zero, x, weight, bias, mean, rstd, y):
+def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
+    """Rows, of which the first belongs to the group."""
     T = type(zero)
     for r in range(x.shape[0]):
-        row, out = x[r], y[r]
+        row, out, w, b = x[r], y[r], weight[group], bias[group]
         centre = T(mean[r])
         scale = T(rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
-        for j in range(weight.size):
-            out[j] = ((row[j] - centre) * scale + shift) * weight[j] + bias[j]
+        for j in range(w.size):
+            out[j] = ((row[j] - centre) * scale + shift) * w[j] + b[j]
+        group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
 @body
-def normalize_columns(a, b, x, weight, bias, mean, variance, rstd, y):
+def normalize_columns(group, a, b, x, weight, bias, eps, mean, variance, rstd, y):
     """Columns a … b − 1 of rows, each in the dtype of x or, where that is too narrow for it, in float64."""
-    weights, biases = weight[a:b], bias[a:b]
+    limits = limits_of(x)
+    first = np.int64(0)
     for r in range(x.shape[0]):
+        i = (group + r) % weight.shape[0]
+        weights, biases = one_row(weight[i, a:b]), one_row(bias[i, a:b])
         e = r + 1
         row, out, means, rstds = one_row(x[r, a:b]), one_row(y[r, a:b]), mean[r:e], rstd[r:e]
-        if reliable(variance[r], x) and reliable(rstd[r], x):
-            normalize_rows(x.dtype.type(0), row, weights, biases, means, rstds, out)
+        if reliable(variance[r] + eps, limits):
+            normalize_rows(x.dtype.type(0), first, row, weights, biases, means, rstds, out)
         else:
-            normalize_rows(0.0, row, weights, biases, means, rstds, out)
+            normalize_rows(0.0, first, row, weights, biases, means, rstds, out)
 
 
 @body
-def normalize_task(x, weight, bias, eps, centred, y, mean, variance, rstd):
+def normalize_task(group, x, weight, bias, eps, centred, y, mean, variance, rstd):
     """The statistics of a task's rows, and their output, unless that is made by blocks of columns."""
+    limits = limits_of(x)
     zero = x.dtype.type(0)
-    length = x.shape[1]
     in_range = find_statistics(zero, x, eps, centred, mean, variance, rstd)
     if not in_range:
         for r in range(x.shape[0]):
-            if not (reliable(variance[r], x) and reliable(rstd[r], x)):
+            if not reliable(variance[r] + eps, limits):
                 e = r + 1
                 find_statistics(0.0, x[r:e], eps, centred, mean[r:e], variance[r:e], rstd[r:e])
-    if length <= LONG_ROW:
+    if x.shape[1] <= LONG_ROW:
         if in_range:
-            normalize_rows(zero, x, weight, bias, mean, rstd, y)
+            normalize_rows(zero, group, x, weight, bias, mean, rstd, y)
         else:
-            normalize_columns(np.int64(0), length, x, weight, bias, mean, variance, rstd, y)
+            normalize_columns(group, np.int64(0), x.shape[1], x, weight, bias, eps, mean, variance, rstd, y)
 
 
 @twins(
     lambda T: (
-        *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
+        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG),
         *(write(T, 2), write(DOUBLE, 2)),
     )
 )
@@ -134,13 +141,14 @@ def forward(step, x, weight, bias, eps, centred, y, statistics):
     for task in prange((x.shape[0] + step - 1) // step):
         a = task * step
         b = min(a + step, x.shape[0])
+        group = a % weight.shape[0]
         out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
-        normalize_task(x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
+        normalize_task(group, x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
     length = x.shape[1]
     if length > LONG_ROW:
         for task in prange((length + BLOCK - 1) // BLOCK):
-            a = task * BLOCK
-            normalize_columns(a, min(a + BLOCK, length), x, weight, bias, mean, variance, rstd, y)
+            a, b = task * BLOCK, min(task * BLOCK + BLOCK, length)
+            normalize_columns(np.int64(0), a, b, x, weight, bias, eps, mean, variance, rstd, y)
 
 
 @body
@@ -162,76 +170,24 @@ def sum_row(zero, g, row, weight, mean, rstd, dweight, dbias):
 
 
 @body
-def sum_four_rows(zero, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
-    """As sum_row for rows, four at a time: dweight and dbias are loaded and stored once for them.
-
-    A rest of up to three rows is left out.
-    """
-    T = type(zero)
-    for four in range(x.shape[0] // 4):
-        r = 4 * four
-        g0, g1, g2, g3 = cotangent[r], cotangent[r + 1], cotangent[r + 2], cotangent[r + 3]
-        x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
-        centre0, centre1, centre2, centre3 = T(mean[r]), T(mean[r + 1]), T(mean[r + 2]), T(mean[r + 3])
-        scale0, scale1, scale2, scale3 = T(rstd[r]), T(rstd[r + 1]), T(rstd[r + 2]), T(rstd[r + 3])
-        shift0 = T((centre0 - mean[r]) * rstd[r])
-        shift1 = T((centre1 - mean[r + 1]) * rstd[r + 1])
-        shift2 = T((centre2 - mean[r + 2]) * rstd[r + 2])
-        shift3 = T((centre3 - mean[r + 3]) * rstd[r + 3])
-        total0, total1, total2, total3 = zero, zero, zero, zero
-        moment0, moment1, moment2, moment3 = zero, zero, zero, zero
-        for j in range(weight.size):
-            n0 = (x0[j] - centre0) * scale0 + shift0
-            n1 = (x1[j] - centre1) * scale1 + shift1
-            n2 = (x2[j] - centre2) * scale2 + shift2
-            n3 = (x3[j] - centre3) * scale3 + shift3
-            dweight[j] += (g0[j] * n0 + g1[j] * n1) + (g2[j] * n2 + g3[j] * n3)
-            dbias[j] += (g0[j] + g1[j]) + (g2[j] + g3[j])
-            total0 += g0[j] * weight[j]
-            total1 += g1[j] * weight[j]
-            total2 += g2[j] * weight[j]
-            total3 += g3[j] * weight[j]
-            moment0 += g0[j] * weight[j] * n0
-            moment1 += g1[j] * weight[j] * n1
-            moment2 += g2[j] * weight[j] * n2
-            moment3 += g3[j] * weight[j] * n3
-        totals[r], totals[r + 1], totals[r + 2], totals[r + 3] = total0, total1, total2, total3
-        moments[r], moments[r + 1], moments[r + 2], moments[r + 3] = moment0, moment1, moment2, moment3
+def sum_rows(zero, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
+    """As sum_row for rows, of which the first belongs to the first group."""
+    group = 0
+    for r in range(x.shape[0]):
+        w, dw, db = weight[group], dweight[group], dbias[group]
+        totals[r], moments[r] = sum_row(zero, cotangent[r], x[r], w, mean[r], rstd[r], dw, db)
+        group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
 @body
-def sum_rows(zero, by_four, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
-    """The sums over rows, and their parts of dweight and dbias.
-
-    by_four is True or None; where it is None, no code is made for four rows. Whether the dtype of x was wide
-    enough for it is returned.
-    """
-    done = 0
-    if by_four is not None:
-        done = x.shape[0] // 4 * 4
-        sum_four_rows(zero, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments)
-    for r in range(done, x.shape[0]):
-        totals[r], moments[r] = sum_row(zero, cotangent[r], x[r], weight, mean[r], rstd[r], dweight, dbias)
-    outside = 0
-    for r in range(x.shape[0]):
-        outside += not (reliable(rstd[r], x) and fits(totals[r], x) and fits(moments[r], x))
-    return outside == 0
-
-
-@body
-def apply_means(zero, cotangent, x, weight, mean, rstd, offset, along, dx):
-    """dx of rows, with minus the means of g · weight and of g · weight · x̂ given."""
-    T = type(zero)
-    for r in range(x.shape[0]):
-        g, row, out = cotangent[r], x[r], dx[r]
-        centre = T(mean[r])
-        scale = T(rstd[r])
-        shift = T((centre - mean[r]) * rstd[r])
-        constant = T(offset[r])
-        slope = T(along[r])
-        for j in range(weight.size):
-            normalized = (row[j] - centre) * scale + shift
-            out[j] = scale * (g[j] * weight[j] + constant + slope * normalized)
+def mark_outside(x, rstd, totals, moments, outside):
+    """Mark the rows for which the dtype of x is not wide enough, and count them."""
+    bad, limits = 0, limits_of(x)
+    for r in range(rstd.size):
+        ok = reliable(rstd[r], limits) and fits(totals[r], limits) and fits(moments[r], limits)
+        outside[r] = not ok
+        bad += not ok
+    return bad
 
 
 @body
@@ -243,23 +199,66 @@ def to_means(length, centred, totals, moments):
 
 
 @body
-def differentiate_rows(zero, by_four, need_x, cotangent, x, weight, mean, rstd, centred, dx, sums):
-    """Whether the dtype of x was wide enough for it is returned."""
-    in_range = True
-    dweight, dbias = sums
-    dweight[:] = 0
-    dbias[:] = 0
-    length = x.shape[1]
-    block = max(4, BLOCK // length // 4 * 4)
-    totals, moments = np.empty(block), np.empty(block)
-    for a in range(0, x.shape[0], block):
-        b = min(a + block, x.shape[0])
-        g, rows, means, rstds = cotangent[a:b], x[a:b], mean[a:b], rstd[a:b]
-        in_range &= sum_rows(zero, by_four, g, rows, weight, means, rstds, dweight, dbias, totals, moments)
+def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, along, marks, dx):
+    """dx of rows, or of the marked ones: offset and along are minus the means of g · weight, g · weight · x̂."""
+    T = type(zero)
+    group = 0
+    for r in range(x.shape[0]):
+        g, row, w, out = cotangent[r], x[r], weight[group], dx[r]
+        centre = T(mean[r])
+        scale = T(rstd[r])
+        shift = T((centre - mean[r]) * rstd[r])
+        constant = T(offset[r])
+        slope = T(along[r])
+        for j in range(w.size if marks[r] or not only_marked else 0):
+            normalized = (row[j] - centre) * scale + shift
+            out[j] = scale * (g[j] * w[j] + constant + slope * normalized)
+        group = group + 1 if group + 1 < weight.shape[0] else 0
+
+
+@body
+def differentiate_rows(
+    zero, again, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweight, dbias, outside
+):
+    """Groups a … b − 1 of samples n … m − 1. Again, it writes dx of those rows only that are outside.
+
+    For how many rows the dtype of x was not wide enough is returned.
+    """
+    length, groups, G = x.shape[1], b - a, weight.shape[0]
+    weights, dweights, dbiases = weight[a:b], dweight[a:b], dbias[a:b]
+    for group in range(groups):
+        dweights[group, :] = 0
+        dbiases[group, :] = 0
+    block = max(1, BLOCK // (groups * length)) if groups == G else 1  # so that its rows are neighbours
+    sums = np.empty((2, block * groups))
+    bad = 0
+    for c in range(n, m, block):
+        size = min(block, m - c) * groups
+        r, k = c * G + a, (c - n) * groups
+        e = r + size
+        g, rows, means, rstds = cotangent[r:e], x[r:e], mean[r:e], rstd[r:e]
+        totals, moments, marks = sums[0, :size], sums[1, :size], outside[k : k + size]
+        sum_rows(zero, g, rows, weights, means, rstds, dweights, dbiases, totals, moments)
+        if not again:
+            bad += mark_outside(x, rstds, totals, moments, marks)
         if need_x:
             to_means(length, centred, totals, moments)
-            apply_means(zero, g, rows, weight, means, rstds, totals, moments, dx[a:b])
-    return in_range
+            apply_means(zero, again, g, rows, weights, means, rstds, totals, moments, marks, dx[r:e])
+    return bad
+
+
+@body
+def differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweights, dbiases):
+    """Groups a … b − 1 of samples n … m − 1, in the dtype of x, and in float64 where that is too narrow."""
+    dweight, dbias = dweights.reshape(weight.shape), dbiases.reshape(weight.shape)
+    outside = np.empty((m - n) * (b - a), np.bool_)
+    zero = x.dtype.type(0)
+    if differentiate_rows(
+        zero, False, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweight, dbias, outside
+    ):
+        differentiate_rows(
+            0.0, True, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweight, dbias, outside
+        )
 
 
 @body
@@ -268,31 +267,32 @@ def sum_again(cotangent, x, mean, rstd, dweight, dbias):
     dweight[:] = 0
     dbias[:] = 0
     for r in range(x.shape[0]):
-        g = cotangent[r]
-        row = x[r]
-        for j in range(row.size):
-            dweight[j] += g[j] * ((row[j] - mean[r]) * rstd[r])
-            dbias[j] += g[j]
+        start = r * x.shape[1] % dweight.size
+        for j in range(x.shape[1]):
+            dweight[start + j] += cotangent[r, j] * ((x[r, j] - mean[r]) * rstd[r])
+            dbias[start + j] += cotangent[r, j]
 
 
 @twins(
     lambda T: (
-        *(FLAG, FLAG, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
+        *(FLAG, FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 2), read(DOUBLE, 2), FLAG),
         *(write(T, 2), write(T, 3), write(DOUBLE, 3)),
     )
 )
-def backward(need_x, need_affine, step, cotangent, x, weight, statistics, centred, dx, partials, totals):
+def backward(
+    need_x, need_affine, step, together, cotangent, x, weight, statistics, centred, dx, partials, totals
+):
     mean, rstd = statistics[0], statistics[2]
     dweights, dbiases = partials[0], partials[1]
     dweight, dbias = totals[0, 0], totals[1, 0]
-    for task in prange((x.shape[0] + step - 1) // step):
-        a = task * step
-        b = min(a + step, x.shape[0])
-        g, rows, out, means, rstds = cotangent[a:b], x[a:b], dx[a:b], mean[a:b], rstd[a:b]
-        sums = (dweights[task], dbiases[task])
-        zero = x.dtype.type(0)
-        if not differentiate_rows(zero, True, need_x, g, rows, weight, means, rstds, centred, out, sums):
-            differentiate_rows(0.0, None, need_x, g, rows, weight, means, rstds, centred, out, sums)
+    G = weight.shape[0]
+    samples = x.shape[0] // G
+    across = (G + together - 1) // together
+    for task in prange((samples + step - 1) // step * across):
+        t, a = task // across, task % across * together
+        n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
+        dw, db = dweights[t], dbiases[t]
+        differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dw, db)
     if need_affine:
         add_up(dweights, dweight)
         add_up(dbiases, dbias)
@@ -313,15 +313,16 @@ def add_blocks(centred, totals, moments, length):
 @body
 def differentiate_columns(a, b, cotangent, x, weight, mean, rstd, offset, along, dx):
     """As apply_means, columns a … b − 1, each row in the dtype of x or, if too narrow for it, in float64."""
-    weights = weight[a:b]
+    limits = limits_of(x)
+    weights, none = one_row(weight[0, a:b]), np.zeros(1, np.bool_)
     for r in range(x.shape[0]):
         e = r + 1
         g, row, out = one_row(cotangent[r, a:b]), one_row(x[r, a:b]), one_row(dx[r, a:b])
         means, rstds, offsets, slopes = mean[r:e], rstd[r:e], offset[r:e], along[r:e]
-        if reliable(rstd[r], x) and fits(offset[r], x) and fits(along[r], x):
-            apply_means(x.dtype.type(0), g, row, weights, means, rstds, offsets, slopes, out)
+        if reliable(rstd[r], limits) and fits(offset[r], limits) and fits(along[r], limits):
+            apply_means(x.dtype.type(0), False, g, row, weights, means, rstds, offsets, slopes, none, out)
         else:
-            apply_means(0.0, g, row, weights, means, rstds, offsets, slopes, out)
+            apply_means(0.0, False, g, row, weights, means, rstds, offsets, slopes, none, out)
 
 
 @body
@@ -330,12 +331,13 @@ def sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, tota
 
     Whether the dtype of x was wide enough for it is returned.
     """
+    limits = limits_of(x)
     dweights, dbiases = np.full(b - a, zero), np.full(b - a, zero)
     outside = 0
     for r in range(x.shape[0]):
         g, row = cotangent[r, a:b], x[r, a:b]
-        totals[r], moments[r] = sum_row(zero, g, row, weight[a:b], mean[r], rstd[r], dweights, dbiases)
-        outside += not (reliable(rstd[r], x) and fits(totals[r], x) and fits(moments[r], x))
+        totals[r], moments[r] = sum_row(zero, g, row, weight[0, a:b], mean[r], rstd[r], dweights, dbiases)
+        outside += not (reliable(rstd[r], limits) and fits(totals[r], limits) and fits(moments[r], limits))
     for j in range(b - a):
         dweight[a + j] = dweights[j]
         dbias[a + j] = dbiases[j]
@@ -344,7 +346,7 @@ def sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, tota
 
 @twins(
     lambda T: (
-        *(FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
+        *(FLAG, read(T, 2), read(T, 2), read(T, 2), read(DOUBLE, 2), FLAG),
         *(write(T, 2), write(DOUBLE, 3), write(T, 3)),
     )
 )
@@ -383,14 +385,15 @@ class RowsKernel:
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
         shape, length, dtype = plan.shape, plan.length, x.dtype
+        groups = (plan.groups, length)
         y = empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
             self.forward_driver[dtype](
                 FORWARD_TASK // length if length <= CHUNK else 1,
                 contiguous(x, shape),
-                affine(weight, 1, dtype, length),
-                affine(bias, 0, dtype, length),
+                affine(weight, 1, dtype, groups, plan.repeat),
+                affine(bias, 0, dtype, groups, plan.repeat),
                 plan.eps,
                 plan.centred,
                 y if y.shape == shape else y.reshape(shape),
@@ -409,13 +412,14 @@ class RowsKernel:
         x, weight, bias = arrays
         need_x, need_affine = needs[0], needs[1] or needs[2]
         dx = empty(x.shape if need_x else (0,), x.dtype)
-        by_columns = plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS
-        sums = np.zeros((2, 1, plan.length), x.dtype if by_columns else np.float64)
+        by_columns = plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS and plan.groups == 1
+        size = plan.groups * plan.length
+        sums = np.zeros((2, 1, size), x.dtype if by_columns else np.float64)
         if x.size and any(needs):
             given = (
                 contiguous(cotangent, plan.shape),
                 contiguous(x, plan.shape),
-                affine(weight, 1, x.dtype, plan.length),
+                affine(weight, 1, x.dtype, (plan.groups, plan.length), plan.repeat),
                 aux,
                 plan.centred,
                 dx.reshape(plan.shape if need_x else (0, plan.length)),
@@ -424,10 +428,15 @@ class RowsKernel:
                 partials = np.empty((2, -(-plan.length // BLOCK), plan.rows))
                 self.long_driver[x.dtype](need_x, *given, partials, sums)
             else:
-                step = max(plan.rows // BACKWARD_TASKS, LEAST_BACKWARD // plan.length, 1)
+                # As many groups of a sample as stay in the first-level cache.
+                together = min(max(1, BLOCK // plan.length), plan.groups)
+                samples = plan.rows // plan.groups
+                step = max(samples // BACKWARD_TASKS, LEAST_BACKWARD // (plan.length * together), 1)
                 step = min(step, MOST_BACKWARD_ROWS)
-                partials = np.empty((2, -(-plan.rows // step), plan.length), x.dtype)
-                self.backward_driver[x.dtype](need_x, need_affine, step, *given, partials, sums)
+                partials = np.empty((2, -(-samples // step), size), x.dtype)
+                self.backward_driver[x.dtype](need_x, need_affine, step, together, *given, partials, sums)
+        if plan.repeat > 1:
+            sums = sums.reshape(2, 1, -1, plan.repeat).sum(axis=-1)
         return gradients(needs, dx, sums, weight, bias)
 
 

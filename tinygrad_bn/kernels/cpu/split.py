@@ -37,7 +37,7 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import CHUNK, add_moments, fits, is_finite, merge_moments, reliable, row_moments
+from .sums import CHUNK, add_moments, fits, is_finite, limits_of, merge_moments, reliable, row_moments
 
 # Statistics over short stretches go through each pass together, so many of them and so many values at most:
 # what is done once for a statistic is done for many at a time, and their values stay in the second-level
@@ -75,6 +75,7 @@ def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, me
     Training writes mean and variance, inference reads them. For how many the dtype of x was not wide
     enough is returned; the last row of scratch [4, channels] says for which.
     """
+    limits = limits_of(x)
     T = type(zero)
     A, S, size = x.shape[1], x.shape[2], x.shape[3]
     K = size // L
@@ -102,13 +103,13 @@ def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, me
     bad = 0
     for r in range(e - s):
         rounded = T(means[r])
-        in_range = reliable(rstds[r], x) and (reliable(variances[r], x) or not training)
+        in_range = reliable(rstds[r], limits) and (reliable(variances[r], limits) or not training)
         for c in range(r * K, r * K + K):
             factor = rstds[r] * weight[s * K + c]
             centre[c] = rounded
             scale[c] = factor
             shift[c] = (rounded - means[r]) * factor + bias[s * K + c]
-            in_range &= fits(factor, x)
+            in_range &= fits(factor, limits)
         outside[r] = not in_range
         bad += not in_range
     for a in range(A):
@@ -192,6 +193,7 @@ def differentiate_statistics(
     dweight and dbias are [Z, S * K]: the sums they take are also pieces of the two means of dx. For how many
     the dtype of x was not wide enough is returned; the last row of scratch [5, channels] says for which.
     """
+    limits = limits_of(x)
     T = type(zero)
     A, S, size = x.shape[1], x.shape[2], x.shape[3]
     K = size // L
@@ -211,22 +213,22 @@ def differentiate_statistics(
     for r in range(e - s):
         i = first + r
         rest = T(mean[i]) - mean[i]
-        in_range = reliable(rstd[i], x)
+        in_range = reliable(rstd[i], limits)
         total = 0.0
         moment = 0.0
         if need_affine or training:
             for c in range(r * K, r * K + K):
-                in_range &= is_finite(g_sum[c]) and reliable(gx_sum[c], x)
+                in_range &= is_finite(g_sum[c]) and reliable(gx_sum[c], limits)
                 gx_sum[c] = (gx_sum[c] + rest * g_sum[c]) * rstd[i]
                 total += weight[s * K + c] * g_sum[c]
                 moment += weight[s * K + c] * gx_sum[c]
         along = -rstd[i] * rstd[i] * moment / (A * size)
-        in_range &= fits(along, x) or not need_x
+        in_range &= fits(along, limits) or not need_x
         for c in range(r * K, r * K + K):
             scale[c] = rstd[i] * weight[s * K + c]
             slope[c] = along
             shift[c] = rest * along - rstd[i] * total / (A * size)
-            in_range &= fits(scale[c], x) or not need_x
+            in_range &= fits(scale[c], limits) or not need_x
         outside[r] = not in_range
         bad += not in_range
     if need_x:

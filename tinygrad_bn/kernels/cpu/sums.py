@@ -31,19 +31,26 @@ def is_finite(value):
 
 
 @body
-def reliable(value, values):
-    """Whether a sum or a factor lies well inside the range of the values' dtype.
-
-    NaN and infinity do not, and neither does 0, which a sum of products may be by underflow.
-    """
+def limits_of(values):
+    """How small and how large a sum or a factor may be where arithmetic in the values' dtype is reliable."""
     info = np.finfo(values.dtype)
-    return info.tiny / info.eps < abs(value) < info.max * info.eps
+    return info.tiny / info.eps, info.max * info.eps
 
 
 @body
-def fits(factor, values):
-    """Whether a factor that was found in float64 can be used in the values' dtype."""
-    return factor == 0 or reliable(factor, values)
+def reliable(value, limits):
+    """Whether a sum or a factor lies well inside the range of a dtype.
+
+    NaN and infinity do not, and neither does 0, which a sum of products may be by underflow.
+    """
+    low, high = limits
+    return low < abs(value) < high
+
+
+@body
+def fits(factor, limits):
+    """Whether a factor that was found in float64 can be used in a dtype of these limits."""
+    return factor == 0 or reliable(factor, limits)
 
 
 @body
