@@ -22,7 +22,8 @@ from math import prod
 # kernel. Equal arguments give equal views.
 remembered = lru_cache(maxsize=1024)
 
-# Channels first in many stretches that are shorter than this are read as columns, whose loops are long.
+# Channels first in stretches that are shorter than this, if there are many, are read as columns, or as rows of
+# several channels, whose loops are longer.
 SHORT, MANY = 64, 16
 
 
@@ -151,6 +152,20 @@ def group_norm_view(shape: tuple[int, ...], num_groups: int, channel_axis: int, 
     if channel_axis == -1 or spatial == 1:
         return Cols(batch, spatial, channels, max(members, 1), eps)
     return Split(batch, 1, num_groups, members, spatial, eps)
+
+
+@remembered
+def as_rows(view: Split | Cols) -> Rows | None:
+    """The same problem as rows, where each statistic is that of one run of neighbours in short stretches of
+    channels; otherwise None.
+    """
+    if view.A != 1:
+        return None
+    if isinstance(view, Cols):
+        return Rows(view.statistics, view.B, view.eps, groups=view.M // view.B, repeat=view.repeat)
+    if view.L >= SHORT or view.Z < MANY:
+        return None
+    return Rows(view.statistics, view.K * view.L, view.eps, groups=view.S, repeat=view.L)
 
 
 def _batch_channels_spatial(caller: str, shape: tuple[int, ...], channel_axis: int) -> tuple[int, int, int]:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from ..views import Cols
+from ..views import Cols, as_rows
+from . import rows
 from .arrays import (
     Array,
     Gradients,
@@ -409,10 +410,14 @@ class ColsKernel:
     forward_driver: Driver
     backward_driver: Driver
     training: bool
+    rows: rows.RowsKernel
 
     def forward(
         self, plan: Cols, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
+        short = as_rows(plan)
+        if short is not None and self.training:
+            return self.rows.forward(short, x, weight, bias)
         y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.statistics, x, running)
         if x.size:
@@ -439,6 +444,9 @@ class ColsKernel:
         arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
+        short = as_rows(plan)
+        if short is not None and self.training:
+            return self.rows.vjp(short, needs, cotangent, arrays, aux)
         x, weight, bias = arrays[:3]
         need_x, need_affine = needs[0], needs[1] or needs[2]
         dx = empty(x.shape if need_x else (0,), x.dtype)
@@ -461,7 +469,7 @@ class ColsKernel:
         return gradients(needs, dx, totals, weight, bias)
 
 
-sequential = ColsKernel(forward.sequential, backward.sequential, training=True)
-parallel = ColsKernel(forward.parallel, backward.parallel, training=True)
-sequential_inference = ColsKernel(forward.sequential, backward.sequential, training=False)
-parallel_inference = ColsKernel(forward.parallel, backward.parallel, training=False)
+sequential = ColsKernel(forward.sequential, backward.sequential, training=True, rows=rows.sequential)
+parallel = ColsKernel(forward.parallel, backward.parallel, training=True, rows=rows.parallel)
+sequential_inference = ColsKernel(forward.sequential, backward.sequential, training=False, rows=rows.sequential)
+parallel_inference = ColsKernel(forward.parallel, backward.parallel, training=False, rows=rows.parallel)

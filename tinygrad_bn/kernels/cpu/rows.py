@@ -41,11 +41,10 @@ from .sums import (
 # Rows no longer than a chunk go through each pass of the forward together, so many values: as many as leave
 # room for the output in the caches, since to read and to write by turns is slow.
 FORWARD_TASK = 8192
-# A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this.
-MOST_BACKWARD_ROWS = 64
+# A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this, and over
+# no fewer, since the sums of each task are one more row.
+MOST_BACKWARD_ROWS, LEAST_BACKWARD_ROWS = 64, 8
 BACKWARD_TASKS = 16
-# But what comes with a task costs more than so many values.
-LEAST_BACKWARD = 2048
 # Several short rows go through each pass together, so many values: they stay in the first-level cache. Few
 # rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
 # dweight and dbias as long as a row.
@@ -431,8 +430,8 @@ class RowsKernel:
                 # As many groups of a sample as stay in the first-level cache.
                 together = min(max(1, BLOCK // plan.length), plan.groups)
                 samples = plan.rows // plan.groups
-                step = max(samples // BACKWARD_TASKS, LEAST_BACKWARD // (plan.length * together), 1)
-                step = min(step, MOST_BACKWARD_ROWS)
+                tasks = samples * -(-plan.groups // together)
+                step = min(max(tasks // BACKWARD_TASKS, LEAST_BACKWARD_ROWS), MOST_BACKWARD_ROWS)
                 partials = np.empty((2, -(-samples // step), size), x.dtype)
                 self.backward_driver[x.dtype](need_x, need_affine, step, together, *given, partials, sums)
         if plan.repeat > 1:

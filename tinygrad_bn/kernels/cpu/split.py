@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from ..views import Split
+from ..views import Split, as_rows
+from . import rows
 from .arrays import (
     Array,
     Gradients,
@@ -294,10 +295,14 @@ class SplitKernel:
     forward_driver: Driver
     backward_driver: Driver
     training: bool
+    rows: rows.RowsKernel
 
     def forward(
         self, plan: Split, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
+        short = as_rows(plan)
+        if short is not None and self.training:
+            return self.rows.forward(short, x, weight, bias)
         y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.statistics, x, running)
         if x.size:
@@ -322,6 +327,9 @@ class SplitKernel:
         arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
+        short = as_rows(plan)
+        if short is not None and self.training:
+            return self.rows.vjp(short, needs, cotangent, arrays, aux)
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
         dx = empty(x.shape if needs[0] else (0,), x.dtype)
@@ -342,7 +350,7 @@ class SplitKernel:
         return gradients(needs, dx, sums, weight, bias)
 
 
-sequential = SplitKernel(forward.sequential, backward.sequential, training=True)
-parallel = SplitKernel(forward.parallel, backward.parallel, training=True)
-sequential_inference = SplitKernel(forward.sequential, backward.sequential, training=False)
-parallel_inference = SplitKernel(forward.parallel, backward.parallel, training=False)
+sequential = SplitKernel(forward.sequential, backward.sequential, training=True, rows=rows.sequential)
+parallel = SplitKernel(forward.parallel, backward.parallel, training=True, rows=rows.parallel)
+sequential_inference = SplitKernel(forward.sequential, backward.sequential, training=False, rows=rows.sequential)
+parallel_inference = SplitKernel(forward.parallel, backward.parallel, training=False, rows=rows.parallel)
