@@ -190,9 +190,11 @@ def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str,
         yield (17, 349, 3), {**first, "mode": "inference"}
     elif operation == "instance_norm":
         yield (2, 2, 2053), first
+        yield (17, 1367, 3), first
         yield (2, 733, 3), last
     else:
         yield (2, 4, 1031), {**first, "groups": 2}
+        yield (17, 1370, 3), {**first, "groups": 685}
         yield (2, 733, 6), {**last, "groups": 3}
 
 

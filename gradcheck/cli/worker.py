@@ -112,7 +112,8 @@ def _families(operation: str) -> set[str]:
     names |= {f"{name}_inference" for name in names} | ({"scale"} if "dropout" in names else set())
     wanted = (spec for spec in REGISTRY if spec.name == operation or spec.name.rpartition("::")[-1] in names)
     targets = {kernel.target.partition(":")[0] for spec in wanted for kernel in spec.kernels}
-    return {target.removeprefix(KERNELS) for target in targets if target.startswith(KERNELS)}
+    families = {target.removeprefix(KERNELS) for target in targets if target.startswith(KERNELS)}
+    return families | {"rows"} if families & {"split", "cols"} else families  # which they call for short runs
 
 
 def main() -> None:

@@ -149,12 +149,8 @@ PIECES = {
         "rows.py", "add_blocks", "totals[0, r] += totals[block, r]", "totals[0, r] += 0",
         "layer_norm shape=8,2053 tail=1",
     ),
-    "rows, four at a time": (
-        "rows.py", "sum_four_rows", "(g2[j] * n2 + g3[j] * n3)", "(g2[j] * n2 + g3[j] * n2)",
-        "layer_norm shape=1101,3 tail=1",
-    ),
     "blocks of rows": (
-        "rows.py", "differentiate_rows", "range(0, x.shape[0], block)", "range(0, 1, block)",
+        "rows.py", "differentiate_rows", "range(n, m, block)", "range(n, n + 1, block)",
         "layer_norm shape=133,259 tail=1",
     ),
     "rows of columns, two at a time": (
@@ -174,7 +170,17 @@ PIECES = {
         "batch_norm shape=2,2,2053 channel_axis=1",
     ),
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=133,259 tail=1"),
-    "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
+    "tasks of rows backwards": (
+        "rows.py", "backward", "(samples + step - 1) // step", "max(1, samples // step)",
+        "layer_norm shape=1101,3 tail=1",
+    ),
+    "blocks of groups": (
+        "rows.py", "backward", "task % across * together", "0", "instance_norm shape=17,1367,3 channel_axis=1",
+    ),
+    "weights of a group": (
+        "rows.py", "sum_rows", "group + 1 if", "group if",
+        "group_norm shape=17,1370,3 channel_axis=1 groups=685",
+    ),
     "tiles": (
         "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),

@@ -22,8 +22,7 @@ from math import prod
 # kernel. Equal arguments give equal views.
 remembered = lru_cache(maxsize=1024)
 
-# Channels first in stretches that are shorter than this, if there are many, are read as columns, or as rows of
-# several channels, whose loops are longer.
+# Channels first in many stretches that are shorter than this are read as columns, or as rows of many weights.
 SHORT, MANY = 64, 16
 
 

@@ -44,7 +44,7 @@ PIECES = {
         "LONG_ROW": 16,
         "MOST_BACKWARD_ROWS": 8,
         "BACKWARD_TASKS": 1,
-        "LEAST_BACKWARD": 1,
+        "LEAST_BACKWARD_ROWS": 2,
         "BLOCK": 16,
     },
     "split": {"CHUNK": 4, "TASK": 16, "MOST_TOGETHER": 2},
@@ -54,14 +54,17 @@ PIECES = {
 
 NAMED = (
     ("rows", "find_statistics", "np.sqrt(variance[r] + eps)", "(np.sqrt(variance[r]) + eps)"),
-    ("rows", "normalize_rows", "+ bias[j]", "+ bias[0]"),
+    ("rows", "normalize_rows", "+ b[j]", "+ b[0]"),
     ("rows", "sum_row", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
     ("rows", "to_means", "if centred else 0.0", "if True else 0.0"),
     ("rows", "sum_row", "dweight[j] += g[j]", "dweight[j] = g[j]"),
-    ("rows", "normalize_columns", "bias[a:b]", "bias[0 : b - a]"),
-    ("rows", "differentiate_columns", "weight[a:b]", "weight[0 : b - a]"),
-    ("rows", "sum_four_rows", "(g2[j] * n2 + g3[j] * n3)", "(g2[j] * n2 + g3[j] * n2)"),
-    ("rows", "sum_four_rows", "moment2 += g2[j] * weight[j]", "moment2 += g2[j]"),
+    ("rows", "normalize_columns", "bias[i, a:b]", "bias[i, 0 : b - a]"),
+    ("rows", "differentiate_columns", "weight[0, a:b]", "weight[0, 0 : b - a]"),
+    ("rows", "normalize_rows", "group + 1 if", "group if"),
+    ("rows", "sum_rows", "group + 1 if", "group if"),
+    ("rows", "apply_means", "group + 1 if", "group if"),
+    ("rows", "forward", "a % weight.shape[0]", "0"),
+    ("rows", "differentiate_rows", "weight[a:b]", "weight[: b - a]"),
     ("rows", "sum_rows", "totals[r], moments[r] = sum_row", "moments[r], totals[r] = sum_row"),
     ("split", "normalize_statistics", "bias[s * K + c]", "bias[s + c]"),
     ("split", "normalize_statistics", "squares / count", "squares / (count - 1)"),
@@ -225,6 +228,9 @@ def cases(file: str) -> Iterator[Case]:
             views.Rows(6, 4, EPS, centred=False),
             views.Rows(3, 19, EPS),
             views.Rows(3, 17, EPS, centred=False),
+            views.Rows(12, 3, EPS, groups=4),
+            views.Rows(20, 6, EPS, groups=4, repeat=3),
+            views.Rows(4, 20, EPS, groups=2, repeat=2),
         ],
         "split": [
             views.Split(2, 1, 2, 2, 3, EPS),
@@ -243,7 +249,7 @@ def cases(file: str) -> Iterator[Case]:
         ],
     }
     for plan in plans[file]:
-        size = plan.length if file == "rows" else plan.channels
+        size = plan.channels
         x, weight, bias = rng.normal(size=plan.shape) + 3, rng.normal(size=size), rng.normal(size=size)
         yield Case("sequential", plan, (x, weight, bias))
         yield Case("sequential", plan, (x, weight, None), needs=(True, False, False))
@@ -308,7 +314,9 @@ def _reference(case: Case) -> Callable[..., np.ndarray]:
         keep = philox.unpack(bits, plan.mask_shape)
         return lambda x: x * keep * plan.scale
     if isinstance(plan, views.Rows):
-        shape, axes, affine = plan.shape, (1,), (1, -1)
+        channels = plan.length // plan.repeat
+        shape, axes = (-1, plan.groups, channels, plan.repeat), (2, 3)
+        affine: tuple[int, ...] = (1, plan.groups, channels, 1)
     elif isinstance(plan, views.Split):
         shape, axes, affine = plan.shape, (1, 3, 4), (1, 1, plan.S, plan.K, 1)
     else:

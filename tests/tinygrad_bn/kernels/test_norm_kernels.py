@@ -25,6 +25,11 @@ VIEWS = [
     Rows(40, 2049, EPS, centred=False),
     Rows(2100, 12, EPS),
     Rows(3, 66001, EPS),
+    Rows(12, 3, EPS, groups=4),
+    Rows(160, 48, EPS, groups=5, repeat=16),
+    Rows(21 * 130, 49, EPS, groups=130, repeat=49),
+    Rows(70 * 3, 1, EPS, groups=3),
+    Rows(9 * 2, 5000, EPS, groups=2, repeat=2),
     Split(1, 4, 3, 1, 5, EPS),
     Split(2, 1, 3, 2, 5, EPS),
     Split(2, 3, 2, 4, 6, EPS),
@@ -60,6 +65,7 @@ RUNNING_VIEWS = [
 ONE_OF_EACH = [
     Rows(6, 9, EPS),
     Rows(6, 9, EPS, centred=False),
+    Rows(8, 9, EPS, groups=2, repeat=3),
     Split(2, 3, 2, 2, 9, EPS),
     Cols(2, 9, 6, 3, EPS),
 ]
@@ -71,10 +77,6 @@ ALL = (True, True, True)
 
 def kernel(view, twin="sequential"):
     return getattr(MODULES[type(view)], twin)
-
-
-def channels(view):
-    return view.length if isinstance(view, Rows) else view.channels
 
 
 @dataclass
@@ -93,7 +95,9 @@ class Expected:
 def expected(view, x, weight, bias, cotangent, running=None):
     """The formulas, in float64, on the axes of the view."""
     if isinstance(view, Rows):
-        shape, axes, affine, sums = view.shape, (1,), (1, -1), (0,)
+        channels = view.length // view.repeat
+        shape, axes = (-1, view.groups, channels, view.repeat), (2, 3)
+        affine, sums = (1, view.groups, channels, 1), (0, 3)
     elif isinstance(view, Split):
         shape, axes, affine, sums = view.shape, (1, 3, 4), (1, 1, view.S, view.K, 1), (0, 1, 4)
     else:
@@ -138,7 +142,7 @@ def expected(view, x, weight, bias, cotangent, running=None):
 def draw(view, dtype, seed=0, scale=1.0, offset=0.0):
     """x, weight, bias and cotangent; x in the shape of the view."""
     rng = np.random.default_rng(seed)
-    size = channels(view)
+    size = view.channels
     x = (rng.standard_normal(view.shape) * scale + offset).astype(dtype)
     return x, *(rng.standard_normal(shape).astype(dtype) for shape in (size, size, view.shape))
 
@@ -185,8 +189,8 @@ def test_inference_matches_the_formulas(view, twin, dtype):
     x, weight, bias, cotangent = draw(view, dtype)
     rng = np.random.default_rng(1)
     running = (
-        rng.standard_normal(channels(view)).astype(dtype),
-        rng.uniform(0.5, 2, channels(view)).astype(dtype),
+        rng.standard_normal(view.channels).astype(dtype),
+        rng.uniform(0.5, 2, view.channels).astype(dtype),
     )
     target = kernel(view, f"{twin}_inference")
     assert_matches(view, target, (x, weight, bias, *running), cotangent, dtype, running=running)
@@ -388,7 +392,8 @@ def test_statistics_out_of_range_among_others(view, place, scale, twin):
     y, aux = target.forward(view, x, weight, bias)
     dx, dweight, dbias = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)
     want = expected(view, x, weight, bias, cotangent)
-    pairs = [(y, want.y), (dx * factor, want.dx * factor), (dweight, want.dweight), (dbias, want.dbias)]
+    scaled = factor.reshape(want.dx.shape)
+    pairs = [(y, want.y), (dx * factor, want.dx * scaled), (dweight, want.dweight), (dbias, want.dbias)]
     for got, wanted in pairs:
         np.testing.assert_allclose(got, wanted.reshape(got.shape), rtol=0, atol=4e-6 * np.abs(wanted).max())
 
@@ -396,7 +401,12 @@ def test_statistics_out_of_range_among_others(view, place, scale, twin):
 @TWINS
 @pytest.mark.parametrize(
     "view",
-    [Split(70, 1, 40, 1, 9, 0.0), Cols(70, 49, 96, 1, 0.0), Cols(70, 49, 96, 4, 0.0)],
+    [
+        Rows(2800, 9, 0.0, groups=40, repeat=9),
+        Split(10, 1, 40, 1, 9, 0.0),
+        Cols(70, 49, 96, 1, 0.0),
+        Cols(70, 49, 96, 4, 0.0),
+    ],
     ids=str,
 )
 def test_a_sample_does_not_change_the_bits_of_others(view, twin):

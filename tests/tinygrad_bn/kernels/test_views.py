@@ -9,6 +9,7 @@ from tinygrad_bn.kernels.views import (
     Cols,
     Rows,
     Split,
+    as_rows,
     batch_norm_view,
     group_norm_view,
     instance_norm_view,
@@ -49,6 +50,24 @@ def test_every_view_holds_all_elements_and_all_statistics(shape, channel_axis):
         assert prod(view.shape) == prod(shape)
         assert view.statistics == statistics
         assert view.channels == channels
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (group_norm_view((4, 6), 3, 1, 0.5), Rows(12, 2, 0.5, groups=3)),
+        (group_norm_view((16, 6, 3, 3), 3, 1, 0.5), Rows(48, 18, 0.5, groups=3, repeat=9)),
+        (instance_norm_view((16, 6, 5), 1, 0.5), Rows(96, 5, 0.5, groups=6, repeat=5)),
+        (group_norm_view((15, 6, 3, 3), 3, 1, 0.5), None),  # few samples
+        (group_norm_view((16, 6, 8, 8), 3, 1, 0.5), None),  # long stretches
+        (group_norm_view((4, 2, 6), 3, -1, 0.5), None),
+        (batch_norm_view((4, 6), 1, 0.5), None),
+    ],
+)
+def test_short_runs_of_channels_are_rows(view, expected):
+    assert as_rows(view) == expected
+    if expected is not None:
+        assert (expected.statistics, expected.channels) == (view.statistics, view.channels)
 
 
 def test_group_statistics_are_those_of_the_view():

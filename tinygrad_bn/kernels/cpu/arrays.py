@@ -24,19 +24,18 @@ def contiguous(array: Array, shape: Sequence[int]) -> Array:
 
 
 def affine(
-    array: Array | None, absent: float, dtype: np.dtype, shape: int | tuple[int, int], repeat: int = 1
+    array: Array | None, absent: float, dtype: np.dtype, shape: tuple[int, ...], repeat: int = 1
 ) -> Array:
     """Weight or bias in the shape that a kernel reads, each value repeated; where it is absent, filled with
     the number that changes nothing.
     """
     if array is None:
         return _constant(shape, absent, dtype)
-    shape = (shape,) if isinstance(shape, int) else shape
     return contiguous(array if repeat == 1 else array.repeat(repeat), shape)
 
 
 @lru_cache(maxsize=64)
-def _constant(shape: int | tuple[int, int], value: float, dtype: np.dtype) -> Array:
+def _constant(shape: tuple[int, ...], value: float, dtype: np.dtype) -> Array:
     """A read-only array of one value, which the calls of a model ask for again and again."""
     array = np.full(shape, value, dtype)
     array.flags.writeable = False

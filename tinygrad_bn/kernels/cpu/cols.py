@@ -405,18 +405,20 @@ def scratch(plan: Cols, count: int, width: int) -> tuple[Array, Array, Array]:
 
 @dataclass(frozen=True, slots=True)
 class ColsKernel:
-    """The kernel of the view Cols, made of one twin of each driver; inference is given the statistics."""
+    """The kernel of the view Cols, made of one twin of each driver; inference is given the statistics.
+
+    Training leaves short runs of channels to the kernel of rows.
+    """
 
     forward_driver: Driver
     backward_driver: Driver
     training: bool
-    rows: rows.RowsKernel
+    rows: rows.RowsKernel | None = None
 
     def forward(
         self, plan: Cols, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
-        short = as_rows(plan)
-        if short is not None and self.training:
+        if self.rows is not None and (short := as_rows(plan)) is not None:
             return self.rows.forward(short, x, weight, bias)
         y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.statistics, x, running)
@@ -427,8 +429,8 @@ class ColsKernel:
                 layout,
                 self.training,
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels),
-                affine(bias, 0, x.dtype, plan.channels),
+                affine(weight, 1, x.dtype, (plan.channels,)),
+                affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
                 y.reshape(shape),
                 *scratch(plan, 3, layout[3]),
@@ -444,8 +446,7 @@ class ColsKernel:
         arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
-        short = as_rows(plan)
-        if short is not None and self.training:
+        if self.rows is not None and (short := as_rows(plan)) is not None:
             return self.rows.vjp(short, needs, cotangent, arrays, aux)
         x, weight, bias = arrays[:3]
         need_x, need_affine = needs[0], needs[1] or needs[2]
@@ -460,7 +461,7 @@ class ColsKernel:
                 (need_x, need_affine),
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels),
+                affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
                 *scratch(plan, 4, layout[3]),
                 dx.reshape(shape if need_x else (0, 0)),
@@ -471,5 +472,5 @@ class ColsKernel:
 
 sequential = ColsKernel(forward.sequential, backward.sequential, training=True, rows=rows.sequential)
 parallel = ColsKernel(forward.parallel, backward.parallel, training=True, rows=rows.parallel)
-sequential_inference = ColsKernel(forward.sequential, backward.sequential, training=False, rows=rows.sequential)
-parallel_inference = ColsKernel(forward.parallel, backward.parallel, training=False, rows=rows.parallel)
+sequential_inference = ColsKernel(forward.sequential, backward.sequential, training=False)
+parallel_inference = ColsKernel(forward.parallel, backward.parallel, training=False)

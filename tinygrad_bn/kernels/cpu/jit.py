@@ -42,7 +42,7 @@ def write(dtype: types.Type, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
-class Restrict(Compiler):
+class Restrict(Compiler):  # type: ignore[misc]
     """Numba's compiler, told that an array which is written shares no memory with another one.
 
     Otherwise a loop that is vectorized begins with a test of every such pair, each time: on short rows these

@@ -1,4 +1,7 @@
-"""The family *rows*: LayerNorm and RMSNorm, which normalize each row of [R, B].
+"""The family *rows*: LayerNorm and RMSNorm, which normalize each row of [R, B]; and what is like it.
+
+InstanceNorm and GroupNorm of short runs of neighbours are the same problem with weights that differ from row
+to row: those of row r are ``weight[r % groups]``. As many successive rows are a *sample*.
 
 Forward, for one row with mean μ and variance σ² (RMSNorm: μ = 0 and the mean square)::
 
@@ -61,6 +64,14 @@ def one_row(values):
 
 
 @body
+def is_constant(values):
+    for value in values:
+        if value != values[0]:
+            return False
+    return True
+
+
+@body
 def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     """The statistics of rows, and whether the dtype of x was wide enough for them and for what they give."""
     limits = limits_of(x)
@@ -77,7 +88,8 @@ def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     outside = 0
     for r in range(mean.size):
         rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
-        outside += not reliable(variance[r] + eps, limits)
+        constant = variance[r] == 0 and is_constant(x[r]) and (centred or x[r, 0] == 0)
+        outside += not (reliable(rstd[r], limits) and (constant or reliable(variance[r], limits)))
     return outside == 0
 
 
@@ -96,7 +108,7 @@ def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
 
 
 @body
-def normalize_columns(group, a, b, x, weight, bias, eps, mean, variance, rstd, y):
+def normalize_columns(group, a, b, x, weight, bias, mean, variance, rstd, y):
     """Columns a … b − 1 of rows, each in the dtype of x or, where that is too narrow for it, in float64."""
     limits = limits_of(x)
     first = np.int64(0)
@@ -105,7 +117,7 @@ def normalize_columns(group, a, b, x, weight, bias, eps, mean, variance, rstd, y
         weights, biases = one_row(weight[i, a:b]), one_row(bias[i, a:b])
         e = r + 1
         row, out, means, rstds = one_row(x[r, a:b]), one_row(y[r, a:b]), mean[r:e], rstd[r:e]
-        if reliable(variance[r] + eps, limits):
+        if reliable(rstd[r], limits) and fits(variance[r], limits):
             normalize_rows(x.dtype.type(0), first, row, weights, biases, means, rstds, out)
         else:
             normalize_rows(0.0, first, row, weights, biases, means, rstds, out)
@@ -119,14 +131,14 @@ def normalize_task(group, x, weight, bias, eps, centred, y, mean, variance, rstd
     in_range = find_statistics(zero, x, eps, centred, mean, variance, rstd)
     if not in_range:
         for r in range(x.shape[0]):
-            if not reliable(variance[r] + eps, limits):
+            if variance[r] == 0 or not (reliable(rstd[r], limits) and reliable(variance[r], limits)):
                 e = r + 1
                 find_statistics(0.0, x[r:e], eps, centred, mean[r:e], variance[r:e], rstd[r:e])
     if x.shape[1] <= LONG_ROW:
         if in_range:
             normalize_rows(zero, group, x, weight, bias, mean, rstd, y)
         else:
-            normalize_columns(group, np.int64(0), x.shape[1], x, weight, bias, eps, mean, variance, rstd, y)
+            normalize_columns(group, np.int64(0), x.shape[1], x, weight, bias, mean, variance, rstd, y)
 
 
 @twins(
@@ -147,7 +159,7 @@ def forward(step, x, weight, bias, eps, centred, y, statistics):
     if length > LONG_ROW:
         for task in prange((length + BLOCK - 1) // BLOCK):
             a, b = task * BLOCK, min(task * BLOCK + BLOCK, length)
-            normalize_columns(np.int64(0), a, b, x, weight, bias, eps, mean, variance, rstd, y)
+            normalize_columns(np.int64(0), a, b, x, weight, bias, mean, variance, rstd, y)
 
 
 @body
@@ -199,7 +211,7 @@ def to_means(length, centred, totals, moments):
 
 @body
 def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, along, marks, dx):
-    """dx of rows, or of the marked ones: offset and along are minus the means of g · weight, g · weight · x̂."""
+    """dx of rows, or of those marked; offset and along are minus the means of g · weight and g · weight · x̂."""
     T = type(zero)
     group = 0
     for r in range(x.shape[0]):
@@ -253,10 +265,42 @@ def differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, cen
     outside = np.empty((m - n) * (b - a), np.bool_)
     zero = x.dtype.type(0)
     if differentiate_rows(
-        zero, False, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweight, dbias, outside
+        zero,
+        False,
+        need_x,
+        n,
+        m,
+        a,
+        b,
+        cotangent,
+        x,
+        weight,
+        mean,
+        rstd,
+        centred,
+        dx,
+        dweight,
+        dbias,
+        outside,
     ):
         differentiate_rows(
-            0.0, True, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweight, dbias, outside
+            0.0,
+            True,
+            need_x,
+            n,
+            m,
+            a,
+            b,
+            cotangent,
+            x,
+            weight,
+            mean,
+            rstd,
+            centred,
+            dx,
+            dweight,
+            dbias,
+            outside,
         )
 
 

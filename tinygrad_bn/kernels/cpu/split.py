@@ -290,18 +290,20 @@ def backward(L, training, need, cotangent, x, weight, statistics, dx, sums):
 
 @dataclass(frozen=True, slots=True)
 class SplitKernel:
-    """The kernel of the view Split, made of one twin of each driver; inference is given the statistics."""
+    """The kernel of the view Split, made of one twin of each driver; inference is given the statistics.
+
+    Training leaves short runs of channels to the kernel of rows.
+    """
 
     forward_driver: Driver
     backward_driver: Driver
     training: bool
-    rows: rows.RowsKernel
+    rows: rows.RowsKernel | None = None
 
     def forward(
         self, plan: Split, x: Array, weight: Array | None, bias: Array | None, *running: Array
     ) -> tuple[Array, Statistics]:
-        short = as_rows(plan)
-        if short is not None and self.training:
+        if self.rows is not None and (short := as_rows(plan)) is not None:
             return self.rows.forward(short, x, weight, bias)
         y = empty(x.shape, x.dtype)
         statistics = new_statistics(plan.statistics, x, running)
@@ -311,8 +313,8 @@ class SplitKernel:
                 plan.L,
                 self.training,
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels),
-                affine(bias, 0, x.dtype, plan.channels),
+                affine(weight, 1, x.dtype, (plan.channels,)),
+                affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
                 y.reshape(shape),
                 statistics,
@@ -327,8 +329,7 @@ class SplitKernel:
         arrays: Sequence[Any],
         aux: Statistics,
     ) -> Gradients:
-        short = as_rows(plan)
-        if short is not None and self.training:
+        if self.rows is not None and (short := as_rows(plan)) is not None:
             return self.rows.vjp(short, needs, cotangent, arrays, aux)
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
@@ -342,7 +343,7 @@ class SplitKernel:
                 need,
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
-                affine(weight, 1, x.dtype, plan.channels),
+                affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
                 dx.reshape(shape if needs[0] else (0, 0, 0, 0)),
                 sums,
@@ -352,5 +353,5 @@ class SplitKernel:
 
 sequential = SplitKernel(forward.sequential, backward.sequential, training=True, rows=rows.sequential)
 parallel = SplitKernel(forward.parallel, backward.parallel, training=True, rows=rows.parallel)
-sequential_inference = SplitKernel(forward.sequential, backward.sequential, training=False, rows=rows.sequential)
-parallel_inference = SplitKernel(forward.parallel, backward.parallel, training=False, rows=rows.parallel)
+sequential_inference = SplitKernel(forward.sequential, backward.sequential, training=False)
+parallel_inference = SplitKernel(forward.parallel, backward.parallel, training=False)
