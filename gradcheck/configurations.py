@@ -160,10 +160,10 @@ def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
 
 # The compiled kernels work piece by piece, and what joins the pieces runs only where there is more than one:
 # a run of values is summed in chunks of 2048, and few rows that are longer are differentiated in blocks of so
-# many columns; rows are handed out in tasks of 16384 values, their gradients summed over at most 64 rows,
-# four at a time; short rows go through each pass in blocks of 2048 values; channels last are joined to rows
-# of about 512, four of which are summed at a time, and cut into tiles of 128 rows by 1024 columns, as many
-# short stretches of channels first are; masks are drawn, and spread over the elements, in tasks of 65536.
+# many columns; rows are handed out in tasks of 8192 values, their gradients summed over at most 64 rows, in
+# blocks of 4096 values, by which the groups of short stretches are shared out too; channels last are joined
+# to rows of about 512, two of which are summed at a time, and cut into tiles of 128 rows by 1024 columns, as
+# many short stretches of channels first are; masks are drawn, and spread over the elements, in tasks of 65536.
 # These shapes are a little longer, with an odd last piece.
 
 
@@ -178,7 +178,7 @@ def _past_one_piece(operation: str) -> Iterator[tuple[tuple[int, ...], dict[str,
     elif operation in ("layer_norm", "rms_norm"):
         yield (8, 2053), {"tail": 1}
         yield (1101, 3), {"tail": 1}
-        yield (133, 259), {"tail": 1}
+        yield (19, 523), {"tail": 1}
     elif operation == "batch_norm":
         yield (2, 2, 2053), first
         yield (3, 1027), first

@@ -46,6 +46,7 @@ PIECES = {
         "BACKWARD_TASKS": 1,
         "LEAST_BACKWARD_ROWS": 2,
         "BLOCK": 16,
+        "COLUMNS": 16,
     },
     "split": {"CHUNK": 4, "TASK": 16, "MOST_TOGETHER": 2},
     "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 4, "JOINED": 4, "BATCH": 35},

@@ -48,10 +48,11 @@ FORWARD_TASK = 8192
 # no fewer, since the sums of each task are one more row.
 MOST_BACKWARD_ROWS, LEAST_BACKWARD_ROWS = 64, 8
 BACKWARD_TASKS = 16
-# Several short rows go through each pass together, so many values: they stay in the first-level cache. Few
-# rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
-# dweight and dbias as long as a row.
+# Of the backward pass several rows go through each step together, so many values: they stay near.
 BLOCK = 4096
+# Few rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
+# dweight and dbias as long as a row.
+COLUMNS = 2048
 # The output of rows that are longer than this is made in such blocks too: with weight and bias, which all
 # rows share, they do not stay in the second-level cache.
 LONG_ROW = 1 << 16
@@ -65,10 +66,7 @@ def one_row(values):
 
 @body
 def is_constant(values):
-    for value in values:
-        if value != values[0]:
-            return False
-    return True
+    return np.all(values == values[0])
 
 
 @body
@@ -157,8 +155,8 @@ def forward(step, x, weight, bias, eps, centred, y, statistics):
         normalize_task(group, x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
     length = x.shape[1]
     if length > LONG_ROW:
-        for task in prange((length + BLOCK - 1) // BLOCK):
-            a, b = task * BLOCK, min(task * BLOCK + BLOCK, length)
+        for task in prange((length + COLUMNS - 1) // COLUMNS):
+            a, b = task * COLUMNS, min(task * COLUMNS + COLUMNS, length)
             normalize_columns(np.int64(0), a, b, x, weight, bias, mean, variance, rstd, y)
 
 
@@ -211,7 +209,7 @@ def to_means(length, centred, totals, moments):
 
 @body
 def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, along, marks, dx):
-    """dx of rows, or of those marked; offset and along are minus the means of g · weight and g · weight · x̂."""
+    """dx of rows, or of marked ones; offset and along are minus the means of g · weight, g · weight · x̂."""
     T = type(zero)
     group = 0
     for r in range(x.shape[0]):
@@ -400,8 +398,8 @@ def backward_long(need_x, cotangent, x, weight, statistics, centred, dx, partial
     length = x.shape[1]
     blocks = totals.shape[0]
     for task in prange(blocks):
-        a = task * BLOCK
-        b = min(a + BLOCK, length)
+        a = task * COLUMNS
+        b = min(a + COLUMNS, length)
         zero = x.dtype.type(0)
         total, moment = totals[task], moments[task]
         if not sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
@@ -410,9 +408,9 @@ def backward_long(need_x, cotangent, x, weight, statistics, centred, dx, partial
         add_blocks(centred, totals, moments, length)
         offset, along = totals[0], moments[0]
         for task in prange(blocks):
-            a = task * BLOCK
+            a = task * COLUMNS
             differentiate_columns(
-                a, min(a + BLOCK, length), cotangent, x, weight, mean, rstd, offset, along, dx
+                a, min(a + COLUMNS, length), cotangent, x, weight, mean, rstd, offset, along, dx
             )
 
 
@@ -455,7 +453,7 @@ class RowsKernel:
         x, weight, bias = arrays
         need_x, need_affine = needs[0], needs[1] or needs[2]
         dx = empty(x.shape if need_x else (0,), x.dtype)
-        by_columns = plan.length > BLOCK and plan.rows < 4 * BACKWARD_TASKS and plan.groups == 1
+        by_columns = plan.length > COLUMNS and plan.rows < 4 * BACKWARD_TASKS and plan.groups == 1
         size = plan.groups * plan.length
         sums = np.zeros((2, 1, size), x.dtype if by_columns else np.float64)
         if x.size and any(needs):
@@ -468,7 +466,7 @@ class RowsKernel:
                 dx.reshape(plan.shape if need_x else (0, plan.length)),
             )
             if by_columns:
-                partials = np.empty((2, -(-plan.length // BLOCK), plan.rows))
+                partials = np.empty((2, -(-plan.length // COLUMNS), plan.rows))
                 self.long_driver[x.dtype](need_x, *given, partials, sums)
             else:
                 # As many groups of a sample as stay in the first-level cache.
