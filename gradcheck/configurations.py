@@ -163,7 +163,7 @@ def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
 # many columns; rows are handed out in tasks of 8192 values, their gradients summed over at most 64 rows, in
 # blocks of 4096 values, by which the groups of short stretches are shared out too; channels last are joined
 # to rows of about 512, two of which are summed at a time, and cut into tiles of 128 rows by 1024 columns, as
-# many short stretches of channels first are; masks are drawn, and spread over the elements, in tasks of 65536.
+# many short stretches of channels first are; masks are drawn, and spread over elements, in tasks of 65536.
 # These shapes are a little longer, with an odd last piece.
 
 

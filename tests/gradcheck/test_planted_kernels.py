@@ -175,7 +175,8 @@ PIECES = {
         "layer_norm shape=1101,3 tail=1",
     ),
     "blocks of groups": (
-        "rows.py", "backward", "task % across * together", "0", "instance_norm shape=17,1367,3 channel_axis=1",
+        "rows.py", "backward", "task % across * together", "0",
+        "instance_norm shape=17,1367,3 channel_axis=1",
     ),
     "weights of a group": (
         "rows.py", "sum_rows", "group + 1 if", "group if",

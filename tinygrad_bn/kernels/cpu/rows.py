@@ -50,8 +50,8 @@ MOST_BACKWARD_ROWS, LEAST_BACKWARD_ROWS = 64, 8
 BACKWARD_TASKS = 16
 # Of the backward pass several rows go through each step together, so many values: they stay near.
 BLOCK = 4096
-# Few rows that are longer are differentiated in blocks of so many columns, so that no task has partial sums of
-# dweight and dbias as long as a row.
+# Few rows that are longer than so many columns are differentiated in blocks of these, so that no task has
+# partial sums of dweight and dbias as long as a row.
 COLUMNS = 2048
 # The output of rows that are longer than this is made in such blocks too: with weight and bias, which all
 # rows share, they do not stay in the second-level cache.
