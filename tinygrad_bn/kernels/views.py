@@ -22,8 +22,9 @@ from math import prod
 # kernel. Equal arguments give equal views.
 remembered = lru_cache(maxsize=1024)
 
-# Channels first in many stretches that are shorter than this are read as columns, or as rows of many weights.
-SHORT, MANY = 64, 16
+# Channels first in many stretches that are shorter than this are read as columns; in shorter ones still, where
+# each statistic is one run of them, as rows.
+SHORT, VERY_SHORT, MANY = 64, 32, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ def as_rows(view: Split | Cols) -> Rows | None:
         return None
     if isinstance(view, Cols):
         return Rows(view.statistics, view.B, view.eps, groups=view.M // view.B, repeat=view.repeat)
-    if view.L >= SHORT or view.Z < MANY:
+    if view.L >= VERY_SHORT or view.Z < MANY:
         return None
     return Rows(view.statistics, view.K * view.L, view.eps, groups=view.S, repeat=view.L)
 
