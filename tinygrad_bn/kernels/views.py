@@ -22,7 +22,7 @@ from math import prod
 # kernel. Equal arguments give equal views.
 remembered = lru_cache(maxsize=1024)
 
-# Channels first in many stretches that are shorter than this are read as columns; in shorter ones still, where
+# Channels first in many stretches that are shorter than this are read as columns; in yet shorter ones, where
 # each statistic is one run of them, as rows.
 SHORT, VERY_SHORT, MANY = 64, 32, 16
 
