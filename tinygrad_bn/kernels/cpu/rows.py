@@ -33,6 +33,7 @@ from .sums import (
     CHUNK,
     add_moments,
     add_up,
+    centre_of,
     fits,
     is_finite,
     limits_of,
@@ -97,7 +98,7 @@ def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
     T = type(zero)
     for r in range(x.shape[0]):
         row, out, w, b = x[r], y[r], weight[group], bias[group]
-        centre = T(mean[r])
+        centre = T(centre_of(mean[r], rstd[r]))
         scale = T(rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
         for j in range(w.size):

@@ -54,6 +54,16 @@ def fits(factor, limits):
 
 
 @body
+def centre_of(mean, rstd):
+    """What to take off the values before they are multiplied by rstd; the rest of the mean is taken off after.
+
+    A mean that is large beside the deviation would cost digits later. A small one costs none, and not to
+    subtract it saves a rounding.
+    """
+    return mean if abs(mean) * rstd > 0.25 else 0.0
+
+
+@body
 def samples(n, few):
     """How many of n values, and how far apart, are a sample of a few that is spread over them.
 
