@@ -39,59 +39,86 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import SAMPLES, fits, is_finite, reliable, samples, settled
+from .sums import SAMPLES, constant, fits, is_finite, negligible, reliable, samples, settled
 
-# Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
+# Sums in the dtype of x, which may be float32, are over no more rows than these.
 TILE_ROWS = 128
 TILE_COLUMNS = 1024
+# A tile may have more rows where it then has all of them, if it has no more values than WHOLE and at least so
+# many columns: shorter stretches of memory are slow to fetch.
+WHOLE = 1 << 17
+LEAST_COLUMNS = 256
 # Rows of a small M are joined up to about this length.
 JOINED = 512
 # A batch has about so many values of x: enough for several threads, and little room for factors and sums.
 BATCH = 1 << 18
 
-LAYOUT = types.UniTuple(INT, 5)
+LAYOUT = types.UniTuple(INT, 6)
 
 
 @body
 def tiles_of(x, layout):
     """How many rows x[z] has, and how many tiles lie below each other and beside each other."""
-    _M, _repeat, _members, width, columns = layout
+    _M, _repeat, _members, width, height, columns = layout
     rows = (x.shape[1] + width - 1) // width
-    return rows, (rows + TILE_ROWS - 1) // TILE_ROWS, (width + columns - 1) // columns
-
-
-@body
-def tiles(x, layout):
-    _rows, down, across = tiles_of(x, layout)
-    return x.shape[0] * down * across
+    return rows, (rows + height - 1) // height, (width + columns - 1) // columns
 
 
 @body
 def tile_of(task, x, layout):
     """The tile of a task: z, its number, first and last row, first and last column."""
-    _M, _repeat, _members, width, columns = layout
+    _M, _repeat, _members, width, height, columns = layout
     rows, down, across = tiles_of(x, layout)
-    z, t, c = task // (down * across), task // across % down, task % across * columns
-    return z, t, t * TILE_ROWS, min((t + 1) * TILE_ROWS, rows), c, min(c + columns, width)
+    block, t = task // down, task % down
+    z, c = block // across, block % across * columns
+    return z, t, t * height, min((t + 1) * height, rows), c, min(c + columns, width)
+
+
+@body
+def block_of(block, x, layout):
+    """What lies in a column of tiles: z, first and last channel, first and last statistic."""
+    M, repeat, members, width, _height, columns = layout
+    across = (width + columns - 1) // columns
+    z, c = block // across, block % across * columns
+    k, end = c // repeat, min(c + columns, M) // repeat
+    return z, k, end, k // members, end // members
+
+
+@body
+def expand(values, times, result):
+    """Each value so many times in a row."""
+    if times == 1:
+        for j in range(values.size):
+            result[j] = values[j]
+    else:
+        for k in range(values.size):
+            value, part = values[k], result[k * times : k * times + times]
+            for j in range(part.size):
+                part[j] = value
+
+
+@body
+def contract(values, times, result):
+    """Add the sums of so many neighbours to each element of the result."""
+    if times == 1:
+        for j in range(result.size):
+            result[j] += values[j]
+    else:
+        for k in range(result.size):
+            total, part = 0.0, values[k * times : k * times + times]
+            for j in range(part.size):
+                total += part[j]
+            result[k] += total
 
 
 @body
 def spread(zero, count, factors, layout, c, d):
     """The first factors [count, channels] of the channels of columns c … d − 1, in the type of zero."""
-    M, repeat, _members, _width, _columns = layout
+    M, repeat, _members, _width, _height, _columns = layout
     rows = np.empty((count, d - c), type(zero))
     for p in range(count):
         row = rows[p]
-        if repeat == 1:
-            own = factors[p, c : min(d, M)]
-            for j in range(own.size):
-                row[j] = own[j]
-        else:
-            for start in range(0, row.size, repeat):
-                factor = type(zero)(factors[p, (c + start) % M // repeat])
-                part = row[start : start + repeat]
-                for j in range(part.size):
-                    part[j] = factor
+        expand(factors[p, c // repeat : min(d, M) // repeat], repeat, row)
         for j in range(M, row.size):
             row[j] = row[j - M]
     return rows
@@ -99,114 +126,145 @@ def spread(zero, count, factors, layout, c, d):
 
 @body
 def gather(row, layout, c, result):
-    """Add up the columns, from c on, of each channel."""
-    M, repeat, _members, _width, _columns = layout
-    size = min(row.size, M)
+    """Add the columns, from c on, to the sums of their channels."""
+    M, repeat, _members, _width, _height, _columns = layout
     for start in range(M, row.size, M):
         part = row[start : start + M]
         for j in range(part.size):
             row[j] += part[j]
-    for start in range(0, size, repeat):
-        total = 0.0
-        for j in range(repeat):
-            total += row[start + j]
-        result[(c + start) // repeat] = total
+    contract(row, repeat, result[c // repeat : (c + min(row.size, M)) // repeat])
 
 
 @body
-def choose_pivots(z, x, layout, factors):
-    """Factor 0 of each channel: a value near the mean of its statistic, in x's dtype.
+def add_tiles(z, k, end, sums):
+    """The two sums of channels k … end − 1 of one z, from those of its tiles."""
+    for t in range(1, sums.shape[1]):
+        for p in range(2):
+            total, part = sums[z, 0, p, k:end], sums[z, t, p, k:end]
+            for j in range(part.size):
+                total[j] += part[j]
+    return sums[z, 0, 0, k:end], sums[z, 0, 1, k:end]
+
+
+@body
+def choose_pivots(block, x, layout, factors):
+    """Factor 0 of each channel: a value near the mean of its statistic, in x's dtype; factor 1 is that of
+    each statistic.
 
     It is the mean of a few values spread over the statistic.
     """
-    M, repeat, members, _width, _columns = layout
+    M, repeat, members, _width, _height, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
     B = repeat * members
     few, step = samples(x.shape[1] // M * B, SAMPLES)
-    totals = np.zeros(M // B)
-    for k in range(few):
-        at = k * step
-        start = at // B * M + at % B
-        for s in range(totals.size):
-            totals[s] += x[z, start + s * B]
-    for k in range(factors.shape[2]):
-        total = totals[k // members]
-        factors[z, 0, k] = x.dtype.type(total / few) if is_finite(total) else 0.0
+    pivots = factors[z, 1, s:last]
+    pivots[:] = 0
+    for i in range(few):
+        at = i * step
+        start = at // B * M + at % B + s * B
+        if B == 1:
+            row = x[z, start : start + pivots.size]
+            for j in range(row.size):
+                pivots[j] += row[j]
+        else:
+            for j in range(pivots.size):
+                pivots[j] += x[z, start + j * B]
+    for j in range(pivots.size):
+        pivots[j] = x.dtype.type(pivots[j] / few) if is_finite(pivots[j]) else 0.0
+    expand(pivots, members, factors[z, 0, k:end])
 
 
 @body
 def tile_moments(zero, task, x, layout, factors, sums):
     """The sums of x − pivot and of its square over each channel of a tile; factor 0 is the pivot."""
-    z, t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
+    z, t, first, last, c, d = tile_of(task, x, layout)
+    M, repeat, _members, width, _height, _columns = layout
     pivot = spread(zero, 1, factors[z], layout, c, d)[0]
-    total, square = np.full(d - c, zero), np.full(d - c, zero)
-    pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
-    for r in range(a, pairs, 2):
-        row0 = x[z, r * width + c : r * width + d]
-        row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
-        for j in range(pivot.size):
-            d0, d1 = row0[j] - pivot[j], row1[j] - pivot[j]
-            total[j] += d0 + d1
-            square[j] += d0 * d0 + d1 * d1
-    for r in range(pairs, b):
-        row = x[z, r * width + c : r * width + d]
-        for j in range(row.size):
-            deviation = row[j] - pivot[j]
-            total[j] += deviation
-            square[j] += deviation * deviation
-    gather(total, layout, c, sums[z, t, 0])
-    gather(square, layout, c, sums[z, t, 1])
+    total, square = np.empty(d - c, type(zero)), np.empty(d - c, type(zero))
+    sums[z, t, :, c // repeat : min(d, M) // repeat] = 0
+    for a in range(first, last, TILE_ROWS):
+        b = min(a + TILE_ROWS, last)
+        total[:] = 0
+        square[:] = 0
+        pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
+        for r in range(a, pairs, 2):
+            row0 = x[z, r * width + c : r * width + d]
+            row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
+            for j in range(pivot.size):
+                d0, d1 = row0[j] - pivot[j], row1[j] - pivot[j]
+                total[j] += d0 + d1
+                square[j] += d0 * d0 + d1 * d1
+        for r in range(pairs, b):
+            row = x[z, r * width + c : r * width + d]
+            for j in range(row.size):
+                deviation = row[j] - pivot[j]
+                total[j] += deviation
+                square[j] += deviation * deviation
+        gather(total, layout, c, sums[z, t, 0])
+        gather(square, layout, c, sums[z, t, 1])
 
 
 @body
-def merge_statistics(z, x, layout, factors, sums, mean, variance):
-    """From the sums of the tiles of one z to its mean and variance.
+def merge_statistics(block, x, layout, eps, factors, sums, mean, variance):
+    """From the sums of the tiles of a block to mean and variance.
 
-    Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
+    Whether every pivot was near enough, and the dtype of x wide enough, is returned; if not, pivots become
+    means.
     """
-    M, repeat, members, _width, _columns = layout
+    M, repeat, members, _width, _height, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
     n = x.shape[1] // M * repeat * members
-    good = True
-    for t in range(1, sums.shape[1]):
-        for k in range(sums.shape[3]):
-            sums[z, 0, 0, k] += sums[z, t, 0, k]
-            sums[z, 0, 1, k] += sums[z, t, 1, k]
-    for s in range(M // (repeat * members)):
-        i = z * (M // (repeat * members)) + s
-        total = 0.0
-        square = 0.0
-        for k in range(s * members, s * members + members):
-            total += sums[z, 0, 0, k]
-            square += sums[z, 0, 1, k]
-        good &= settled(n, total, square) and reliable(square, x)
+    every_total, every_square = add_tiles(z, k, end, sums)
+    totals, squares = np.zeros(last - s), np.zeros(last - s)
+    contract(every_total, members, totals)
+    contract(every_square, members, squares)
+    i = z * (M // (repeat * members)) + s
+    means, variances, pivots = mean[i : i + last - s], variance[i : i + last - s], factors[z, 1, s:last]
+    outside = 0
+    for j in range(totals.size):
+        total, square = totals[j], squares[j]
         shift = total / n
-        mean[i] = factors[z, 0, s * members] + shift
-        variance[i] = (square - min(total * shift, square)) / n
-        for k in range(s * members, s * members + members):
-            factors[z, 0, k] = mean[i] if is_finite(mean[i]) else 0.0
-    return good
+        means[j] = pivots[j] + shift
+        variances[j] = (square - min(total * shift, square)) / n
+        if not (settled(n, total, square) and (reliable(square, x) or constant(total, square, eps))):
+            outside += 1
+    if outside > 0:
+        for j in range(means.size):
+            pivots[j] = means[j] if is_finite(means[j]) else 0.0
+        expand(pivots, members, factors[z, 0, k:end])
+    return outside == 0
 
 
 @body
-def forward_factors(z, x, layout, weight, bias, eps, mean, variance, rstd, factors):
-    """Of each channel of one z, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
+def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
+    """Of each channel of a block, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
 
     Whether the dtype of x is wide enough for them is returned.
     """
-    M, repeat, members, _width, _columns = layout
-    in_range = True
-    for s in range(M // (repeat * members)):
-        i = z * (M // (repeat * members)) + s
-        rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-        in_range &= reliable(rstd[i], x)
-        centre = x.dtype.type(mean[i])
-        for k in range(s * members, s * members + members):
-            factor = rstd[i] * weight[k]
-            in_range &= reliable(factor, x) or weight[k] == 0
-            factors[z, 0, k] = centre
-            factors[z, 1, k] = factor
-            factors[z, 2, k] = (centre - mean[i]) * factor + bias[k]
-    return in_range
+    M, repeat, members, _width, _height, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
+    i = z * (M // (repeat * members)) + s
+    means, variances, rstds = (
+        mean[i : i + last - s],
+        variance[i : i + last - s],
+        rstd[i : i + last - s],
+    )
+    for j in range(rstds.size):
+        rstds[j] = 1.0 / np.sqrt(variances[j] + eps)
+    centre, scale, shift = factors[z, 0, k:end], factors[z, 1, k:end], factors[z, 2, k:end]
+    expand(means, members, centre)
+    expand(rstds, members, scale)
+    weights, biases = weight[k:end], bias[k:end]
+    outside = 0
+    for j in range(centre.size):
+        rounded = x.dtype.type(centre[j])
+        factor = scale[j] * weights[j]
+        if not (reliable(scale[j], x) and (reliable(factor, x) or weights[j] == 0)):
+            outside += 1
+        shift[j] = (rounded - centre[j]) * factor + biases[j]
+        centre[j] = rounded
+        scale[j] = factor
+    return outside == 0
 
 
 @body
@@ -222,6 +280,22 @@ def normalize_tile(zero, task, x, layout, factors, y):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
 
 
+@body
+def normalize_block(block, layout, training, x, weight, bias, eps, y, factors, sums, mean, variance, rstd):
+    """All passes over a tile that has all rows, so that x is read from memory once."""
+    zero = x.dtype.type(0)
+    if training:
+        choose_pivots(block, x, layout, factors)
+        tile_moments(zero, block, x, layout, factors, sums)
+        if not merge_statistics(block, x, layout, eps, factors, sums, mean, variance):
+            tile_moments(0.0, block, x, layout, factors, sums)
+            merge_statistics(block, x, layout, eps, factors, sums, mean, variance)
+    if forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
+        normalize_tile(zero, block, x, layout, factors, y)
+    else:
+        normalize_tile(0.0, block, x, layout, factors, y)
+
+
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
@@ -231,35 +305,61 @@ def normalize_tile(zero, task, x, layout, factors, y):
 def forward(layout, training, x, weight, bias, eps, y, factors, sums, wide, statistics):
     batch = factors.shape[0]
     per_z = statistics.shape[1] // x.shape[0]
+    _rows, down, across = tiles_of(x, layout)
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
         part, out = x[first:last], y[first:last]
         mean, variance, rstd = statistics[0], statistics[1], statistics[2]
         mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
         rstd = rstd[first * per_z : last * per_z]
-        if training:
-            for z in range(last - first):
-                choose_pivots(z, part, layout, factors)
-            for again in range(2):
-                for task in prange(tiles(part, layout)):
-                    if not again:
-                        tile_moments(x.dtype.type(0), task, part, layout, factors, sums)
-                    elif wide[tile_of(task, part, layout)[0]]:
-                        tile_moments(0.0, task, part, layout, factors, sums)
-                good = True
-                for z in range(last - first):
-                    if not again or wide[z]:
-                        wide[z] = not merge_statistics(z, part, layout, factors, sums, mean, variance)
-                        good &= not wide[z]
-                if good:
-                    break
-        for z in range(last - first):
-            wide[z] = not forward_factors(z, part, layout, weight, bias, eps, mean, variance, rstd, factors)
-        for task in prange(tiles(part, layout)):
-            if wide[tile_of(task, part, layout)[0]]:
-                normalize_tile(0.0, task, part, layout, factors, out)
-            else:
-                normalize_tile(x.dtype.type(0), task, part, layout, factors, out)
+        blocks = (last - first) * across
+        if training and down > 1:
+            for block in range(blocks):
+                choose_pivots(block, part, layout, factors)
+        for again in range(2):
+            for task in prange(blocks * down):
+                if down == 1:
+                    normalize_block(
+                        task, layout, training, part, weight, bias, eps, out, factors, sums,
+                        mean, variance, rstd,
+                    )  # fmt: skip
+                elif training and not again:
+                    tile_moments(x.dtype.type(0), task, part, layout, factors, sums)
+                elif training and wide[task // down]:
+                    tile_moments(0.0, task, part, layout, factors, sums)
+            good = True
+            if training and down > 1:
+                for block in range(blocks):
+                    if not again or wide[block]:
+                        wide[block] = not merge_statistics(
+                            block, part, layout, eps, factors, sums, mean, variance
+                        )
+                        good &= not wide[block]
+            if good:
+                break
+        if down > 1:
+            for block in range(blocks):
+                wide[block] = not forward_factors(
+                    block, part, layout, weight, bias, eps, mean, variance, rstd, factors
+                )
+            for task in prange(blocks * down):
+                if wide[task // down]:
+                    normalize_tile(0.0, task, part, layout, factors, out)
+                else:
+                    normalize_tile(x.dtype.type(0), task, part, layout, factors, out)
+
+
+@body
+def backward_centres(block, x, layout, mean, rstd, factors):
+    """Factor 0 of each channel of a block is the mean, in x's dtype, and factor 1 is rstd."""
+    M, repeat, members, _width, _height, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
+    i = z * (M // (repeat * members)) + s
+    centre = factors[z, 0, k:end]
+    expand(mean[i : i + last - s], members, centre)
+    expand(rstd[i : i + last - s], members, factors[z, 1, k:end])
+    for j in range(centre.size):
+        centre[j] = x.dtype.type(centre[j])
 
 
 @body
@@ -268,60 +368,67 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
 
     Whether the dtype of x was wide enough for it is returned.
     """
-    z, t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
+    z, t, first, last, c, d = tile_of(task, x, layout)
+    M, repeat, _members, width, _height, _columns = layout
     centre = spread(zero, 1, factors[z], layout, c, d)[0]
-    total, moment = np.full(d - c, zero), np.full(d - c, zero)
-    for r in range(a, b):
-        g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
-        for j in range(g.size):
-            total[j] += g[j]
-            moment[j] += g[j] * (row[j] - centre[j])
-    gather(total, layout, c, sums[z, t, 0])
-    gather(moment, layout, c, sums[z, t, 1])
+    total, moment = np.empty(d - c, type(zero)), np.empty(d - c, type(zero))
+    k, end = c // repeat, min(d, M) // repeat
+    totals, moments, rstds = sums[z, t, 0, k:end], sums[z, t, 1, k:end], factors[z, 1, k:end]
+    totals[:] = 0
+    moments[:] = 0
+    for a in range(first, last, TILE_ROWS):
+        total[:] = 0
+        moment[:] = 0
+        for r in range(a, min(a + TILE_ROWS, last)):
+            g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
+            for j in range(g.size):
+                total[j] += g[j]
+                moment[j] += g[j] * (row[j] - centre[j])
+        gather(total, layout, c, sums[z, t, 0])
+        gather(moment, layout, c, sums[z, t, 1])
     outside = 0
-    for j in range(total.size):
-        if not (is_finite(total[j]) and reliable(moment[j], x)):
+    for j in range(totals.size):
+        if not (is_finite(totals[j]) and (reliable(moments[j], x) or negligible(moments[j], rstds[j]))):
             outside += 1
     return outside == 0
 
 
 @body
-def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, dweight, dbias):
-    """Of each channel of one z, so that dx is cotangent · factor 1 + ((x − factor 0) · factor 2 + factor 3),
-    in inference without x; dweight and dbias are added to from the sums of the tiles.
+def backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors):
+    """Of each channel of a block, so that dx is cotangent · factor 1 + ((x − factor 0) · factor 2 + factor 3),
+    in inference without x. The sums of the first tile become those of dbias and dweight.
 
     Whether the dtype of x is wide enough for dx is returned.
     """
-    M, repeat, members, _width, _columns = layout
+    M, repeat, members, _width, _height, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
     n = x.shape[1] // M * repeat * members
-    plain, moments = sums[z, 0, 0], sums[z, 0, 1]
-    for t in range(1, sums.shape[1]):
-        for k in range(plain.size):
-            plain[k] += sums[z, t, 0, k]
-            moments[k] += sums[z, t, 1, k]
-    in_range = True
-    for s in range(M // (repeat * members)):
-        i = z * (M // (repeat * members)) + s
-        scale = rstd[i]
-        rest = factors[z, 0, s * members] - mean[i]
-        total = 0.0
-        moment = 0.0
-        for k in range(s * members, s * members + members):
-            normalized = (moments[k] + rest * plain[k]) * scale
-            dweight[k] += normalized
-            dbias[k] += plain[k]
-            total += weight[k] * plain[k]
-            moment += weight[k] * normalized
-        along = -scale * scale * moment / n
-        in_range &= reliable(scale, x) and (fits(along, x) or not training)
-        for k in range(s * members, s * members + members):
-            factor = scale * weight[k]
-            in_range &= reliable(factor, x) or weight[k] == 0
-            factors[z, 1, k] = factor
-            factors[z, 2, k] = along
-            factors[z, 3, k] = rest * along - scale * total / n
-    return in_range
+    i = z * (M // (repeat * members)) + s
+    means, rstds = mean[i : i + last - s], rstd[i : i + last - s]
+    plain, moments = add_tiles(z, k, end, sums)
+    centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
+    slope, shift, weights = factors[z, 2, k:end], factors[z, 3, k:end], weight[k:end]
+    expand(means, members, slope)
+    outside = 0
+    for j in range(centre.size):
+        moments[j] = (moments[j] + (centre[j] - slope[j]) * plain[j]) * scale[j]
+        slope[j] = weights[j] * moments[j]
+        shift[j] = weights[j] * plain[j]
+        factor = scale[j] * weights[j]
+        if not (reliable(scale[j], x) and (reliable(factor, x) or weights[j] == 0)):
+            outside += 1
+        scale[j] = factor
+    along, constant = np.zeros(last - s), np.zeros(last - s)
+    contract(slope, members, along)
+    contract(shift, members, constant)
+    for j in range(along.size):
+        along[j] *= -rstds[j] * rstds[j] / n
+        constant[j] = (x.dtype.type(means[j]) - means[j]) * along[j] - rstds[j] * constant[j] / n
+        if not fits(along[j], x):
+            outside += training
+    expand(along, members, slope)
+    expand(constant, members, shift)
+    return outside == 0
 
 
 @body
@@ -342,6 +449,23 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
                 out[j] = g[j] * scale[j]
 
 
+@body
+def differentiate_block(
+    block, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, dx
+):
+    """All passes over a tile that has all rows."""
+    zero = x.dtype.type(0)
+    need_x, need_affine = need
+    backward_centres(block, x, layout, mean, rstd, factors)
+    if (training or need_affine) and not tile_sums(zero, block, layout, cotangent, x, factors, sums):
+        tile_sums(0.0, block, layout, cotangent, x, factors, sums)
+    good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
+    if need_x and good:
+        differentiate_tile(zero, block, layout, training, cotangent, x, factors, dx)
+    elif need_x:
+        differentiate_tile(0.0, block, layout, training, cotangent, x, factors, dx)
+
+
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
@@ -350,51 +474,68 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
 )
 def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, wide, dx, totals):
     need_x, need_affine = need
-    dweight, dbias = totals[0, 0], totals[1, 0]
-    batch, channels = factors.shape[0], factors.shape[2]
+    batch = factors.shape[0]
     per_z = statistics.shape[1] // x.shape[0]
+    _rows, down, across = tiles_of(x, layout)
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
-        part, g = x[first:last], cotangent[first:last]
+        part, g, out = x[first:last], cotangent[first:last], dx[first:last]
         mean, rstd = statistics[0], statistics[2]
         mean, rstd = mean[first * per_z : last * per_z], rstd[first * per_z : last * per_z]
+        blocks = (last - first) * across
+        if down > 1:
+            for block in range(blocks):
+                backward_centres(block, part, layout, mean, rstd, factors)
+        for task in prange(blocks * down):
+            if down == 1:
+                differentiate_block(
+                    task, layout, training, need, g, part, weight, mean, rstd, factors, sums, out
+                )
+            elif (training or need_affine) and not tile_sums(
+                x.dtype.type(0), task, layout, g, part, factors, sums
+            ):
+                tile_sums(0.0, task, layout, g, part, factors, sums)
+        if down > 1:
+            for block in range(blocks):
+                wide[block] = not backward_factors(
+                    block, part, layout, training, weight, mean, rstd, sums, factors
+                )
         for z in range(last - first):
-            for k in range(channels):
-                factors[z, 0, k] = x.dtype.type(mean[(z * channels + k) // layout[2]])
-        if training or need_affine:
-            for task in prange(tiles(part, layout)):
-                if not tile_sums(x.dtype.type(0), task, layout, g, part, factors, sums):
-                    tile_sums(0.0, task, layout, g, part, factors, sums)
-        for z in range(last - first):
-            wide[z] = not backward_factors(
-                z, part, layout, training, weight, mean, rstd, sums, factors, dweight, dbias
-            )
-        if need_x:
-            out = dx[first:last]
-            for task in prange(tiles(part, layout)):
-                if wide[tile_of(task, part, layout)[0]]:
+            for p in range(2):
+                total, piece = totals[1 - p, 0], sums[z, 0, p]
+                for j in range(piece.size):
+                    total[j] += piece[j]
+        if need_x and down > 1:
+            for task in prange(blocks * down):
+                if wide[task // down]:
                     differentiate_tile(0.0, task, layout, training, g, part, factors, out)
                 else:
                     differentiate_tile(x.dtype.type(0), task, layout, training, g, part, factors, out)
 
 
-def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
+def layout_of(plan: Cols) -> tuple[int, int, int, int, int, int]:
     """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
     width = plan.M * max(1, min(JOINED // plan.M, plan.A))
-    columns = width if width > plan.M else max(1, TILE_COLUMNS // plan.repeat) * plan.repeat
-    return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
+    height, columns = TILE_ROWS, width
+    if width == plan.M:
+        columns = max(1, TILE_COLUMNS // plan.B) * plan.B
+        whole = WHOLE // plan.A // plan.B * plan.B
+        if whole >= LEAST_COLUMNS:
+            height, columns = max(plan.A, TILE_ROWS), min(columns, whole)
+    return plan.M, plan.repeat, plan.B // plan.repeat, width, height, columns
 
 
-def scratch(plan: Cols, count: int, width: int) -> tuple[Array, Array, Array]:
+def scratch(plan: Cols, count: int, layout: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
-    takes none, and for which z float64 is needed.
+    takes none, and for which blocks float64 is needed.
     """
+    _M, _repeat, _members, width, height, columns = layout
     batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
     rows = -(-plan.A * plan.M // width)
     return (
         np.empty((batch, count, plan.channels)),
-        np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
-        np.zeros(batch, np.bool_),
+        np.zeros((batch, -(-rows // height), 2, plan.channels)),
+        np.zeros(batch * -(-width // columns), np.bool_),
     )
 
 
@@ -422,7 +563,7 @@ class ColsKernel:
                 affine(bias, 0, x.dtype, plan.channels),
                 plan.eps,
                 y.reshape(shape),
-                *scratch(plan, 3, layout[3]),
+                *scratch(plan, 3, layout),
                 statistics,
             )
         return y, statistics
@@ -450,7 +591,7 @@ class ColsKernel:
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, plan.channels),
                 aux,
-                *scratch(plan, 4, layout[3]),
+                *scratch(plan, 4, layout),
                 dx.reshape(shape if need_x else (0, 0)),
                 totals,
             )

@@ -20,6 +20,8 @@ from .jit import body
 CHUNK = 2048
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
+# What rstd may be for zeros by underflow to do no harm: eps is no less than 1e-12, or values vary enough.
+STEEP = 2.0**20
 # Shorter rows make do with four: their sums have fewer roundings.
 LONG_ENOUGH = 256
 
@@ -44,6 +46,26 @@ def reliable(value, values):
 def fits(factor, values):
     """Whether a factor that was found in float64 can be used in the values' dtype."""
     return factor == 0 or reliable(factor, values)
+
+
+@body
+def constant(total, squares, eps):
+    """Whether values are all equal to their pivot, as far as their statistics can tell.
+
+    total and squares are the sums of x − pivot and of its square, which may have underflowed. Where the total
+    is 0 as well, a variance of 0 makes no difference beside an eps of ordinary size.
+    """
+    return total == 0 and squares == 0 and eps * STEEP * STEEP >= 1
+
+
+@body
+def negligible(moment, rstd):
+    """Whether a sum of cotangent · (x − mean) is 0 and may be.
+
+    Products that underflow to 0 are below 2⁻¹⁴⁹ (float32). Unless rstd is very large, they matter only beside
+    cotangents that are themselves below the normal numbers.
+    """
+    return moment == 0 and rstd <= STEEP
 
 
 @body
