@@ -41,43 +41,39 @@ from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
 from .sums import SAMPLES, constant, fits, is_finite, negligible, reliable, samples, settled
 
-# Sums in the dtype of x, which may be float32, are over no more rows than these.
+# Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
 TILE_COLUMNS = 1024
-# A tile may have more rows where it then has all of them, if it has no more values than WHOLE and at least so
-# many columns: shorter stretches of memory are slow to fetch.
-WHOLE = 1 << 17
-LEAST_COLUMNS = 256
 # Rows of a small M are joined up to about this length.
 JOINED = 512
 # A batch has about so many values of x: enough for several threads, and little room for factors and sums.
 BATCH = 1 << 18
 
-LAYOUT = types.UniTuple(INT, 6)
+LAYOUT = types.UniTuple(INT, 5)
 
 
 @body
 def tiles_of(x, layout):
     """How many rows x[z] has, and how many tiles lie below each other and beside each other."""
-    _M, _repeat, _members, width, height, columns = layout
+    _M, _repeat, _members, width, columns = layout
     rows = (x.shape[1] + width - 1) // width
-    return rows, (rows + height - 1) // height, (width + columns - 1) // columns
+    return rows, (rows + TILE_ROWS - 1) // TILE_ROWS, (width + columns - 1) // columns
 
 
 @body
 def tile_of(task, x, layout):
     """The tile of a task: z, its number, first and last row, first and last column."""
-    _M, _repeat, _members, width, height, columns = layout
+    _M, _repeat, _members, width, columns = layout
     rows, down, across = tiles_of(x, layout)
     block, t = task // down, task % down
     z, c = block // across, block % across * columns
-    return z, t, t * height, min((t + 1) * height, rows), c, min(c + columns, width)
+    return z, t, t * TILE_ROWS, min((t + 1) * TILE_ROWS, rows), c, min(c + columns, width)
 
 
 @body
 def block_of(block, x, layout):
     """What lies in a column of tiles: z, first and last channel, first and last statistic."""
-    M, repeat, members, width, _height, columns = layout
+    M, repeat, members, width, columns = layout
     across = (width + columns - 1) // columns
     z, c = block // across, block % across * columns
     k, end = c // repeat, min(c + columns, M) // repeat
@@ -99,24 +95,24 @@ def expand(values, times, result):
 
 @body
 def contract(values, times, result):
-    """Add the sums of so many neighbours to each element of the result."""
+    """The sums of so many neighbours each."""
     if times == 1:
         for j in range(result.size):
-            result[j] += values[j]
+            result[j] = values[j]
     else:
         for k in range(result.size):
             total, part = 0.0, values[k * times : k * times + times]
             for j in range(part.size):
                 total += part[j]
-            result[k] += total
+            result[k] = total
 
 
 @body
-def spread(zero, count, factors, layout, c, d):
-    """The first factors [count, channels] of the channels of columns c … d − 1, in the type of zero."""
-    M, repeat, _members, _width, _height, _columns = layout
-    rows = np.empty((count, d - c), type(zero))
-    for p in range(count):
+def spread(zero, factors, layout, c, d):
+    """The factors [count, channels] of the channels of columns c … d − 1, in the type of zero."""
+    M, repeat, _members, _width, _columns = layout
+    rows = np.empty((factors.shape[0], d - c), type(zero))
+    for p in range(factors.shape[0]):
         row = rows[p]
         expand(factors[p, c // repeat : min(d, M) // repeat], repeat, row)
         for j in range(M, row.size):
@@ -126,8 +122,8 @@ def spread(zero, count, factors, layout, c, d):
 
 @body
 def gather(row, layout, c, result):
-    """Add the columns, from c on, to the sums of their channels."""
-    M, repeat, _members, _width, _height, _columns = layout
+    """Add up the columns, from c on, of each channel."""
+    M, repeat, _members, _width, _columns = layout
     for start in range(M, row.size, M):
         part = row[start : start + M]
         for j in range(part.size):
@@ -153,7 +149,7 @@ def choose_pivots(block, x, layout, factors):
 
     It is the mean of a few values spread over the statistic.
     """
-    M, repeat, members, _width, _height, _columns = layout
+    M, repeat, members, _width, _columns = layout
     z, k, end, s, last = block_of(block, x, layout)
     B = repeat * members
     few, step = samples(x.shape[1] // M * B, SAMPLES)
@@ -177,31 +173,26 @@ def choose_pivots(block, x, layout, factors):
 @body
 def tile_moments(zero, task, x, layout, factors, sums):
     """The sums of x − pivot and of its square over each channel of a tile; factor 0 is the pivot."""
-    z, t, first, last, c, d = tile_of(task, x, layout)
-    M, repeat, _members, width, _height, _columns = layout
-    pivot = spread(zero, 1, factors[z], layout, c, d)[0]
-    total, square = np.empty(d - c, type(zero)), np.empty(d - c, type(zero))
-    sums[z, t, :, c // repeat : min(d, M) // repeat] = 0
-    for a in range(first, last, TILE_ROWS):
-        b = min(a + TILE_ROWS, last)
-        total[:] = 0
-        square[:] = 0
-        pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
-        for r in range(a, pairs, 2):
-            row0 = x[z, r * width + c : r * width + d]
-            row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
-            for j in range(pivot.size):
-                d0, d1 = row0[j] - pivot[j], row1[j] - pivot[j]
-                total[j] += d0 + d1
-                square[j] += d0 * d0 + d1 * d1
-        for r in range(pairs, b):
-            row = x[z, r * width + c : r * width + d]
-            for j in range(row.size):
-                deviation = row[j] - pivot[j]
-                total[j] += deviation
-                square[j] += deviation * deviation
-        gather(total, layout, c, sums[z, t, 0])
-        gather(square, layout, c, sums[z, t, 1])
+    z, t, a, b, c, d = tile_of(task, x, layout)
+    width = layout[3]
+    pivot = spread(zero, factors[z, :1], layout, c, d)[0]
+    total, square = np.full(d - c, zero), np.full(d - c, zero)
+    pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
+    for r in range(a, pairs, 2):
+        row0 = x[z, r * width + c : r * width + d]
+        row1 = x[z, (r + 1) * width + c : (r + 1) * width + d]
+        for j in range(pivot.size):
+            d0, d1 = row0[j] - pivot[j], row1[j] - pivot[j]
+            total[j] += d0 + d1
+            square[j] += d0 * d0 + d1 * d1
+    for r in range(pairs, b):
+        row = x[z, r * width + c : r * width + d]
+        for j in range(row.size):
+            deviation = row[j] - pivot[j]
+            total[j] += deviation
+            square[j] += deviation * deviation
+    gather(total, layout, c, sums[z, t, 0])
+    gather(square, layout, c, sums[z, t, 1])
 
 
 @body
@@ -211,11 +202,11 @@ def merge_statistics(block, x, layout, eps, factors, sums, mean, variance):
     Whether every pivot was near enough, and the dtype of x wide enough, is returned; if not, pivots become
     means.
     """
-    M, repeat, members, _width, _height, _columns = layout
+    M, repeat, members, _width, _columns = layout
     z, k, end, s, last = block_of(block, x, layout)
     n = x.shape[1] // M * repeat * members
     every_total, every_square = add_tiles(z, k, end, sums)
-    totals, squares = np.zeros(last - s), np.zeros(last - s)
+    totals, squares = np.empty(last - s), np.empty(last - s)
     contract(every_total, members, totals)
     contract(every_square, members, squares)
     i = z * (M // (repeat * members)) + s
@@ -241,7 +232,7 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
 
     Whether the dtype of x is wide enough for them is returned.
     """
-    M, repeat, members, _width, _height, _columns = layout
+    M, repeat, members, _width, _columns = layout
     z, k, end, s, last = block_of(block, x, layout)
     i = z * (M // (repeat * members)) + s
     means, variances, rstds = (
@@ -271,7 +262,7 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
 def normalize_tile(zero, task, x, layout, factors, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     width = layout[3]
-    rows = spread(zero, 3, factors[z], layout, c, d)
+    rows = spread(zero, factors[z], layout, c, d)
     centre, scale, shift = rows[0], rows[1], rows[2]
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
@@ -281,19 +272,44 @@ def normalize_tile(zero, task, x, layout, factors, y):
 
 
 @body
-def normalize_block(block, layout, training, x, weight, bias, eps, y, factors, sums, mean, variance, rstd):
-    """All passes over a tile that has all rows, so that x is read from memory once."""
-    zero = x.dtype.type(0)
-    if training:
+def prepare_forward(
+    step, wide, block, x, layout, training, weight, bias, eps, factors, sums, mean, variance, rstd
+):
+    """What a step of the tiles of a block needs, and whether they are to work in float64."""
+    if step == 0:
         choose_pivots(block, x, layout, factors)
-        tile_moments(zero, block, x, layout, factors, sums)
-        if not merge_statistics(block, x, layout, eps, factors, sums, mean, variance):
-            tile_moments(0.0, block, x, layout, factors, sums)
-            merge_statistics(block, x, layout, eps, factors, sums, mean, variance)
-    if forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
-        normalize_tile(zero, block, x, layout, factors, y)
-    else:
-        normalize_tile(0.0, block, x, layout, factors, y)
+        return False
+    if (step == 1 or wide) and training:
+        wide = not merge_statistics(block, x, layout, eps, factors, sums, mean, variance)
+    if step == 1:
+        return wide
+    return not forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
+
+
+@body
+def forward_task(
+    step, wide, task, x, layout, training, weight, bias, eps, y, factors, sums, mean, variance, rstd
+):
+    """One step of a tile: its sums, the same where float64 is needed, y.
+
+    A tile that has all rows takes all steps at once, so that x is read from memory once.
+    """
+    zero = x.dtype.type(0)
+    whole = sums.shape[1] == 1
+    for each in range(step, 3 if whole else step + 1):
+        if whole:
+            wide = prepare_forward(
+                *(each, wide, task, x, layout, training, weight, bias, eps),
+                *(factors, sums, mean, variance, rstd),
+            )
+        if each == 2 and wide:
+            normalize_tile(0.0, task, x, layout, factors, y)
+        elif each == 2:
+            normalize_tile(zero, task, x, layout, factors, y)
+        elif wide:
+            tile_moments(0.0, task, x, layout, factors, sums)
+        elif each == 0:
+            tile_moments(zero, task, x, layout, factors, sums)
 
 
 @twins(
@@ -303,63 +319,32 @@ def normalize_block(block, layout, training, x, weight, bias, eps, y, factors, s
     )
 )
 def forward(layout, training, x, weight, bias, eps, y, factors, sums, wide, statistics):
-    batch = factors.shape[0]
-    per_z = statistics.shape[1] // x.shape[0]
-    _rows, down, across = tiles_of(x, layout)
+    batch, down = factors.shape[0], sums.shape[1]
+    per_z, per_block = statistics.shape[1] // x.shape[0], wide.size // batch
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
         part, out = x[first:last], y[first:last]
         mean, variance, rstd = statistics[0], statistics[1], statistics[2]
         mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
         rstd = rstd[first * per_z : last * per_z]
-        blocks = (last - first) * across
-        if training and down > 1:
-            for block in range(blocks):
-                choose_pivots(block, part, layout, factors)
-        for again in range(2):
-            for task in prange(blocks * down):
-                if down == 1:
-                    normalize_block(
-                        task, layout, training, part, weight, bias, eps, out, factors, sums,
-                        mean, variance, rstd,
-                    )  # fmt: skip
-                elif training and not again:
-                    tile_moments(x.dtype.type(0), task, part, layout, factors, sums)
-                elif training and wide[task // down]:
-                    tile_moments(0.0, task, part, layout, factors, sums)
-            good = True
-            if training and down > 1:
+        blocks = (last - first) * per_block
+        for step in range(0 if training else 2, 3):
+            anything = step != 1
+            if down > 1:
                 for block in range(blocks):
-                    if not again or wide[block]:
-                        wide[block] = not merge_statistics(
-                            block, part, layout, eps, factors, sums, mean, variance
-                        )
-                        good &= not wide[block]
-            if good:
+                    wide[block] = prepare_forward(
+                        *(step, wide[block], block, part, layout, training, weight, bias, eps),
+                        *(factors, sums, mean, variance, rstd),
+                    )
+                    anything |= wide[block]
+            if anything:
+                for task in prange(blocks * down):
+                    forward_task(
+                        *(step, wide[task // down], task, part, layout, training, weight, bias, eps),
+                        *(out, factors, sums, mean, variance, rstd),
+                    )
+            if down == 1:
                 break
-        if down > 1:
-            for block in range(blocks):
-                wide[block] = not forward_factors(
-                    block, part, layout, weight, bias, eps, mean, variance, rstd, factors
-                )
-            for task in prange(blocks * down):
-                if wide[task // down]:
-                    normalize_tile(0.0, task, part, layout, factors, out)
-                else:
-                    normalize_tile(x.dtype.type(0), task, part, layout, factors, out)
-
-
-@body
-def backward_centres(block, x, layout, mean, rstd, factors):
-    """Factor 0 of each channel of a block is the mean, in x's dtype, and factor 1 is rstd."""
-    M, repeat, members, _width, _height, _columns = layout
-    z, k, end, s, last = block_of(block, x, layout)
-    i = z * (M // (repeat * members)) + s
-    centre = factors[z, 0, k:end]
-    expand(mean[i : i + last - s], members, centre)
-    expand(rstd[i : i + last - s], members, factors[z, 1, k:end])
-    for j in range(centre.size):
-        centre[j] = x.dtype.type(centre[j])
 
 
 @body
@@ -368,24 +353,19 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
 
     Whether the dtype of x was wide enough for it is returned.
     """
-    z, t, first, last, c, d = tile_of(task, x, layout)
-    M, repeat, _members, width, _height, _columns = layout
-    centre = spread(zero, 1, factors[z], layout, c, d)[0]
-    total, moment = np.empty(d - c, type(zero)), np.empty(d - c, type(zero))
+    z, t, a, b, c, d = tile_of(task, x, layout)
+    M, repeat, _members, width, _columns = layout
+    centre = spread(zero, factors[z, :1], layout, c, d)[0]
+    total, moment = np.full(d - c, zero), np.full(d - c, zero)
+    for r in range(a, b):
+        g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
+        for j in range(g.size):
+            total[j] += g[j]
+            moment[j] += g[j] * (row[j] - centre[j])
+    gather(total, layout, c, sums[z, t, 0])
+    gather(moment, layout, c, sums[z, t, 1])
     k, end = c // repeat, min(d, M) // repeat
     totals, moments, rstds = sums[z, t, 0, k:end], sums[z, t, 1, k:end], factors[z, 1, k:end]
-    totals[:] = 0
-    moments[:] = 0
-    for a in range(first, last, TILE_ROWS):
-        total[:] = 0
-        moment[:] = 0
-        for r in range(a, min(a + TILE_ROWS, last)):
-            g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
-            for j in range(g.size):
-                total[j] += g[j]
-                moment[j] += g[j] * (row[j] - centre[j])
-        gather(total, layout, c, sums[z, t, 0])
-        gather(moment, layout, c, sums[z, t, 1])
     outside = 0
     for j in range(totals.size):
         if not (is_finite(totals[j]) and (reliable(moments[j], x) or negligible(moments[j], rstds[j]))):
@@ -400,7 +380,7 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
 
     Whether the dtype of x is wide enough for dx is returned.
     """
-    M, repeat, members, _width, _height, _columns = layout
+    M, repeat, members, _width, _columns = layout
     z, k, end, s, last = block_of(block, x, layout)
     n = x.shape[1] // M * repeat * members
     i = z * (M // (repeat * members)) + s
@@ -418,7 +398,7 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
         if not (reliable(scale[j], x) and (reliable(factor, x) or weights[j] == 0)):
             outside += 1
         scale[j] = factor
-    along, constant = np.zeros(last - s), np.zeros(last - s)
+    along, constant = np.empty(last - s), np.empty(last - s)
     contract(slope, members, along)
     contract(shift, members, constant)
     for j in range(along.size):
@@ -435,7 +415,7 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
 def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     width = layout[3]
-    rows = spread(zero, 4, factors[z], layout, c, d)
+    rows = spread(zero, factors[z], layout, c, d)
     centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
@@ -450,20 +430,42 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
 
 
 @body
-def differentiate_block(
-    block, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, dx
+def prepare_backward(step, block, x, layout, training, weight, mean, rstd, factors, sums):
+    """What a step of the tiles of a block needs, and whether they are to work in float64.
+
+    Before the sums, factor 0 of each channel is the mean, in x's dtype, and factor 1 is rstd.
+    """
+    if step == 1:
+        return not backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
+    M, repeat, members, _width, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
+    i = z * (M // (repeat * members)) + s
+    centre = factors[z, 0, k:end]
+    expand(mean[i : i + last - s], members, centre)
+    expand(rstd[i : i + last - s], members, factors[z, 1, k:end])
+    for j in range(centre.size):
+        centre[j] = x.dtype.type(centre[j])
+    return False
+
+
+@body
+def backward_task(
+    step, wide, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, dx
 ):
-    """All passes over a tile that has all rows."""
+    """One step of a tile: its sums, or dx; both at once of one that has all rows."""
     zero = x.dtype.type(0)
     need_x, need_affine = need
-    backward_centres(block, x, layout, mean, rstd, factors)
-    if (training or need_affine) and not tile_sums(zero, block, layout, cotangent, x, factors, sums):
-        tile_sums(0.0, block, layout, cotangent, x, factors, sums)
-    good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
-    if need_x and good:
-        differentiate_tile(zero, block, layout, training, cotangent, x, factors, dx)
-    elif need_x:
-        differentiate_tile(0.0, block, layout, training, cotangent, x, factors, dx)
+    whole = sums.shape[1] == 1
+    for each in range(step, 2 if whole else step + 1):
+        if whole:
+            wide = prepare_backward(each, task, x, layout, training, weight, mean, rstd, factors, sums)
+        if each == 0:
+            if (training or need_affine) and not tile_sums(zero, task, layout, cotangent, x, factors, sums):
+                tile_sums(0.0, task, layout, cotangent, x, factors, sums)
+        elif need_x and wide:
+            differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx)
+        elif need_x:
+            differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx)
 
 
 @twins(
@@ -473,68 +475,50 @@ def differentiate_block(
     )
 )
 def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, wide, dx, totals):
-    need_x, need_affine = need
-    batch = factors.shape[0]
-    per_z = statistics.shape[1] // x.shape[0]
-    _rows, down, across = tiles_of(x, layout)
+    batch, down = factors.shape[0], sums.shape[1]
+    per_z, per_block = statistics.shape[1] // x.shape[0], wide.size // batch
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
         part, g, out = x[first:last], cotangent[first:last], dx[first:last]
         mean, rstd = statistics[0], statistics[2]
         mean, rstd = mean[first * per_z : last * per_z], rstd[first * per_z : last * per_z]
-        blocks = (last - first) * across
-        if down > 1:
-            for block in range(blocks):
-                backward_centres(block, part, layout, mean, rstd, factors)
-        for task in prange(blocks * down):
-            if down == 1:
-                differentiate_block(
-                    task, layout, training, need, g, part, weight, mean, rstd, factors, sums, out
-                )
-            elif (training or need_affine) and not tile_sums(
-                x.dtype.type(0), task, layout, g, part, factors, sums
-            ):
-                tile_sums(0.0, task, layout, g, part, factors, sums)
-        if down > 1:
-            for block in range(blocks):
-                wide[block] = not backward_factors(
-                    block, part, layout, training, weight, mean, rstd, sums, factors
+        blocks = (last - first) * per_block
+        for step in range(min(down, 2)):
+            if down > 1:
+                for block in range(blocks):
+                    wide[block] = prepare_backward(
+                        step, block, part, layout, training, weight, mean, rstd, factors, sums
+                    )
+            for task in prange(blocks * down):
+                backward_task(
+                    *(step, wide[task // down], task, layout, training, need, g, part, weight),
+                    *(mean, rstd, factors, sums, out),
                 )
         for z in range(last - first):
             for p in range(2):
                 total, piece = totals[1 - p, 0], sums[z, 0, p]
                 for j in range(piece.size):
                     total[j] += piece[j]
-        if need_x and down > 1:
-            for task in prange(blocks * down):
-                if wide[task // down]:
-                    differentiate_tile(0.0, task, layout, training, g, part, factors, out)
-                else:
-                    differentiate_tile(x.dtype.type(0), task, layout, training, g, part, factors, out)
 
 
-def layout_of(plan: Cols) -> tuple[int, int, int, int, int, int]:
+def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
     """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
     width = plan.M * max(1, min(JOINED // plan.M, plan.A))
-    height, columns = TILE_ROWS, width
-    if width == plan.M:
-        columns = max(1, TILE_COLUMNS // plan.B) * plan.B
-        whole = WHOLE // plan.A // plan.B * plan.B
-        if whole >= LEAST_COLUMNS:
-            height, columns = max(plan.A, TILE_ROWS), min(columns, whole)
-    return plan.M, plan.repeat, plan.B // plan.repeat, width, height, columns
+    most = TILE_COLUMNS if plan.A <= TILE_ROWS else 2 * TILE_COLUMNS
+    columns = width if width > plan.M else max(1, most // plan.B) * plan.B
+    return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
 
 
 def scratch(plan: Cols, count: int, layout: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
     takes none, and for which blocks float64 is needed.
     """
-    _M, _repeat, _members, width, height, columns = layout
+    _M, _repeat, _members, width, columns = layout
     batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
     rows = -(-plan.A * plan.M // width)
     return (
         np.empty((batch, count, plan.channels)),
-        np.zeros((batch, -(-rows // height), 2, plan.channels)),
+        np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
         np.zeros(batch * -(-width // columns), np.bool_),
     )
 
