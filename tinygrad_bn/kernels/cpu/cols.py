@@ -39,7 +39,7 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import SAMPLES, constant, fits, is_finite, negligible, reliable, samples, settled
+from .sums import SAMPLES, STEEP, constant, fits, is_finite, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -50,6 +50,8 @@ JOINED = 512
 BATCH = 1 << 18
 
 LAYOUT = types.UniTuple(INT, 5)
+# How a block stands: its sums are to be taken again, or x's dtype is wide enough for its factors, or not.
+AGAIN, NARROW, WIDE = 0, 1, 2
 
 
 @body
@@ -108,16 +110,12 @@ def contract(values, times, result):
 
 
 @body
-def spread(zero, factors, layout, c, d):
-    """The factors [count, channels] of the channels of columns c … d − 1, in the type of zero."""
-    M, repeat, _members, _width, _columns = layout
-    rows = np.empty((factors.shape[0], d - c), type(zero))
-    for p in range(factors.shape[0]):
-        row = rows[p]
-        expand(factors[p, c // repeat : min(d, M) // repeat], repeat, row)
-        for j in range(M, row.size):
-            row[j] = row[j - M]
-    return rows
+def spread(values, times, layout, c, d, row):
+    """Fill a row with the values, each for so many neighbours, that belong to columns c … d − 1."""
+    M = layout[0]
+    expand(values[c // times : min(d, M) // times], times, row)
+    for j in range(M, row.size):
+        row[j] = row[j - M]
 
 
 @body
@@ -143,17 +141,16 @@ def add_tiles(z, k, end, sums):
 
 
 @body
-def choose_pivots(block, x, layout, factors):
-    """Factor 0 of each channel: a value near the mean of its statistic, in x's dtype; factor 1 is that of
-    each statistic.
+def choose_pivots(block, x, layout, mean):
+    """Of each statistic of a block: a value near its mean, in x's dtype.
 
     It is the mean of a few values spread over the statistic.
     """
     M, repeat, members, _width, _columns = layout
-    z, k, end, s, last = block_of(block, x, layout)
+    z, _k, _end, s, last = block_of(block, x, layout)
     B = repeat * members
     few, step = samples(x.shape[1] // M * B, SAMPLES)
-    pivots = factors[z, 1, s:last]
+    pivots = mean[z * (M // B) + s : z * (M // B) + last]
     pivots[:] = 0
     for i in range(few):
         at = i * step
@@ -167,15 +164,16 @@ def choose_pivots(block, x, layout, factors):
                 pivots[j] += x[z, start + j * B]
     for j in range(pivots.size):
         pivots[j] = x.dtype.type(pivots[j] / few) if is_finite(pivots[j]) else 0.0
-    expand(pivots, members, factors[z, 0, k:end])
 
 
 @body
-def tile_moments(zero, task, x, layout, factors, sums):
-    """The sums of x − pivot and of its square over each channel of a tile; factor 0 is the pivot."""
+def tile_moments(zero, task, x, layout, mean, sums):
+    """The sums of x − pivot and of its square over each channel of a tile; in mean stands the pivot."""
     z, t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    pivot = spread(zero, factors[z, :1], layout, c, d)[0]
+    M, repeat, members, width, _columns = layout
+    B = repeat * members
+    pivot = np.empty(d - c, type(zero))
+    spread(mean[z * (M // B) : (z + 1) * (M // B)], B, layout, c, d, pivot)
     total, square = np.full(d - c, zero), np.full(d - c, zero)
     pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
     for r in range(a, pairs, 2):
@@ -196,34 +194,35 @@ def tile_moments(zero, task, x, layout, factors, sums):
 
 
 @body
-def merge_statistics(block, x, layout, eps, factors, sums, mean, variance):
-    """From the sums of the tiles of a block to mean and variance.
+def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
+    """From pivots in mean and the sums of the tiles of a block to mean and variance.
 
-    Whether every pivot was near enough, and the dtype of x wide enough, is returned; if not, pivots become
-    means.
+    Whether they are final is returned: every pivot was near enough, and the dtype of x wide enough. If not,
+    the means are the next pivots.
     """
     M, repeat, members, _width, _columns = layout
     z, k, end, s, last = block_of(block, x, layout)
-    n = x.shape[1] // M * repeat * members
-    every_total, every_square = add_tiles(z, k, end, sums)
-    totals, squares = np.empty(last - s), np.empty(last - s)
-    contract(every_total, members, totals)
-    contract(every_square, members, squares)
-    i = z * (M // (repeat * members)) + s
-    means, variances, pivots = mean[i : i + last - s], variance[i : i + last - s], factors[z, 1, s:last]
+    B = repeat * members
+    n = x.shape[1] // M * B
+    means = mean[z * (M // B) + s : z * (M // B) + last]
+    variances = variance[z * (M // B) + s : z * (M // B) + last]
+    plain, square = add_tiles(z, k, end, sums)
+    totals = np.empty(last - s)
+    contract(plain, members, totals)
+    contract(square, members, variances)
     outside = 0
-    for j in range(totals.size):
-        total, square = totals[j], squares[j]
+    for j in range(means.size):
+        total, squares = totals[j], variances[j]
         shift = total / n
-        means[j] = pivots[j] + shift
-        variances[j] = (square - min(total * shift, square)) / n
-        if not (settled(n, total, square) and (reliable(square, x) or constant(total, square, eps))):
+        means[j] += shift
+        variances[j] = (squares - min(total * shift, squares)) / n
+        if not (settled(n, total, squares) and (reliable(squares, x) or constant(total, squares, eps))):
             outside += 1
-    if outside > 0:
-        for j in range(means.size):
-            pivots[j] = means[j] if is_finite(means[j]) else 0.0
-        expand(pivots, members, factors[z, 0, k:end])
-    return outside == 0
+    if final or outside == 0:
+        return True
+    for j in range(means.size):
+        means[j] = means[j] if is_finite(means[j]) else 0.0
+    return False
 
 
 @body
@@ -235,15 +234,11 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
     M, repeat, members, _width, _columns = layout
     z, k, end, s, last = block_of(block, x, layout)
     i = z * (M // (repeat * members)) + s
-    means, variances, rstds = (
-        mean[i : i + last - s],
-        variance[i : i + last - s],
-        rstd[i : i + last - s],
-    )
+    variances, rstds = variance[i : i + last - s], rstd[i : i + last - s]
     for j in range(rstds.size):
         rstds[j] = 1.0 / np.sqrt(variances[j] + eps)
     centre, scale, shift = factors[z, 0, k:end], factors[z, 1, k:end], factors[z, 2, k:end]
-    expand(means, members, centre)
+    expand(mean[i : i + last - s], members, centre)
     expand(rstds, members, scale)
     weights, biases = weight[k:end], bias[k:end]
     outside = 0
@@ -261,8 +256,10 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
 @body
 def normalize_tile(zero, task, x, layout, factors, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    rows = spread(zero, factors[z], layout, c, d)
+    _M, repeat, _members, width, _columns = layout
+    rows = np.empty((3, d - c), type(zero))
+    for p in range(3):
+        spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, shift = rows[0], rows[1], rows[2]
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
@@ -272,55 +269,45 @@ def normalize_tile(zero, task, x, layout, factors, y):
 
 
 @body
-def prepare_forward(
-    step, wide, block, x, layout, training, weight, bias, eps, factors, sums, mean, variance, rstd
-):
-    """What a step of the tiles of a block needs, and whether they are to work in float64."""
-    if step == 0:
-        choose_pivots(block, x, layout, factors)
-        return False
-    if (step == 1 or wide) and training:
-        wide = not merge_statistics(block, x, layout, eps, factors, sums, mean, variance)
-    if step == 1:
-        return wide
-    return not forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
-
-
-@body
 def forward_task(
-    step, wide, task, x, layout, training, weight, bias, eps, y, factors, sums, mean, variance, rstd
+    step, task, x, layout, training, weight, bias, eps, y, factors, sums, state, mean, variance, rstd
 ):
-    """One step of a tile: its sums, the same where float64 is needed, y.
-
-    A tile that has all rows takes all steps at once, so that x is read from memory once.
+    """A step of a tile, or of a block of tiles: pivots, sums, statistics; both again where float64 is needed;
+    output. A block that is one tile goes through all steps at once, so that x is read from memory once.
     """
     zero = x.dtype.type(0)
-    whole = sums.shape[1] == 1
-    for each in range(step, 3 if whole else step + 1):
-        if whole:
-            wide = prepare_forward(
-                *(each, wide, task, x, layout, training, weight, bias, eps),
-                *(factors, sums, mean, variance, rstd),
-            )
-        if each == 2 and wide:
-            normalize_tile(0.0, task, x, layout, factors, y)
-        elif each == 2:
-            normalize_tile(zero, task, x, layout, factors, y)
-        elif wide:
-            tile_moments(0.0, task, x, layout, factors, sums)
-        elif each == 0:
-            tile_moments(zero, task, x, layout, factors, sums)
+    down = sums.shape[1]
+    block = task // down if step % 2 else task
+    for each in range(step, 6 if down == 1 else step + 1):
+        if each == 0:
+            choose_pivots(block, x, layout, mean)
+        elif each == 1:
+            tile_moments(zero, task, x, layout, mean, sums)
+        elif each == 3:
+            if state[block] == AGAIN:
+                tile_moments(0.0, task, x, layout, mean, sums)
+        elif each == 5:
+            if state[block] == WIDE:
+                normalize_tile(0.0, task, x, layout, factors, y)
+            else:
+                normalize_tile(zero, task, x, layout, factors, y)
+        elif each == 2 or state[block] == AGAIN or not training:
+            if not training or merge_statistics(each == 4, block, x, layout, eps, sums, mean, variance):
+                good = forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
+                state[block] = NARROW if good else WIDE
+            else:
+                state[block] = AGAIN
 
 
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(FLAG, 1), write(DOUBLE, 2)),
+        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(DOUBLE, 2)),
     )
 )
-def forward(layout, training, x, weight, bias, eps, y, factors, sums, wide, statistics):
+def forward(layout, training, x, weight, bias, eps, y, factors, sums, state, statistics):
     batch, down = factors.shape[0], sums.shape[1]
-    per_z, per_block = statistics.shape[1] // x.shape[0], wide.size // batch
+    per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
         part, out = x[first:last], y[first:last]
@@ -328,34 +315,33 @@ def forward(layout, training, x, weight, bias, eps, y, factors, sums, wide, stat
         mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
         rstd = rstd[first * per_z : last * per_z]
         blocks = (last - first) * per_block
-        for step in range(0 if training else 2, 3):
-            anything = step != 1
-            if down > 1:
-                for block in range(blocks):
-                    wide[block] = prepare_forward(
-                        *(step, wide[block], block, part, layout, training, weight, bias, eps),
-                        *(factors, sums, mean, variance, rstd),
-                    )
-                    anything |= wide[block]
-            if anything:
-                for task in prange(blocks * down):
+        start = 0 if training else 4
+        for step in range(start, start + 1 if down == 1 else 6):
+            wanted = not training or (step != 3 and step != 4)
+            for block in range(blocks):
+                wanted |= state[block] == AGAIN
+            tasks = blocks * down if step % 2 else blocks
+            if wanted:
+                for task in prange(tasks):
                     forward_task(
-                        *(step, wide[task // down], task, part, layout, training, weight, bias, eps),
-                        *(out, factors, sums, mean, variance, rstd),
+                        *(step, np.int64(task), part, layout, training, weight, bias, eps),
+                        *(out, factors, sums, state, mean, variance, rstd),
                     )
-            if down == 1:
-                break
 
 
 @body
-def tile_sums(zero, task, layout, cotangent, x, factors, sums):
-    """The sums of cotangent and of cotangent * (x − factor 0) over each channel of a tile.
+def tile_sums(zero, task, layout, cotangent, x, mean, rstd, sums):
+    """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
 
     Whether the dtype of x was wide enough for it is returned.
     """
     z, t, a, b, c, d = tile_of(task, x, layout)
-    M, repeat, _members, width, _columns = layout
-    centre = spread(zero, factors[z, :1], layout, c, d)[0]
+    M, repeat, members, width, _columns = layout
+    B = repeat * members
+    centre = np.empty(d - c, type(zero))
+    spread(mean[z * (M // B) : (z + 1) * (M // B)], B, layout, c, d, centre)
+    for j in range(centre.size):
+        centre[j] = x.dtype.type(centre[j])
     total, moment = np.full(d - c, zero), np.full(d - c, zero)
     for r in range(a, b):
         g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
@@ -365,18 +351,24 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
     gather(total, layout, c, sums[z, t, 0])
     gather(moment, layout, c, sums[z, t, 1])
     k, end = c // repeat, min(d, M) // repeat
-    totals, moments, rstds = sums[z, t, 0, k:end], sums[z, t, 1, k:end], factors[z, 1, k:end]
+    totals, moments = sums[z, t, 0, k:end], sums[z, t, 1, k:end]
+    rstds = rstd[z * (M // B) + c // B : z * (M // B) + min(d, M) // B]
+    steep = 0
+    for j in range(rstds.size):
+        if not rstds[j] <= STEEP:
+            steep += 1
     outside = 0
     for j in range(totals.size):
-        if not (is_finite(totals[j]) and (reliable(moments[j], x) or negligible(moments[j], rstds[j]))):
+        zeros = moments[j] == 0 and steep == 0
+        if not (is_finite(totals[j]) and (zeros or reliable(moments[j], x))):
             outside += 1
     return outside == 0
 
 
 @body
 def backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors):
-    """Of each channel of a block, so that dx is cotangent · factor 1 + ((x − factor 0) · factor 2 + factor 3),
-    in inference without x. The sums of the first tile become those of dbias and dweight.
+    """Of each channel of a block, so that dx is cotangent · factor 1 + (x − factor 0) · factor 2 + factor 3,
+    in inference without x. The sums of the first tile become those of dbias and dweight of its z.
 
     Whether the dtype of x is wide enough for dx is returned.
     """
@@ -388,34 +380,39 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
     plain, moments = add_tiles(z, k, end, sums)
     centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
     slope, shift, weights = factors[z, 2, k:end], factors[z, 3, k:end], weight[k:end]
-    expand(means, members, slope)
+    expand(means, members, centre)
+    expand(rstds, members, scale)
     outside = 0
     for j in range(centre.size):
-        moments[j] = (moments[j] + (centre[j] - slope[j]) * plain[j]) * scale[j]
+        rounded = x.dtype.type(centre[j])
+        moments[j] = (moments[j] + (rounded - centre[j]) * plain[j]) * scale[j]
         slope[j] = weights[j] * moments[j]
         shift[j] = weights[j] * plain[j]
         factor = scale[j] * weights[j]
         if not (reliable(scale[j], x) and (reliable(factor, x) or weights[j] == 0)):
             outside += 1
+        centre[j] = rounded
         scale[j] = factor
-    along, constant = np.empty(last - s), np.empty(last - s)
+    along, offset = np.empty(last - s), np.empty(last - s)
     contract(slope, members, along)
-    contract(shift, members, constant)
+    contract(shift, members, offset)
     for j in range(along.size):
         along[j] *= -rstds[j] * rstds[j] / n
-        constant[j] = (x.dtype.type(means[j]) - means[j]) * along[j] - rstds[j] * constant[j] / n
-        if not fits(along[j], x):
-            outside += training
+        offset[j] = (x.dtype.type(means[j]) - means[j]) * along[j] - rstds[j] * offset[j] / n
+        if training and not fits(along[j], x):
+            outside += 1
     expand(along, members, slope)
-    expand(constant, members, shift)
+    expand(offset, members, shift)
     return outside == 0
 
 
 @body
 def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    rows = spread(zero, factors[z], layout, c, d)
+    _M, repeat, _members, width, _columns = layout
+    rows = np.empty((4, d - c), type(zero))
+    for p in range(4):
+        spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
@@ -430,39 +427,24 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
 
 
 @body
-def prepare_backward(step, block, x, layout, training, weight, mean, rstd, factors, sums):
-    """What a step of the tiles of a block needs, and whether they are to work in float64.
-
-    Before the sums, factor 0 of each channel is the mean, in x's dtype, and factor 1 is rstd.
-    """
-    if step == 1:
-        return not backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
-    M, repeat, members, _width, _columns = layout
-    z, k, end, s, last = block_of(block, x, layout)
-    i = z * (M // (repeat * members)) + s
-    centre = factors[z, 0, k:end]
-    expand(mean[i : i + last - s], members, centre)
-    expand(rstd[i : i + last - s], members, factors[z, 1, k:end])
-    for j in range(centre.size):
-        centre[j] = x.dtype.type(centre[j])
-    return False
-
-
-@body
 def backward_task(
-    step, wide, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, dx
+    step, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, state, dx
 ):
-    """One step of a tile: its sums, or dx; both at once of one that has all rows."""
+    """A step of one tile, or of one block of tiles: sums, factors, dx; all of a block that is one tile."""
     zero = x.dtype.type(0)
     need_x, need_affine = need
-    whole = sums.shape[1] == 1
-    for each in range(step, 2 if whole else step + 1):
-        if whole:
-            wide = prepare_backward(each, task, x, layout, training, weight, mean, rstd, factors, sums)
+    down = sums.shape[1]
+    block = task if step == 1 else task // down
+    for each in range(step, 3 if down == 1 else step + 1):
         if each == 0:
-            if (training or need_affine) and not tile_sums(zero, task, layout, cotangent, x, factors, sums):
-                tile_sums(0.0, task, layout, cotangent, x, factors, sums)
-        elif need_x and wide:
+            if (training or need_affine) and not tile_sums(
+                zero, task, layout, cotangent, x, mean, rstd, sums
+            ):
+                tile_sums(0.0, task, layout, cotangent, x, mean, rstd, sums)
+        elif each == 1:
+            good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
+            state[block] = NARROW if good else WIDE
+        elif need_x and state[block] == WIDE:
             differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx)
         elif need_x:
             differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx)
@@ -471,28 +453,24 @@ def backward_task(
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
-        *(write(DOUBLE, 3), write(DOUBLE, 4), write(FLAG, 1), write(T, 2), write(DOUBLE, 3)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(T, 2), write(DOUBLE, 3)),
     )
 )
-def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, wide, dx, totals):
+def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, state, dx, totals):
     batch, down = factors.shape[0], sums.shape[1]
-    per_z, per_block = statistics.shape[1] // x.shape[0], wide.size // batch
+    per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
         part, g, out = x[first:last], cotangent[first:last], dx[first:last]
         mean, rstd = statistics[0], statistics[2]
         mean, rstd = mean[first * per_z : last * per_z], rstd[first * per_z : last * per_z]
         blocks = (last - first) * per_block
-        for step in range(min(down, 2)):
-            if down > 1:
-                for block in range(blocks):
-                    wide[block] = prepare_backward(
-                        step, block, part, layout, training, weight, mean, rstd, factors, sums
-                    )
-            for task in prange(blocks * down):
+        for step in range(1 if down == 1 else 3):
+            tasks = blocks if step == 1 else blocks * down
+            for task in prange(tasks):
                 backward_task(
-                    *(step, wide[task // down], task, layout, training, need, g, part, weight),
-                    *(mean, rstd, factors, sums, out),
+                    *(step, np.int64(task), layout, training, need, g, part, weight),
+                    *(mean, rstd, factors, sums, state, out),
                 )
         for z in range(last - first):
             for p in range(2):
@@ -511,7 +489,7 @@ def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
 
 def scratch(plan: Cols, count: int, layout: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
-    takes none, and for which blocks float64 is needed.
+    takes none, and how each block stands.
     """
     _M, _repeat, _members, width, columns = layout
     batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
@@ -519,7 +497,7 @@ def scratch(plan: Cols, count: int, layout: tuple[int, ...]) -> tuple[Array, Arr
     return (
         np.empty((batch, count, plan.channels)),
         np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
-        np.zeros(batch * -(-width // columns), np.bool_),
+        np.zeros(batch * -(-width // columns), np.int64),
     )
 
 

@@ -59,16 +59,6 @@ def constant(total, squares, eps):
 
 
 @body
-def negligible(moment, rstd):
-    """Whether a sum of cotangent · (x − mean) is 0 and may be.
-
-    Products that underflow to 0 are below 2⁻¹⁴⁹ (float32). Unless rstd is very large, they matter only beside
-    cotangents that are themselves below the normal numbers.
-    """
-    return moment == 0 and rstd <= STEEP
-
-
-@body
 def samples(n, few):
     """How many of n values, and how far apart, are a sample of a few that is spread over them.
 
