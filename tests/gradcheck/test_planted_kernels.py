@@ -162,11 +162,11 @@ PIECES = {
         "batch_norm shape=1101,3 channel_axis=1",
     ),
     "tiles below each other": (
-        "cols.py", "merge_statistics", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
+        "cols.py", "add_tiles", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
         "batch_norm shape=133,259 channel_axis=1",
     ),
     "short stretches": (
-        "cols.py", "spread", "(c + start) % M // repeat", "start % M // repeat",
+        "cols.py", "spread", "values[c // times : min(d, M) // times]", "values[: (min(d, M) - c) // times]",
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": (
@@ -176,7 +176,7 @@ PIECES = {
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=133,259 tail=1"),
     "tasks of rows backwards": ("rows.py", "backward", *ROWS, "layer_norm shape=1101,3 tail=1"),
     "tiles": (
-        "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
+        "cols.py", "tile_of", "block % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",

@@ -39,7 +39,7 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import SAMPLES, STEEP, constant, fits, is_finite, reliable, samples, settled
+from .sums import SAMPLES, constant, fits, is_finite, no_moment, reliable, samples, settled
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -214,9 +214,12 @@ def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
     for j in range(means.size):
         total, squares = totals[j], variances[j]
         shift = total / n
+        pivot = means[j]
         means[j] += shift
         variances[j] = (squares - min(total * shift, squares)) / n
-        if not (settled(n, total, squares) and (reliable(squares, x) or constant(total, squares, eps))):
+        if not (
+            settled(n, total, squares) and (reliable(squares, x) or constant(pivot, means[j], squares, eps))
+        ):
             outside += 1
     if final or outside == 0:
         return True
@@ -353,14 +356,12 @@ def tile_sums(zero, task, layout, cotangent, x, mean, rstd, sums):
     k, end = c // repeat, min(d, M) // repeat
     totals, moments = sums[z, t, 0, k:end], sums[z, t, 1, k:end]
     rstds = rstd[z * (M // B) + c // B : z * (M // B) + min(d, M) // B]
-    steep = 0
+    steepest = 0.0
     for j in range(rstds.size):
-        if not rstds[j] <= STEEP:
-            steep += 1
+        steepest = max(steepest, rstds[j])
     outside = 0
     for j in range(totals.size):
-        zeros = moments[j] == 0 and steep == 0
-        if not (is_finite(totals[j]) and (zeros or reliable(moments[j], x))):
+        if not (is_finite(totals[j]) and (reliable(moments[j], x) or no_moment(moments[j], steepest))):
             outside += 1
     return outside == 0
 

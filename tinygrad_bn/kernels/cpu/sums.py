@@ -49,13 +49,23 @@ def fits(factor, values):
 
 
 @body
-def constant(total, squares, eps):
-    """Whether values are all equal to their pivot, as far as their statistics can tell.
+def constant(one, mean, squares, eps):
+    """Whether the values are all equal to one of them, as far as their statistics tell.
 
-    total and squares are the sums of x − pivot and of its square, which may have underflowed. Where the total
-    is 0 as well, a variance of 0 makes no difference beside an eps of ordinary size.
+    Squares whose sum is 0 may have underflowed; but then the mean is hardly equal to one of the values, and a
+    variance of 0 makes no difference beside an eps of ordinary size.
     """
-    return total == 0 and squares == 0 and eps * STEEP * STEEP >= 1
+    return squares == 0 and mean == one and eps * STEEP * STEEP >= 1
+
+
+@body
+def no_moment(moment, rstd):
+    """Whether a sum of cotangent · (x − mean) is 0, and not by an underflow that matters.
+
+    Products that come to 0 are below 2⁻¹⁴⁹ (float32). Unless rstd is very large, that is nothing beside
+    cotangents that are normal numbers.
+    """
+    return moment == 0 and rstd <= STEEP
 
 
 @body
