@@ -415,10 +415,26 @@ def test_a_sample_does_not_change_the_bits_of_others(view, twin):
 
 
 @TWINS
-@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
-def test_cotangents_whose_products_are_out_of_range(view, twin):
+@pytest.mark.parametrize("view", [Cols(1, 70, 40, 1, EPS), Cols(1, 1700, 40, 1, EPS)], ids=str)
+def test_zeros_are_no_reason_for_float64(view, twin):
+    """A dead channel and a masked cotangent leave the bits of their neighbours as they are."""
     x, weight, bias, cotangent = draw(view, np.float32)
-    x, cotangent = x * np.float32(1e15), cotangent * np.float32(1e30)
+    results = []
+    for _ in range(2):
+        _, aux = kernel(view, twin).forward(view, x, weight, bias)
+        _, dweight, _ = kernel(view, twin).vjp(view, ALL, cotangent, (x, weight, bias), aux)
+        results.append(np.delete([*aux[:2], dweight], [3, 5], axis=1))
+        x[..., 3], cotangent[..., 5] = 0.1, 0
+    np.testing.assert_array_equal(*results)
+
+
+@TWINS
+@pytest.mark.parametrize(("scale", "cotangents"), [(1e15, 1e30), (1e-30, 1e-20)])
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_cotangents_whose_products_are_out_of_range(view, scale, cotangents, twin):
+    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": 0.0})
+    x, weight, bias, cotangent = draw(view, np.float32)
+    x, cotangent = x * np.float32(scale), cotangent * np.float32(cotangents)
     assert_matches(view, kernel(view, twin), (x, weight, bias), cotangent, np.float32)
 
 
