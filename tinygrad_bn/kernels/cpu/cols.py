@@ -1,10 +1,12 @@
 """The family *cols*: BatchNorm, InstanceNorm and GroupNorm, channels last, over [Z, A, M].
 
 A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where M
-is small, several neighbours along A make one row of `width` values. One task is a tile of some rows and some
-columns, small enough for the second-level cache; columns are never read one at a time. Each pass goes through
-all tiles: one takes sums, which are added in float64, in the order of the tiles; one writes, with factors
-found once for each channel. Many small z go through the passes in batches. The formulas are *split*'s::
+is small, several neighbours along A make one row of `width` values. A tile has some rows and some columns, and
+fits in the second-level cache; columns are never read one at a time. The tiles below each other are a *block*,
+which holds all of its statistics. A pass goes by steps. In some of them each tile is a task: its sums, or its
+output. In those between, each block is: the sums of its tiles, added in float64 and in order, become
+statistics, and these the factors of its channels. Where a block is one tile, one task takes all steps while
+the tile is in the cache. Many small z go through the steps in batches. The formulas are *split*'s::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
@@ -50,6 +52,8 @@ JOINED = 512
 BATCH = 1 << 18
 
 LAYOUT = types.UniTuple(INT, 5)
+# The steps of a forward pass: tasks are blocks in those of even number, and tiles in the others.
+PIVOTS, SUMS, STATISTICS, SUMS_AGAIN, STATISTICS_AGAIN, OUTPUT = range(6)
 # How a block stands: its sums are to be taken again, or x's dtype is wide enough for its factors, or not.
 AGAIN, NARROW, WIDE = 0, 1, 2
 
@@ -275,27 +279,28 @@ def normalize_tile(zero, task, x, layout, factors, y):
 def forward_task(
     step, task, x, layout, training, weight, bias, eps, y, factors, sums, state, mean, variance, rstd
 ):
-    """A step of a tile, or of a block of tiles: pivots, sums, statistics; both again where float64 is needed;
-    output. A block that is one tile goes through all steps at once, so that x is read from memory once.
+    """A step of a tile or a block; from it on all steps of a block that is one tile, so that x is read from
+    memory once.
     """
     zero = x.dtype.type(0)
     down = sums.shape[1]
     block = task // down if step % 2 else task
-    for each in range(step, 6 if down == 1 else step + 1):
-        if each == 0:
+    for each in range(step, OUTPUT + 1 if down == 1 else step + 1):
+        if each == PIVOTS:
             choose_pivots(block, x, layout, mean)
-        elif each == 1:
+        elif each == SUMS:
             tile_moments(zero, task, x, layout, mean, sums)
-        elif each == 3:
+        elif each == SUMS_AGAIN:
             if state[block] == AGAIN:
                 tile_moments(0.0, task, x, layout, mean, sums)
-        elif each == 5:
+        elif each == OUTPUT:
             if state[block] == WIDE:
                 normalize_tile(0.0, task, x, layout, factors, y)
             else:
                 normalize_tile(zero, task, x, layout, factors, y)
-        elif each == 2 or state[block] == AGAIN or not training:
-            if not training or merge_statistics(each == 4, block, x, layout, eps, sums, mean, variance):
+        elif each == STATISTICS or state[block] == AGAIN or not training:
+            final = each == STATISTICS_AGAIN
+            if not training or merge_statistics(final, block, x, layout, eps, sums, mean, variance):
                 good = forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
                 state[block] = NARROW if good else WIDE
             else:
@@ -318,9 +323,9 @@ def forward(layout, training, x, weight, bias, eps, y, factors, sums, state, sta
         mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
         rstd = rstd[first * per_z : last * per_z]
         blocks = (last - first) * per_block
-        start = 0 if training else 4
-        for step in range(start, start + 1 if down == 1 else 6):
-            wanted = not training or (step != 3 and step != 4)
+        start = PIVOTS if training else STATISTICS_AGAIN
+        for step in range(start, start + 1 if down == 1 else OUTPUT + 1):
+            wanted = not training or (step != SUMS_AGAIN and step != STATISTICS_AGAIN)
             for block in range(blocks):
                 wanted |= state[block] == AGAIN
             tasks = blocks * down if step % 2 else blocks
