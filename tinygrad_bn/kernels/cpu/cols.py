@@ -1,12 +1,13 @@
 """The family *cols*: BatchNorm, InstanceNorm and GroupNorm, channels last, over [Z, A, M].
 
-A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where M
-is small, several neighbours along A make one row of `width` values. A tile has some rows and some columns, and
-fits in the second-level cache; columns are never read one at a time. The tiles below each other are a *block*,
-which holds all of its statistics. A pass goes by steps. In some of them each tile is a task: its sums, or its
-output. In those between, each block is: the sums of its tiles, added in float64 and in order, become
-statistics, and these the factors of its channels. Where a block is one tile, one task takes all steps while
-the tile is in the cache. Many small z go through the steps in batches. The formulas are *split*'s::
+A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where
+M is small, several neighbours along A make one row of `width` values. A tile has some rows and some
+columns, and fits in the second-level cache; columns are never read one at a time. Tiles below each other
+are a *block*, and hold all values of its statistics. A pass goes by steps. In some each tile is a task: its
+sums, or its output. In those between each block is: the sums of its tiles, added in float64 and in order,
+become statistics, and these the factors of its channels. Where a block is one tile, one task takes all
+steps while the tile is in the cache. Many small z go through the steps in batches. The formulas are
+*split*'s::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
