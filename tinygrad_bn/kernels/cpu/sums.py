@@ -20,10 +20,10 @@ from .jit import body
 CHUNK = 2048
 # So many values, spread over a run, tell about where its mean lies.
 SAMPLES = 16
-# What rstd may be for zeros by underflow to do no harm: eps is no less than 1e-12, or values vary enough.
-STEEP = 2.0**20
 # Shorter rows make do with four: their sums have fewer roundings.
 LONG_ENOUGH = 256
+# What rstd may be for zeros by underflow to do no harm: eps is no less than 1e-12, or values vary enough.
+STEEP = 2.0**20
 
 
 @body
