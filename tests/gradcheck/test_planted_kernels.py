@@ -158,11 +158,11 @@ PIECES = {
         "batch_norm shape=1101,3 channel_axis=1",
     ),
     "tiles below each other": (
-        "cols.py", "merge_statistics", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
+        "cols.py", "add_tiles", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
         "batch_norm shape=133,259 channel_axis=1",
     ),
     "short stretches": (
-        "cols.py", "spread", "(c + start) % M // repeat", "start % M // repeat",
+        "cols.py", "spread", "values[c // times : min(d, M) // times]", "values[: (min(d, M) - c) // times]",
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": (
@@ -183,7 +183,7 @@ PIECES = {
         "group_norm shape=17,1370,3 channel_axis=1 groups=685",
     ),
     "tiles": (
-        "cols.py", "tile_of", "task % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
+        "cols.py", "tile_of", "block % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",

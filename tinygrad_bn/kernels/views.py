@@ -22,9 +22,11 @@ from math import prod
 # kernel. Equal arguments give equal views.
 remembered = lru_cache(maxsize=1024)
 
-# Channels first in many stretches that are shorter than this are read as columns; in yet shorter ones, where
-# each statistic is one run of them, as rows.
-SHORT, VERY_SHORT, MANY = 64, 32, 16
+# Channels first in stretches that are shorter than SHORT, and not too few of them, are read as columns, whose
+# loops are long, where a sample has LONG values or more.
+SHORT, LONG = 256, 1024
+# In many samples whose stretches are this short, each statistic of one run of them is read as a row.
+VERY_SHORT, MANY = 32, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def batch_norm_view(shape: tuple[int, ...], channel_axis: int, eps: float) -> Sp
     batch, channels, spatial = _batch_channels_spatial("batch_norm_view", shape, channel_axis)
     if channel_axis == -1 or spatial == 1:
         return Cols(1, batch * spatial, channels, 1, eps)
-    if spatial < SHORT and batch >= MANY and channels * spatial >= SHORT * MANY:
+    if spatial < min(SHORT, 8 * batch) and channels * spatial >= LONG:
         return Cols(1, batch, channels * spatial, spatial, eps, repeat=spatial)
     return Split(1, batch, channels, 1, spatial, eps)
 

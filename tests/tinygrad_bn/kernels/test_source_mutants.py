@@ -19,13 +19,6 @@ OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check
 INVISIBLE = {
     "find_statistics: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
     "_count, mean[r], squares = add_moments(zero, x[r], 0, 1.0, 0.0)": "of no values the mean is not read",
-    "find_statistics: constant = variance[r] == 0 and is_constant(x[r]) and (centred or x[r, 0] == 0) → "
-    "constant = variance[r] == 0 and is_constant(x[r]) and (centred and x[r, 0] == 0)": (
-        "does again in float64 rows that are constant"
-    ),
-    "find_statistics: outside += not (reliable(rstd[r], limits) and "
-    "(constant or reliable(variance[r], limits))) → outside += not (reliable(rstd[r], limits) and "
-    "(constant or reliable(variance[0], limits)))": ALIKE,
     "normalize_task: if in_range: → if not in_range:": (
         "normalizes row by row what is in range; what is not still fits in float32 here"
     ),
@@ -46,6 +39,8 @@ INVISIBLE = {
     "together = min(MOST_TOGETHER, TASK * (x.shape[1] * size)) if size <= CHUNK else 1": (
         "more statistics go together, which only the cache notices"
     ),
+    "normalize_statistics: in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps) → "
+    "in_range &= constant(x[z, 0, s + r, 0], means[0], variances[r], eps)": WIDER,
     "differentiate_block: again = np.empty((5, x.shape[3] // L)) → again = np.empty((6, x.shape[3] // L))": (
         "more scratch than is used"
     ),
@@ -55,15 +50,19 @@ INVISIBLE = {
     "for task in numba.prange((x.size + TASK - 1) * TASK): (2)": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
-    "forward_factors: centre = x.dtype.type(mean[i]) → centre = x.dtype.type(mean[0])": (
-        "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
+    "forward_task: normalize_tile(0.0, task, x, layout, factors, y) → "
+    "normalize_tile(1.0, task, x, layout, factors, y)": "here the zero only gives its type",
+    "backward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): → "
+    "if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,
+    "backward_task: if (training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, mean, "
+    "rstd, sums)): → if not ((training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, "
+    "mean, rstd, sums))):": WIDER,
+    "backward_task: differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx) → "
+    "differentiate_tile(1.0, task, layout, training, cotangent, x, factors, dx)": (
+        "here the zero only gives its type"
     ),
-    "forward_factors: in_range &= reliable(rstd[i], limits) → in_range &= reliable(rstd[0], limits)": ALIKE,
-    "forward: normalize_tile(x.dtype.type(0), task, part, layout, factors, out) → "
-    "normalize_tile(x.dtype.type(1), task, part, layout, factors, out)": "here the zero only gives its type",
-    "scratch: rows = -(-plan.A * plan.M // width) → rows = -(-plan.A * plan.M * width)": (
-        "more scratch than is used"
-    ),
+    "tile_sums: k, end = (c // repeat, min(d, M) // repeat) → "
+    "k, end = (c // repeat, min(d, M) * repeat)": "looks at sums of other channels too, which are in range",
 }
 
 

@@ -1,10 +1,13 @@
 """The family *cols*: BatchNorm, InstanceNorm and GroupNorm, channels last, over [Z, A, M].
 
-A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where M
-is small, several neighbours along A make one row of `width` values. One task is a tile of some rows and some
-columns, small enough for the second-level cache; columns are never read one at a time. Each pass goes through
-all tiles: one takes sums, which are added in float64, in the order of the tiles; one writes, with factors
-found once for each channel. Many small z go through the passes in batches. The formulas are *split*'s::
+A statistic belongs to one z and to B neighbours along M, and is taken over A. x is read as long rows: where
+M is small, several neighbours along A make one row of `width` values. A tile has some rows and some
+columns, and fits in the second-level cache; columns are never read one at a time. Tiles below each other
+are a *block*, and hold all values of its statistics. A pass goes by steps. In some each tile is a task: its
+sums, or its output. In those between each block is: the sums of its tiles, added in float64 and in order,
+become statistics, and these the factors of its channels. Where a block is one tile, one task takes all
+steps while the tile is in the cache. Many small z go through the steps in batches. The formulas are
+*split*'s::
 
     rstd = 1 / √(σ² + eps)        x̂ = (x − μ) rstd        y = x̂ · weight + bias
     dx = rstd (g − mean(g) − x̂ · mean(g x̂))
@@ -40,7 +43,18 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import SAMPLES, fits, is_finite, limits_of, reliable, samples, settled
+from .sums import (
+    SAMPLES,
+    centre_of,
+    constant,
+    fits,
+    is_finite,
+    limits_of,
+    no_moment,
+    reliable,
+    samples,
+    settled,
+)
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
 TILE_ROWS = 128
@@ -51,6 +65,10 @@ JOINED = 512
 BATCH = 1 << 18
 
 LAYOUT = types.UniTuple(INT, 5)
+# The steps of a forward pass: tasks are blocks in those of even number, and tiles in the others.
+PIVOTS, SUMS, STATISTICS, SUMS_AGAIN, STATISTICS_AGAIN, OUTPUT = range(6)
+# How a block stands: its sums are to be taken again, or x's dtype is wide enough for its factors, or not.
+AGAIN, NARROW, WIDE = 0, 1, 2
 
 
 @body
@@ -62,84 +80,117 @@ def tiles_of(x, layout):
 
 
 @body
-def tiles(x, layout):
-    _rows, down, across = tiles_of(x, layout)
-    return x.shape[0] * down * across
-
-
-@body
 def tile_of(task, x, layout):
     """The tile of a task: z, its number, first and last row, first and last column."""
     _M, _repeat, _members, width, columns = layout
     rows, down, across = tiles_of(x, layout)
-    z, t, c = task // (down * across), task // across % down, task % across * columns
+    block, t = task // down, task % down
+    z, c = block // across, block % across * columns
     return z, t, t * TILE_ROWS, min((t + 1) * TILE_ROWS, rows), c, min(c + columns, width)
 
 
 @body
-def spread(zero, count, factors, layout, c, d):
-    """The first factors [count, channels] of the channels of columns c … d − 1, in the type of zero."""
-    M, repeat, _members, _width, _columns = layout
-    rows = np.empty((count, d - c), type(zero))
-    for p in range(count):
-        row = rows[p]
-        if repeat == 1:
-            own = factors[p, c : min(d, M)]
-            for j in range(own.size):
-                row[j] = own[j]
-        else:
-            for start in range(0, row.size, repeat):
-                factor = type(zero)(factors[p, (c + start) % M // repeat])
-                part = row[start : start + repeat]
-                for j in range(part.size):
-                    part[j] = factor
-        for j in range(M, row.size):
-            row[j] = row[j - M]
-    return rows
+def block_of(block, x, layout):
+    """What lies in a column of tiles: z, first and last channel, first and last statistic."""
+    M, repeat, members, width, columns = layout
+    across = (width + columns - 1) // columns
+    z, c = block // across, block % across * columns
+    k, end = c // repeat, min(c + columns, M) // repeat
+    return z, k, end, k // members, end // members
+
+
+@body
+def expand(values, times, result):
+    """Each value so many times in a row."""
+    if times == 1:
+        for j in range(values.size):
+            result[j] = values[j]
+    else:
+        for k in range(values.size):
+            value, part = values[k], result[k * times : k * times + times]
+            for j in range(part.size):
+                part[j] = value
+
+
+@body
+def contract(values, times, result):
+    """The sums of so many neighbours each."""
+    if times == 1:
+        for j in range(result.size):
+            result[j] = values[j]
+    else:
+        for k in range(result.size):
+            total, part = 0.0, values[k * times : k * times + times]
+            for j in range(part.size):
+                total += part[j]
+            result[k] = total
+
+
+@body
+def spread(values, times, layout, c, d, row):
+    """Fill a row with the values, each for so many neighbours, that belong to columns c … d − 1."""
+    M = layout[0]
+    expand(values[c // times : min(d, M) // times], times, row)
+    for j in range(M, row.size):
+        row[j] = row[j - M]
 
 
 @body
 def gather(row, layout, c, result):
     """Add up the columns, from c on, of each channel."""
     M, repeat, _members, _width, _columns = layout
-    size = min(row.size, M)
     for start in range(M, row.size, M):
         part = row[start : start + M]
         for j in range(part.size):
             row[j] += part[j]
-    for start in range(0, size, repeat):
-        total = 0.0
-        for j in range(repeat):
-            total += row[start + j]
-        result[(c + start) // repeat] = total
+    contract(row, repeat, result[c // repeat : (c + min(row.size, M)) // repeat])
 
 
 @body
-def choose_pivots(z, x, layout, factors):
-    """Factor 0 of each channel: a value near the mean of its statistic, in x's dtype.
+def add_tiles(z, k, end, sums):
+    """The two sums of channels k … end − 1 of one z, from those of its tiles."""
+    for t in range(1, sums.shape[1]):
+        for p in range(2):
+            total, part = sums[z, 0, p, k:end], sums[z, t, p, k:end]
+            for j in range(part.size):
+                total[j] += part[j]
+    return sums[z, 0, 0, k:end], sums[z, 0, 1, k:end]
+
+
+@body
+def choose_pivots(block, x, layout, mean):
+    """Of each statistic of a block: a value near its mean, in x's dtype.
 
     It is the mean of a few values spread over the statistic.
     """
     M, repeat, members, _width, _columns = layout
+    z, _k, _end, s, last = block_of(block, x, layout)
     B = repeat * members
     few, step = samples(x.shape[1] // M * B, SAMPLES)
-    totals = np.zeros(M // B)
-    for k in range(few):
-        at = k * step
-        start = at // B * M + at % B
-        for s in range(totals.size):
-            totals[s] += x[z, start + s * B]
-    for k in range(factors.shape[2]):
-        total = totals[k // members]
-        factors[z, 0, k] = x.dtype.type(total / few) if is_finite(total) else 0.0
+    pivots = mean[z * (M // B) + s : z * (M // B) + last]
+    pivots[:] = 0
+    for i in range(few):
+        at = i * step
+        start = at // B * M + at % B + s * B
+        if B == 1:
+            row = x[z, start : start + pivots.size]
+            for j in range(row.size):
+                pivots[j] += row[j]
+        else:
+            for j in range(pivots.size):
+                pivots[j] += x[z, start + j * B]
+    for j in range(pivots.size):
+        pivots[j] = x.dtype.type(pivots[j] / few) if is_finite(pivots[j]) else 0.0
 
 
 @body
-def tile_moments(zero, task, x, layout, factors, sums):
-    """The sums of x − pivot and of its square over each channel of a tile; factor 0 is the pivot."""
+def tile_moments(zero, task, x, layout, mean, sums):
+    """The sums of x − pivot and of its square over each channel of a tile; in mean stands the pivot."""
     z, t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    pivot = spread(zero, 1, factors[z], layout, c, d)[0]
+    M, repeat, members, width, _columns = layout
+    B = repeat * members
+    pivot = np.empty(d - c, type(zero))
+    spread(mean[z * (M // B) : (z + 1) * (M // B)], B, layout, c, d, pivot)
     total, square = np.full(d - c, zero), np.full(d - c, zero)
     pairs = a + max(min(b, x.shape[1] // width) - a, 0) // 2 * 2  # the last row may be shorter
     for r in range(a, pairs, 2):
@@ -160,63 +211,78 @@ def tile_moments(zero, task, x, layout, factors, sums):
 
 
 @body
-def merge_statistics(z, x, layout, factors, sums, mean, variance):
-    """From the sums of the tiles of one z to its mean and variance.
+def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
+    """From pivots in mean and the sums of the tiles of a block to mean and variance.
 
-    Whether every pivot was near enough, and the dtype of x wide enough, is returned; pivots become means.
+    Whether they are final is returned: every pivot was near enough, and the dtype of x wide enough. If not,
+    the means are the next pivots.
     """
     limits = limits_of(x)
     M, repeat, members, _width, _columns = layout
-    n = x.shape[1] // M * repeat * members
-    good = True
-    for t in range(1, sums.shape[1]):
-        for k in range(sums.shape[3]):
-            sums[z, 0, 0, k] += sums[z, t, 0, k]
-            sums[z, 0, 1, k] += sums[z, t, 1, k]
-    for s in range(M // (repeat * members)):
-        i = z * (M // (repeat * members)) + s
-        total = 0.0
-        square = 0.0
-        for k in range(s * members, s * members + members):
-            total += sums[z, 0, 0, k]
-            square += sums[z, 0, 1, k]
-        good &= settled(n, total, square) and reliable(square, limits)
+    z, k, end, s, last = block_of(block, x, layout)
+    B = repeat * members
+    n = x.shape[1] // M * B
+    means = mean[z * (M // B) + s : z * (M // B) + last]
+    variances = variance[z * (M // B) + s : z * (M // B) + last]
+    plain, square = add_tiles(z, k, end, sums)
+    totals = np.empty(last - s)
+    contract(plain, members, totals)
+    contract(square, members, variances)
+    outside = 0
+    for j in range(means.size):
+        total, squares = totals[j], variances[j]
         shift = total / n
-        mean[i] = factors[z, 0, s * members] + shift
-        variance[i] = (square - min(total * shift, square)) / n
-        for k in range(s * members, s * members + members):
-            factors[z, 0, k] = mean[i] if is_finite(mean[i]) else 0.0
-    return good
+        pivot = means[j]
+        means[j] += shift
+        variances[j] = (squares - min(total * shift, squares)) / n
+        if not (
+            settled(n, total, squares)
+            and (reliable(squares, limits) or constant(pivot, means[j], squares, eps))
+        ):
+            outside += 1
+    if final or outside == 0:
+        return True
+    for j in range(means.size):
+        means[j] = means[j] if is_finite(means[j]) else 0.0
+    return False
 
 
 @body
-def forward_factors(z, x, layout, weight, bias, eps, mean, variance, rstd, factors):
-    """Of each channel of one z, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
+def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
+    """Of each channel of a block, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
 
     Whether the dtype of x is wide enough for them is returned.
     """
     limits = limits_of(x)
     M, repeat, members, _width, _columns = layout
-    in_range = True
-    for s in range(M // (repeat * members)):
-        i = z * (M // (repeat * members)) + s
-        rstd[i] = 1.0 / np.sqrt(variance[i] + eps)
-        in_range &= reliable(rstd[i], limits)
-        centre = x.dtype.type(mean[i])
-        for k in range(s * members, s * members + members):
-            factor = rstd[i] * weight[k]
-            in_range &= reliable(factor, limits) or weight[k] == 0
-            factors[z, 0, k] = centre
-            factors[z, 1, k] = factor
-            factors[z, 2, k] = (centre - mean[i]) * factor + bias[k]
-    return in_range
+    z, k, end, s, last = block_of(block, x, layout)
+    i = z * (M // (repeat * members)) + s
+    variances, rstds = variance[i : i + last - s], rstd[i : i + last - s]
+    for j in range(rstds.size):
+        rstds[j] = 1.0 / np.sqrt(variances[j] + eps)
+    centre, scale, shift = factors[z, 0, k:end], factors[z, 1, k:end], factors[z, 2, k:end]
+    expand(mean[i : i + last - s], members, centre)
+    expand(rstds, members, scale)
+    weights, biases = weight[k:end], bias[k:end]
+    outside = 0
+    for j in range(centre.size):
+        rounded = x.dtype.type(centre_of(centre[j], scale[j]))
+        factor = scale[j] * weights[j]
+        if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)):
+            outside += 1
+        shift[j] = (rounded - centre[j]) * factor + biases[j]
+        centre[j] = rounded
+        scale[j] = factor
+    return outside == 0
 
 
 @body
 def normalize_tile(zero, task, x, layout, factors, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    rows = spread(zero, 3, factors[z], layout, c, d)
+    _M, repeat, _members, width, _columns = layout
+    rows = np.empty((3, d - c), type(zero))
+    for p in range(3):
+        spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, shift = rows[0], rows[1], rows[2]
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
@@ -225,56 +291,82 @@ def normalize_tile(zero, task, x, layout, factors, y):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
 
 
+@body
+def forward_task(
+    step, task, x, layout, training, weight, bias, eps, y, factors, sums, state, mean, variance, rstd
+):
+    """A step of a tile or a block; from it on all steps of a block that is one tile, so that x is read from
+    memory once.
+    """
+    zero = x.dtype.type(0)
+    down = sums.shape[1]
+    block = task // down if step % 2 else task
+    for each in range(step, OUTPUT + 1 if down == 1 else step + 1):
+        if each == PIVOTS:
+            choose_pivots(block, x, layout, mean)
+        elif each == SUMS:
+            tile_moments(zero, task, x, layout, mean, sums)
+        elif each == SUMS_AGAIN:
+            if state[block] == AGAIN:
+                tile_moments(0.0, task, x, layout, mean, sums)
+        elif each == OUTPUT:
+            if state[block] == WIDE:
+                normalize_tile(0.0, task, x, layout, factors, y)
+            else:
+                normalize_tile(zero, task, x, layout, factors, y)
+        elif each == STATISTICS or state[block] == AGAIN or not training:
+            final = each == STATISTICS_AGAIN
+            if not training or merge_statistics(final, block, x, layout, eps, sums, mean, variance):
+                good = forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
+                state[block] = NARROW if good else WIDE
+            else:
+                state[block] = AGAIN
+
+
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
-        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(FLAG, 1), write(DOUBLE, 2)),
+        *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(DOUBLE, 2)),
     )
 )
-def forward(layout, training, x, weight, bias, eps, y, factors, sums, wide, statistics):
-    batch = factors.shape[0]
-    per_z = statistics.shape[1] // x.shape[0]
+def forward(layout, training, x, weight, bias, eps, y, factors, sums, state, statistics):
+    batch, down = factors.shape[0], sums.shape[1]
+    per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
         part, out = x[first:last], y[first:last]
         mean, variance, rstd = statistics[0], statistics[1], statistics[2]
         mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
         rstd = rstd[first * per_z : last * per_z]
-        if training:
-            for z in range(last - first):
-                choose_pivots(z, part, layout, factors)
-            for again in range(2):
-                for task in prange(tiles(part, layout)):
-                    if not again:
-                        tile_moments(x.dtype.type(0), task, part, layout, factors, sums)
-                    elif wide[tile_of(task, part, layout)[0]]:
-                        tile_moments(0.0, task, part, layout, factors, sums)
-                good = True
-                for z in range(last - first):
-                    if not again or wide[z]:
-                        wide[z] = not merge_statistics(z, part, layout, factors, sums, mean, variance)
-                        good &= not wide[z]
-                if good:
-                    break
-        for z in range(last - first):
-            wide[z] = not forward_factors(z, part, layout, weight, bias, eps, mean, variance, rstd, factors)
-        for task in prange(tiles(part, layout)):
-            if wide[tile_of(task, part, layout)[0]]:
-                normalize_tile(0.0, task, part, layout, factors, out)
-            else:
-                normalize_tile(x.dtype.type(0), task, part, layout, factors, out)
+        blocks = (last - first) * per_block
+        start = PIVOTS if training else STATISTICS_AGAIN
+        for step in range(start, start + 1 if down == 1 else OUTPUT + 1):
+            wanted = not training or (step != SUMS_AGAIN and step != STATISTICS_AGAIN)
+            for block in range(blocks):
+                wanted |= state[block] == AGAIN
+            tasks = blocks * down if step % 2 else blocks
+            if wanted:
+                for task in prange(tasks):
+                    forward_task(
+                        *(step, np.int64(task), part, layout, training, weight, bias, eps),
+                        *(out, factors, sums, state, mean, variance, rstd),
+                    )
 
 
 @body
-def tile_sums(zero, task, layout, cotangent, x, factors, sums):
-    """The sums of cotangent and of cotangent * (x − factor 0) over each channel of a tile.
+def tile_sums(zero, task, layout, cotangent, x, mean, rstd, sums):
+    """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
 
     Whether the dtype of x was wide enough for it is returned.
     """
     limits = limits_of(x)
     z, t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    centre = spread(zero, 1, factors[z], layout, c, d)[0]
+    M, repeat, members, width, _columns = layout
+    B = repeat * members
+    centre = np.empty(d - c, type(zero))
+    spread(mean[z * (M // B) : (z + 1) * (M // B)], B, layout, c, d, centre)
+    for j in range(centre.size):
+        centre[j] = x.dtype.type(centre[j])
     total, moment = np.full(d - c, zero), np.full(d - c, zero)
     for r in range(a, b):
         g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
@@ -283,57 +375,68 @@ def tile_sums(zero, task, layout, cotangent, x, factors, sums):
             moment[j] += g[j] * (row[j] - centre[j])
     gather(total, layout, c, sums[z, t, 0])
     gather(moment, layout, c, sums[z, t, 1])
+    k, end = c // repeat, min(d, M) // repeat
+    totals, moments = sums[z, t, 0, k:end], sums[z, t, 1, k:end]
+    rstds = rstd[z * (M // B) + c // B : z * (M // B) + min(d, M) // B]
+    steepest = 0.0
+    for j in range(rstds.size):
+        steepest = max(steepest, rstds[j])
     outside = 0
-    for j in range(total.size):
-        if not (is_finite(total[j]) and reliable(moment[j], limits)):
+    for j in range(totals.size):
+        if not (is_finite(totals[j]) and (reliable(moments[j], limits) or no_moment(moments[j], steepest))):
             outside += 1
     return outside == 0
 
 
 @body
-def backward_factors(z, x, layout, training, weight, mean, rstd, sums, factors, dweight, dbias):
-    """Of each channel of one z, so that dx is cotangent · factor 1 + ((x − factor 0) · factor 2 + factor 3),
-    in inference without x; dweight and dbias are added to from the sums of the tiles.
+def backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors):
+    """Of each channel of a block, so that dx is cotangent · factor 1 + (x − factor 0) · factor 2 + factor 3,
+    in inference without x. The sums of the first tile become those of dbias and dweight of its z.
 
     Whether the dtype of x is wide enough for dx is returned.
     """
     limits = limits_of(x)
     M, repeat, members, _width, _columns = layout
+    z, k, end, s, last = block_of(block, x, layout)
     n = x.shape[1] // M * repeat * members
-    plain, moments = sums[z, 0, 0], sums[z, 0, 1]
-    for t in range(1, sums.shape[1]):
-        for k in range(plain.size):
-            plain[k] += sums[z, t, 0, k]
-            moments[k] += sums[z, t, 1, k]
-    in_range = True
-    for s in range(M // (repeat * members)):
-        i = z * (M // (repeat * members)) + s
-        scale = rstd[i]
-        rest = factors[z, 0, s * members] - mean[i]
-        total = 0.0
-        moment = 0.0
-        for k in range(s * members, s * members + members):
-            normalized = (moments[k] + rest * plain[k]) * scale
-            dweight[k] += normalized
-            dbias[k] += plain[k]
-            total += weight[k] * plain[k]
-            moment += weight[k] * normalized
-        along = -scale * scale * moment / n
-        in_range &= reliable(scale, limits) and (fits(along, limits) or not training)
-        for k in range(s * members, s * members + members):
-            factor = scale * weight[k]
-            in_range &= reliable(factor, limits) or weight[k] == 0
-            factors[z, 1, k] = factor
-            factors[z, 2, k] = along
-            factors[z, 3, k] = rest * along - scale * total / n
-    return in_range
+    i = z * (M // (repeat * members)) + s
+    means, rstds = mean[i : i + last - s], rstd[i : i + last - s]
+    plain, moments = add_tiles(z, k, end, sums)
+    centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
+    slope, shift, weights = factors[z, 2, k:end], factors[z, 3, k:end], weight[k:end]
+    expand(means, members, centre)
+    expand(rstds, members, scale)
+    outside = 0
+    for j in range(centre.size):
+        rounded = x.dtype.type(centre[j])
+        moments[j] = (moments[j] + (rounded - centre[j]) * plain[j]) * scale[j]
+        slope[j] = weights[j] * moments[j]
+        shift[j] = weights[j] * plain[j]
+        factor = scale[j] * weights[j]
+        if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)):
+            outside += 1
+        centre[j] = rounded
+        scale[j] = factor
+    along, offset = np.empty(last - s), np.empty(last - s)
+    contract(slope, members, along)
+    contract(shift, members, offset)
+    for j in range(along.size):
+        along[j] *= -rstds[j] * rstds[j] / n
+        offset[j] = (x.dtype.type(means[j]) - means[j]) * along[j] - rstds[j] * offset[j] / n
+        if training and not fits(along[j], limits):
+            outside += 1
+    expand(along, members, slope)
+    expand(offset, members, shift)
+    return outside == 0
 
 
 @body
 def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
-    width = layout[3]
-    rows = spread(zero, 4, factors[z], layout, c, d)
+    _M, repeat, _members, width, _columns = layout
+    rows = np.empty((4, d - c), type(zero))
+    for p in range(4):
+        spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
@@ -347,59 +450,78 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
                 out[j] = g[j] * scale[j]
 
 
+@body
+def backward_task(
+    step, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, state, dx
+):
+    """A step of one tile, or of one block of tiles: sums, factors, dx; all of a block that is one tile."""
+    zero = x.dtype.type(0)
+    need_x, need_affine = need
+    down = sums.shape[1]
+    block = task if step == 1 else task // down
+    for each in range(step, 3 if down == 1 else step + 1):
+        if each == 0:
+            if (training or need_affine) and not tile_sums(
+                zero, task, layout, cotangent, x, mean, rstd, sums
+            ):
+                tile_sums(0.0, task, layout, cotangent, x, mean, rstd, sums)
+        elif each == 1:
+            good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
+            state[block] = NARROW if good else WIDE
+        elif need_x and state[block] == WIDE:
+            differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx)
+        elif need_x:
+            differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx)
+
+
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
-        *(write(DOUBLE, 3), write(DOUBLE, 4), write(FLAG, 1), write(T, 2), write(DOUBLE, 3)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(T, 2), write(DOUBLE, 3)),
     )
 )
-def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, wide, dx, totals):
-    need_x, need_affine = need
-    dweight, dbias = totals[0, 0], totals[1, 0]
-    batch, channels = factors.shape[0], factors.shape[2]
-    per_z = statistics.shape[1] // x.shape[0]
+def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, state, dx, totals):
+    batch, down = factors.shape[0], sums.shape[1]
+    per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
         last = min(first + batch, x.shape[0])
-        part, g = x[first:last], cotangent[first:last]
+        part, g, out = x[first:last], cotangent[first:last], dx[first:last]
         mean, rstd = statistics[0], statistics[2]
         mean, rstd = mean[first * per_z : last * per_z], rstd[first * per_z : last * per_z]
+        blocks = (last - first) * per_block
+        for step in range(1 if down == 1 else 3):
+            tasks = blocks if step == 1 else blocks * down
+            for task in prange(tasks):
+                backward_task(
+                    *(step, np.int64(task), layout, training, need, g, part, weight),
+                    *(mean, rstd, factors, sums, state, out),
+                )
         for z in range(last - first):
-            for k in range(channels):
-                factors[z, 0, k] = x.dtype.type(mean[(z * channels + k) // layout[2]])
-        if training or need_affine:
-            for task in prange(tiles(part, layout)):
-                if not tile_sums(x.dtype.type(0), task, layout, g, part, factors, sums):
-                    tile_sums(0.0, task, layout, g, part, factors, sums)
-        for z in range(last - first):
-            wide[z] = not backward_factors(
-                z, part, layout, training, weight, mean, rstd, sums, factors, dweight, dbias
-            )
-        if need_x:
-            out = dx[first:last]
-            for task in prange(tiles(part, layout)):
-                if wide[tile_of(task, part, layout)[0]]:
-                    differentiate_tile(0.0, task, layout, training, g, part, factors, out)
-                else:
-                    differentiate_tile(x.dtype.type(0), task, layout, training, g, part, factors, out)
+            for p in range(2):
+                total, piece = totals[1 - p, 0], sums[z, 0, p]
+                for j in range(piece.size):
+                    total[j] += piece[j]
 
 
 def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
     """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
     width = plan.M * max(1, min(JOINED // plan.M, plan.A))
-    columns = width if width > plan.M else max(1, TILE_COLUMNS // plan.repeat) * plan.repeat
+    most = TILE_COLUMNS if plan.A <= TILE_ROWS else 2 * TILE_COLUMNS
+    columns = width if width > plan.M else max(1, most // plan.B) * plan.B
     return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
 
 
-def scratch(plan: Cols, count: int, width: int) -> tuple[Array, Array, Array]:
+def scratch(plan: Cols, count: int, layout: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
-    takes none, and for which z float64 is needed.
+    takes none, and how each block stands.
     """
+    _M, _repeat, _members, width, columns = layout
     batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
     rows = -(-plan.A * plan.M // width)
     return (
         np.empty((batch, count, plan.channels)),
         np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
-        np.zeros(batch, np.bool_),
+        np.zeros(batch * -(-width // columns), np.int64),
     )
 
 
@@ -433,7 +555,7 @@ class ColsKernel:
                 affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
                 y.reshape(shape),
-                *scratch(plan, 3, layout[3]),
+                *scratch(plan, 3, layout),
                 statistics,
             )
         return y, statistics
@@ -463,7 +585,7 @@ class ColsKernel:
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
-                *scratch(plan, 4, layout[3]),
+                *scratch(plan, 4, layout),
                 dx.reshape(shape if need_x else (0, 0)),
                 totals,
             )

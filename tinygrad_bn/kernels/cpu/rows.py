@@ -34,6 +34,7 @@ from .sums import (
     add_moments,
     add_up,
     centre_of,
+    constant,
     fits,
     is_finite,
     limits_of,
@@ -66,11 +67,6 @@ def one_row(values):
 
 
 @body
-def is_constant(values):
-    return np.all(values == values[0])
-
-
-@body
 def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     """The statistics of rows, and whether the dtype of x was wide enough for them and for what they give."""
     limits = limits_of(x)
@@ -87,8 +83,8 @@ def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     outside = 0
     for r in range(mean.size):
         rstd[r] = 1.0 / np.sqrt(variance[r] + eps)
-        constant = variance[r] == 0 and is_constant(x[r]) and (centred or x[r, 0] == 0)
-        outside += not (reliable(rstd[r], limits) and (constant or reliable(variance[r], limits)))
+        certain = reliable(variance[r], limits) or constant(x[r, 0], mean[r], variance[r], eps)
+        outside += not (reliable(rstd[r], limits) and certain)
     return outside == 0
 
 
@@ -149,7 +145,9 @@ def normalize_task(group, x, weight, bias, eps, centred, y, mean, variance, rstd
 def forward(step, x, weight, bias, eps, centred, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     for task in prange((x.shape[0] + step - 1) // step):
-        a = task * step
+        a = (
+            np.int64(task) * step
+        )  # as it comes, it has another type in each twin, and bodies one more variant
         b = min(a + step, x.shape[0])
         group = a % weight.shape[0]
         out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
@@ -157,7 +155,8 @@ def forward(step, x, weight, bias, eps, centred, y, statistics):
     length = x.shape[1]
     if length > LONG_ROW:
         for task in prange((length + COLUMNS - 1) // COLUMNS):
-            a, b = task * COLUMNS, min(task * COLUMNS + COLUMNS, length)
+            a = np.int64(task) * COLUMNS
+            b = min(a + COLUMNS, length)
             normalize_columns(np.int64(0), a, b, x, weight, bias, mean, variance, rstd, y)
 
 
@@ -331,7 +330,7 @@ def backward(
     samples = x.shape[0] // G
     across = (G + together - 1) // together
     for task in prange((samples + step - 1) // step * across):
-        t, a = task // across, task % across * together
+        t, a = np.int64(task) // across, np.int64(task) % across * together
         n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
         dw, db = dweights[t], dbiases[t]
         differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dw, db)
@@ -399,7 +398,7 @@ def backward_long(need_x, cotangent, x, weight, statistics, centred, dx, partial
     length = x.shape[1]
     blocks = totals.shape[0]
     for task in prange(blocks):
-        a = task * COLUMNS
+        a = np.int64(task) * COLUMNS
         b = min(a + COLUMNS, length)
         zero = x.dtype.type(0)
         total, moment = totals[task], moments[task]
@@ -409,7 +408,7 @@ def backward_long(need_x, cotangent, x, weight, statistics, centred, dx, partial
         add_blocks(centred, totals, moments, length)
         offset, along = totals[0], moments[0]
         for task in prange(blocks):
-            a = task * COLUMNS
+            a = np.int64(task) * COLUMNS
             differentiate_columns(
                 a, min(a + COLUMNS, length), cotangent, x, weight, mean, rstd, offset, along, dx
             )

@@ -38,7 +38,19 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
-from .sums import CHUNK, add_moments, fits, is_finite, limits_of, merge_moments, reliable, row_moments
+from .sums import (
+    CHUNK,
+    add_moments,
+    centre_of,
+    constant,
+    fits,
+    is_finite,
+    limits_of,
+    merge_moments,
+    no_moment,
+    reliable,
+    row_moments,
+)
 
 # Statistics over short stretches go through each pass together, so many of them and so many values at most:
 # what is done once for a statistic is done for many at a time, and their values stay in the second-level
@@ -103,8 +115,10 @@ def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, me
         rstds[r] = 1.0 / np.sqrt(variances[r] + eps)
     bad = 0
     for r in range(e - s):
-        rounded = T(means[r])
-        in_range = reliable(rstds[r], limits) and (reliable(variances[r], limits) or not training)
+        rounded = T(centre_of(means[r], rstds[r]))
+        in_range = reliable(rstds[r], limits)
+        if training and not reliable(variances[r], limits):
+            in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps)
         for c in range(r * K, r * K + K):
             factor = rstds[r] * weight[s * K + c]
             centre[c] = rounded
@@ -219,7 +233,8 @@ def differentiate_statistics(
         moment = 0.0
         if need_affine or training:
             for c in range(r * K, r * K + K):
-                in_range &= is_finite(g_sum[c]) and reliable(gx_sum[c], limits)
+                in_range &= is_finite(g_sum[c])
+                in_range &= reliable(gx_sum[c], limits) or no_moment(gx_sum[c], rstd[i])
                 gx_sum[c] = (gx_sum[c] + rest * g_sum[c]) * rstd[i]
                 total += weight[s * K + c] * g_sum[c]
                 moment += weight[s * K + c] * gx_sum[c]

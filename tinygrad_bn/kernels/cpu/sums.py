@@ -22,6 +22,8 @@ CHUNK = 2048
 SAMPLES = 16
 # Shorter rows make do with four: their sums have fewer roundings.
 LONG_ENOUGH = 256
+# What rstd may be for zeros by underflow to do no harm: eps is no less than 1e-12, or values vary enough.
+STEEP = 2.0**20
 
 
 @body
@@ -55,12 +57,32 @@ def fits(factor, limits):
 
 @body
 def centre_of(mean, rstd):
-    """What to take off the values before they are multiplied by rstd; the rest of the mean is taken off after.
+    """What to take off the values before they are multiplied by rstd; the rest of the mean goes after it.
 
     A mean that is large beside the deviation would cost digits later. A small one costs none, and not to
     subtract it saves a rounding.
     """
     return mean if abs(mean) * rstd > 0.25 else 0.0
+
+
+@body
+def constant(one, mean, squares, eps):
+    """Whether the values are all equal to one of them, as far as their statistics tell.
+
+    Squares whose sum is 0 may have underflowed; but then the mean is hardly equal to one of the values, and a
+    variance of 0 makes no difference beside an eps of ordinary size.
+    """
+    return squares == 0 and mean == one and eps * STEEP * STEEP >= 1
+
+
+@body
+def no_moment(moment, rstd):
+    """Whether a sum of cotangent · (x − mean) is 0, and not by an underflow that matters.
+
+    Products that come to 0 are below 2⁻¹⁴⁹ (float32). Unless rstd is very large, that is nothing beside
+    cotangents that are normal numbers.
+    """
+    return moment == 0 and rstd <= STEEP
 
 
 @body
