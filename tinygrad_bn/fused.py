@@ -300,15 +300,16 @@ class Fused:
         cotangent = cotangents[0]
         array = cotangent._array if type(cotangent) is Tensor else devices.as_array(cotangent)
         run = saved.run
+        aux = saved.aux
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
-        results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, saved.aux))
+        results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, aux))
         results += [None] * (len(needs) - len(results))
-        held = {id(saved.aux), *map(id, arrays)}
-        if not devices.is_array(saved.aux):
-            held.update(map(id, saved.aux))
-        for position, needed in enumerate(needs):
-            if needed:
-                given, gradient = saved.inputs[position], results[position]
+        held = {id(aux), *map(id, arrays)}
+        if type(aux) is tuple or not devices.is_array(aux):
+            held.update(map(id, aux))
+        for position, given in enumerate(saved.inputs):
+            if needs[position]:
+                gradient = results[position]
                 if gradient is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
@@ -317,7 +318,8 @@ class Fused:
                     gradient = results[position] = gradient.reshape(shape)
                 elif id(gradient) in held:  # whoever gets a gradient may write to it
                     gradient = results[position] = gradient.copy()
-                self._check(gradient, run, "vjp", shape, given.dtype, array)
+                if gradient.dtype != given.dtype or type(gradient) is not type(array):
+                    self._check(gradient, run, "vjp", shape, given.dtype, array)
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
