@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from ..views import Cols
+from ..views import Cols, remembered
 from .arrays import (
     Array,
     Gradients,
@@ -378,6 +378,7 @@ def backward(layout, training, need, cotangent, x, weight, statistics, factors, 
                     differentiate_tile(x.dtype.type(0), task, layout, training, g, part, factors, out)
 
 
+@remembered
 def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
     """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
     width = plan.M * max(1, min(JOINED // plan.M, plan.A))
@@ -389,13 +390,19 @@ def scratch(plan: Cols, count: int, width: int) -> tuple[Array, Array, Array]:
     """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
     takes none, and for which z float64 is needed.
     """
-    batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
-    rows = -(-plan.A * plan.M // width)
+    batch, tiles, channels = room(plan, width)
     return (
-        np.empty((batch, count, plan.channels)),
-        np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
+        np.empty((batch, count, channels)),
+        np.zeros((batch, tiles, 2, channels)),
         np.zeros(batch, np.bool_),
     )
+
+
+@remembered
+def room(plan: Cols, width: int) -> tuple[int, int, int]:
+    """How many z a batch has, tiles below each other, and channels."""
+    rows = -(-plan.A * plan.M // width)
+    return min(plan.Z, max(1, BATCH // (plan.A * plan.M))), -(-rows // TILE_ROWS), plan.channels
 
 
 @dataclass(frozen=True, slots=True)
