@@ -147,7 +147,7 @@ class Running:
                 raise ValueError(f"{self.operation}: num_batches_tracked is {batches}, wanted 0 or more")
             return 1.0 / (batches + 1), chosen.unbiased
         value = chosen.momentum if type(momentum) is str and momentum == "default" else momentum
-        if not is_number(value) or not 0 <= value <= 1:
+        if not (type(value) is float or is_number(value)) or not 0 <= value <= 1:
             raise ValueError(
                 f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None"
             )
