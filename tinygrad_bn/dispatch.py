@@ -203,8 +203,11 @@ class Primitive:
             definition = self.spec.definition
             given = [arrays] if self._variadic else arrays
             output = definition(*given) if attributes is self._defaults else definition(*given, **attributes)
-            if type(output) is not np.ndarray and devices.on_device(output):
-                devices.one_device(self.name, self._named(arrays))
+            if type(output) is not np.ndarray:
+                if devices.on_device(output):
+                    devices.one_device(self.name, self._named(arrays))
+                else:  # a number: the sum over everything
+                    output = np.asarray(output)
             result = Tensor.wrap(output)
         except (TypeError, ValueError, IndexError) as error:
             raise self._explained(error, arrays) from None
