@@ -138,8 +138,9 @@ def _sweep(
                 f"{node.op.name}: its saved values were freed by an earlier backward pass; "
                 "pass retain_graph=True to the first one to go through the graph twice"
             )
-        results = node.op.pull(node, cotangents, needs, create_graph)
-        for parent, needed, cotangent in zip(node.parents, needs, results, strict=True):
+        for parent, needed, cotangent in zip(
+            node.parents, needs, node.op.pull(node, cotangents, needs, create_graph), strict=True
+        ):
             if needed and parent is not None and cotangent is not None:
                 _add(arrived, parent, cotangent)
         if not retain_graph:
