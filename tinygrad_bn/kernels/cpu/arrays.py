@@ -44,7 +44,7 @@ def new_statistics(count: int, x: Array, running: Sequence[Array] = ()) -> Stati
     """
     statistics = np.empty((3, count)) if x.size else np.full((3, count), np.nan)
     for row, given in enumerate(running):
-        statistics[row] = given
+        statistics[row] = given.reshape(-1)
     return statistics
 
 
