@@ -36,21 +36,21 @@ def grad(
     cotangents = [None] * len(outputs) if grad_outputs is None else _sequence(grad_outputs)
     if len(cotangents) != len(outputs):
         raise ValueError(f"grad: got {len(cotangents)} grad_outputs for {len(outputs)} outputs")
-    seeds = [
-        (edge_of(output, "grad"), cotangent_for(output, cotangent, "grad", create_graph))
-        for output, cotangent in zip(outputs, cotangents, strict=True)
-    ]
+    seeds = []
+    for output, cotangent in zip(outputs, cotangents, strict=True):
+        seeds.append((edge_of(output, "grad"), cotangent_for(output, cotangent, "grad", create_graph)))
     edges = [edge_of(value, "grad (inputs)") for value in inputs]
     retain = create_graph if retain_graph is None else retain_graph
     found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)
-    if not allow_unused:
-        for position, edge in enumerate(edges):
-            if edge not in found:
-                raise RuntimeError(
-                    f"grad: no output depends on input {position} (shape {inputs[position].shape}); "
-                    "leave it out, or pass allow_unused=True to get None for it"
-                )
-    return tuple(own_gradients([found.get(edge) for edge in edges], seeds))
+    gradients = []
+    for position, edge in enumerate(edges):
+        gradients.append(found.get(edge))
+        if gradients[-1] is None and not allow_unused:
+            raise RuntimeError(
+                f"grad: no output depends on input {position} (shape {inputs[position].shape}); "
+                "leave it out, or pass allow_unused=True to get None for it"
+            )
+    return tuple(own_gradients(gradients, seeds))
 
 
 def vjp(function: Callable[..., Any], *inputs: Any) -> tuple[Any, Callable[..., tuple[Tensor, ...]]]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from . import devices, namespace, trace
 from .registry import REGISTRY, OpSpec, Registry
-from .rules import aval, restore
+from .rules import Aval, aval, restore
 from .tape import Edge, Node, is_grad_enabled
 from .tensor import Tensor
 
@@ -34,9 +33,6 @@ __all__ = [
     "unwrap",
     "write_trace",
 ]
-
-EVERY = range(sys.maxsize)
-"""Every position: where the rules read all inputs, however many there are."""
 
 
 class Saved:
@@ -120,51 +116,55 @@ def _own(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, list) or devices.is_array(value) else value
 
 
-def unwrap(values: Iterable[Any], convert: Callable[[Any], Any]) -> tuple[list[Any], list[Edge | None]]:
-    """The arrays of a call's inputs, and where they are on the tape. `convert` serves those that are no
-    tensors; lists go to the device of the others.
+def unwrap(
+    values: Iterable[Any], convert: Callable[[Any], Any]
+) -> tuple[list[Any], list[Edge | None], list[Any]]:
+    """The arrays of a call's inputs; where they are on the tape; and each as an `Aval`, or as it is where it
+    is no array. `convert` serves those that are no tensors; lists go to the device of the others.
     """
     arrays: list[Any] = []
     edges: list[Edge | None] = []
+    avals: list[Any] = []
     lists: list[int] | None = None
     for value in values:
         if type(value) is Tensor:
             arrays.append(value._array)
             edges.append(value._edge)
-        elif isinstance(value, (list, tuple)):
+            avals.append(value._aval or value.aval)
+            continue
+        if isinstance(value, (list, tuple)):
             lists = [*(lists or ()), len(arrays)]
-            arrays.append(convert(np.asarray(value)))
-            edges.append(None)
-        else:
-            arrays.append(convert(value))
-            edges.append(None)
+            value = np.asarray(value)
+        array = convert(value)
+        arrays.append(array)
+        edges.append(None)
+        avals.append(aval(array.shape, array.dtype) if devices.is_array(array) else array)
     if lists is not None:
         for array in arrays:
             if type(array) is not np.ndarray and devices.on_device(array):
                 for position in lists:
                     arrays[position] = devices.send(arrays[position], devices.device_of(array))
                 break
-    return arrays, edges
+    return arrays, edges, avals
 
 
 def keep(
-    values: Sequence[Any], arrays: Sequence[Any], read: Collection[int]
+    values: Sequence[Any], arrays: Sequence[Any], avals: Sequence[Any], read: Iterable[int]
 ) -> tuple[list[Any], list[tuple[int, list[int], int]]]:
     """What a node saves of its inputs, of which those at the positions `read` are read again; and the
-    versions of the tensors among them.
+    versions of the tensors among these.
 
     An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a
     copy of its own."""
-    kept, versions = list(arrays), []
-    for position, value in enumerate(values):
+    kept, versions = list(avals), []
+    for position in read:
+        value = values[position]
         if type(value) is Tensor:
-            if position in read:
-                version = value._version
-                versions.append((position, version, version[0]))
-            else:
-                kept[position] = value._aval or value.aval
-        elif devices.is_array(array := arrays[position]):
-            kept[position] = array.copy() if position in read else aval(array.shape, array.dtype)
+            kept[position] = arrays[position]
+            version = value._version
+            versions.append((position, version, version[0]))
+        elif type(kept[position]) is Aval:
+            kept[position] = arrays[position].copy()
     return kept, versions
 
 
@@ -186,7 +186,7 @@ class Primitive:
         self._arity = len(spec.inputs)
         self._variadic = spec.variadic
         self._ruleless = [] if spec.variadic else [p for p, rule in enumerate(spec.vjps) if rule is None]
-        self._all_read = EVERY if spec.keeps is None else tuple({p for read in spec.keeps for p in read})
+        self._all_read = None if spec.keeps is None else {p for read in spec.keeps for p in read}
         self._attributes = [p.name for p in parameters]
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -198,13 +198,16 @@ class Primitive:
             values = tuple(values[0])
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
-        arrays, edges = unwrap(values, operand)
+        arrays, edges, avals = unwrap(values, operand)
         try:
             definition = self.spec.definition
             given = [arrays] if self._variadic else arrays
             output = definition(*given) if attributes is self._defaults else definition(*given, **attributes)
-            if type(output) is not np.ndarray and devices.on_device(output):
-                devices.one_device(self.name, self._named(arrays))
+            if type(output) is not np.ndarray:
+                if devices.on_device(output):
+                    devices.one_device(self.name, self._named(arrays))
+                else:  # a number: the sum over everything
+                    output = np.asarray(output)
             result = Tensor.wrap(output)
         except (TypeError, ValueError, IndexError) as error:
             raise self._explained(error, arrays) from None
@@ -214,7 +217,8 @@ class Primitive:
         for position in self._ruleless:
             edges[position] = None
         if any(edges) and is_grad_enabled():
-            kept, versions = keep(values, arrays, self._all_read if all(edges) else self._read(edges))
+            read = self._all_read if all(edges) else self._read(edges)
+            kept, versions = keep(values, arrays, avals, range(len(values)) if read is None else read)
             output = None
             if self.spec.keeps_output:
                 output = result._array
@@ -269,12 +273,12 @@ class Primitive:
         result._version = value._version
         return result
 
-    def _read(self, edges: Sequence[Edge | None]) -> Collection[int]:
-        """The positions of the inputs that the rules of those on the tape read."""
+    def _read(self, edges: Sequence[Edge | None]) -> set[int] | None:
+        """The positions of the inputs that the rules of those on the tape read; None: all."""
         keeps = self.spec.keeps
         if keeps is None:
-            return EVERY
-        return [p for edge, read in zip(edges, keeps, strict=False) if edge is not None for p in read]
+            return None
+        return {p for edge, read in zip(edges, keeps, strict=False) if edge is not None for p in read}
 
     def pull(
         self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool

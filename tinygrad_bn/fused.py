@@ -21,7 +21,7 @@ from . import devices, namespace, trace
 from .autograd import grad
 from .dispatch import Saved, keep, origin_of, owned, unwrap, write_trace
 from .registry import REGISTRY, Kernel, OpSpec, Registry
-from .rules import Aval, aval
+from .rules import Aval
 from .tape import Edge, Node, enable_grad, is_grad_enabled
 from .tensor import Tensor, array_of
 
@@ -114,8 +114,10 @@ class Fused:
 
         kernel: the name of the kernel to run, or "definition"; default: by size.
         """
-        arrays, edges = self._arrays(inputs)
-        return self._ran(inputs, arrays, edges, self._resolved(arrays, self._bound(attributes), kernel))
+        arrays, edges, avals = self._arrays(inputs)
+        return self._ran(
+            inputs, arrays, edges, avals, self._resolved(arrays, self._bound(attributes), kernel)
+        )
 
     def remembered(
         self,
@@ -133,13 +135,7 @@ class Fused:
         draw: gives, once everything is checked, those attributes that differ from call to call. No kernel is
             chosen by them.
         """
-        arrays, edges = self._arrays(inputs)
-        avals = [
-            (value._aval or value.aval)
-            if type(value) is Tensor
-            else (None if array is None else aval(array.shape, array.dtype))
-            for value, array in zip(inputs, arrays, strict=True)
-        ]
+        arrays, edges, avals = self._arrays(inputs)
         key = (attributes, _device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
         try:
             run = self._runs.get(key)
@@ -154,7 +150,7 @@ class Fused:
         if draw is not None:
             drawn = {**run.attributes, **draw()}
             run = _Run(run.kernel, _plan(self.spec, arrays, drawn), drawn, run.shape)
-        return self._ran(inputs, arrays, edges, run)
+        return self._ran(inputs, arrays, edges, avals, run)
 
     def _resolved(self, arrays: Sequence[Any], attributes: Mapping[str, Any], kernel: str | None) -> _Run:
         """What a call comes to."""
@@ -165,7 +161,12 @@ class Fused:
         return _Run(chosen, plan, attributes, self._shape(arrays, attributes))
 
     def _ran(
-        self, inputs: tuple[Any, ...], arrays: Sequence[Any], edges: Sequence[Edge | None], run: _Run
+        self,
+        inputs: tuple[Any, ...],
+        arrays: Sequence[Any],
+        edges: Sequence[Edge | None],
+        avals: Sequence[Any],
+        run: _Run,
     ) -> tuple[Tensor, Sequence[Any]]:
         """The output and the auxiliary arrays, on the tape."""
         if run.kernel is None:
@@ -177,7 +178,7 @@ class Fused:
         result = Tensor.wrap(output)
         saved = None
         if any(edges) and is_grad_enabled():
-            kept, versions = keep(inputs, arrays, self._read)
+            kept, versions = keep(inputs, arrays, avals, self._read)
             saved = Saved(kept, run.attributes, versions, None, aux, run)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
@@ -237,14 +238,14 @@ class Fused:
                 f"{self.name}: kernel is {kernel!r}, wanted one of {', '.join([*names, DEFINITION])}"
             )
 
-    def _arrays(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Edge | None]]:
-        """The arrays of the inputs, on one device, and where they are on the tape."""
+    def _arrays(self, inputs: Sequence[Any]) -> tuple[list[Any], list[Edge | None], list[Any]]:
+        """What `unwrap` gives for the inputs, which are on one device."""
         spec = self.spec
         if len(inputs) != len(spec.inputs):
             raise TypeError(
                 f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}"
             )
-        arrays, edges = unwrap(inputs, _native)
+        arrays, edges, avals = unwrap(inputs, _native)
         if arrays[0] is None:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
         for array in arrays:
@@ -258,7 +259,7 @@ class Fused:
                     f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
                     f"{name}.detach()"
                 )
-        return arrays, edges
+        return arrays, edges, avals
 
     def _check_dtypes(self, arrays: Sequence[Any]) -> None:
         """Inputs that have a gradient share the dtype of the first."""
@@ -300,15 +301,16 @@ class Fused:
         cotangent = cotangents[0]
         array = cotangent._array if type(cotangent) is Tensor else devices.as_array(cotangent)
         run = saved.run
+        aux = saved.aux
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
-        results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, saved.aux))
+        results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, aux))
         results += [None] * (len(needs) - len(results))
-        held = {id(saved.aux), *map(id, arrays)}
-        if not devices.is_array(saved.aux):
-            held.update(map(id, saved.aux))
-        for position, needed in enumerate(needs):
-            if needed:
-                given, gradient = saved.inputs[position], results[position]
+        held = {id(aux), *map(id, arrays)}
+        if type(aux) is tuple or not devices.is_array(aux):
+            held.update(map(id, aux))
+        for position, given in enumerate(saved.inputs):
+            if needs[position]:
+                gradient = results[position]
                 if gradient is None:
                     label = run.label("vjp", array.dtype)
                     raise RuntimeError(f"{spec.name}: {label} gave no gradient for {spec.inputs[position]}")
@@ -317,7 +319,8 @@ class Fused:
                     gradient = results[position] = gradient.reshape(shape)
                 elif id(gradient) in held:  # whoever gets a gradient may write to it
                     gradient = results[position] = gradient.copy()
-                self._check(gradient, run, "vjp", shape, given.dtype, array)
+                if gradient.dtype != given.dtype or type(gradient) is not type(array):
+                    self._check(gradient, run, "vjp", shape, given.dtype, array)
         if tracing is not None:
             write_trace(
                 tracing, "vjp", spec.name, run.label("vjp", array.dtype), saved.inputs, array, None, start
@@ -340,7 +343,7 @@ class Fused:
 
         device: where the inputs are taken to be, instead of where they are.
         """
-        (arrays, _), attributes = self._arrays(inputs), self._bound(attributes)
+        arrays, attributes = self._arrays(inputs)[0], self._bound(attributes)
         self._check_dtypes(arrays)
         plan, array = _plan(self.spec, arrays, attributes), arrays[0]
         there = _device(array) if device is None else devices.named(device)

@@ -102,33 +102,31 @@ def sweep(
     """
     token = _grad_enabled.set(create_graph)
     try:
-        return _sweep(list(seeds), None if wanted is None else set(wanted), retain_graph, create_graph)
+        return _sweep(list(seeds), None if wanted is None else list(wanted), retain_graph, create_graph)
     finally:
         _grad_enabled.reset(token)
 
 
 def _sweep(
-    seeds: Sequence[tuple[Edge, Any]], targets: set[Edge] | None, retain_graph: bool, create_graph: bool
+    seeds: list[tuple[Edge, Any]], wanted: list[Edge] | None, retain_graph: bool, create_graph: bool
 ) -> dict[Edge, Any]:
-    if targets is not None and not targets:
+    if wanted is not None and not wanted:
         return {}
-    floor = 0 if targets is None else min([node.position for node, _ in targets])
-    tape = _reachable([node for (node, _), _ in seeds], floor)
-    useful = None if targets is None else _leading_to(targets, tape)
-    found: dict[Edge, Any] = {}  # what has arrived and is not yet passed on, and what is wanted
+    kept = {node for node, _ in wanted or ()}  # whose cotangents are asked for; if `wanted` is None, leaves
+    tape = _reachable(seeds, min([node.position for node in kept]) if kept else 0)
+    useful = _leading_to(kept, tape) if kept else None
+    arrived: dict[Node, list[Any]] = {}  # one cotangent for each output; dropped once they are passed on
     for edge, cotangent in seeds:
         if useful is None or edge[0] in useful:
-            found[edge] = found[edge] + cotangent if edge in found else cotangent
+            _add(arrived, edge, cotangent)
 
     for node in reversed(tape):
-        cotangents = [found.pop((node, index), None) for index in range(node.outputs)]
-        if not [cotangent for cotangent in cotangents if cotangent is not None]:
+        if node not in arrived:
             continue
+        is_kept = node in kept or (useful is None and node.op is LEAF)
+        cotangents = arrived[node] if is_kept else arrived.pop(node)
         if node.hooks:
             _run_hooks(node, cotangents)
-        for index, cotangent in enumerate(cotangents):
-            if cotangent is not None and (node.op is LEAF if targets is None else (node, index) in targets):
-                found[node, index] = cotangent
         if useful is None:
             needs = [parent is not None for parent in node.parents]
         else:
@@ -144,19 +142,35 @@ def _sweep(
             node.parents, needs, node.op.pull(node, cotangents, needs, create_graph), strict=True
         ):
             if needed and parent is not None and cotangent is not None:
-                found[parent] = found[parent] + cotangent if parent in found else cotangent
+                _add(arrived, parent, cotangent)
         if not retain_graph:
             node.release()
+
+    found = {}
+    for edge in [(node, 0) for node in arrived] if wanted is None else wanted:
+        node, index = edge
+        if node in arrived and arrived[node][index] is not None:
+            found[edge] = arrived[node][index]
     return found
 
 
-def _reachable(roots: Iterable[Node], floor: int) -> list[Node]:
-    """Every node at or above position `floor` that a root depends on, by rising position.
+def _add(arrived: dict[Node, list[Any]], edge: Edge, cotangent: Any) -> None:
+    """One more cotangent for an output of a node."""
+    node, index = edge
+    cotangents = arrived.get(node)
+    if cotangents is None:
+        cotangents = arrived[node] = [None] * node.outputs
+    before = cotangents[index]
+    cotangents[index] = cotangent if before is None else before + cotangent
+
+
+def _reachable(seeds: list[tuple[Edge, Any]], floor: int) -> list[Node]:
+    """Every node at or above position `floor` that a seed depends on, by rising position.
 
     Left out are the ends, leaves without a hook: what arrives there only has to be added up.
     """
-    seen = set(roots)
-    stack = list(seen)
+    stack = [node for (node, _), _ in seeds]
+    seen = set(stack)
     while stack:
         for parent in stack.pop().parents:
             if parent is None:
@@ -168,9 +182,9 @@ def _reachable(roots: Iterable[Node], floor: int) -> list[Node]:
     return sorted(seen, key=attrgetter("position"))
 
 
-def _leading_to(targets: set[Edge], tape: list[Node]) -> set[Node]:
-    """The nodes of `tape` from which a target can be reached, and the targets."""
-    useful = {node for node, _ in targets}
+def _leading_to(kept: set[Node], tape: list[Node]) -> set[Node]:
+    """The nodes of `tape` from which a kept one can be reached, and those that are kept."""
+    useful = kept.copy()
     for node in tape:
         for parent in node.parents:
             if parent is not None and parent[0] in useful:

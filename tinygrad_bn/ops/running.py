@@ -87,9 +87,9 @@ class Running:
 
     def check_writable(self, input: Any) -> None:
         """Raise before anything is computed what `update` with this input's statistics would raise after."""
+        if not self.present:
+            return
         for name, value in (("running_mean", self.mean), ("running_var", self.variance)):
-            if value is None:
-                continue
             array = array_of(value)
             if type(array) is not np.ndarray or type(array_of(input)) is not np.ndarray:
                 one_device(self.operation, (("input", array_of(input)), (name, array)))
@@ -146,9 +146,8 @@ class Running:
             if batches < 0:
                 raise ValueError(f"{self.operation}: num_batches_tracked is {batches}, wanted 0 or more")
             return 1.0 / (batches + 1), chosen.unbiased
-        default = isinstance(momentum, str) and momentum == "default"
-        value = chosen.momentum if default else momentum
-        if not is_number(value) or not 0 <= value <= 1:
+        value = chosen.momentum if type(momentum) is str and momentum == "default" else momentum
+        if not (type(value) is float or is_number(value)) or not 0 <= value <= 1:
             raise ValueError(
                 f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None"
             )

@@ -259,6 +259,25 @@ def test_tape_growth_accuracy_and_startup_give_a_row_each(run, monkeypatch):
     assert [line.split()[0] for line in result.stdout.splitlines()[2:4]] == ["--help", "import"]
 
 
+def test_startup_is_that_of_modules_that_are_bytecode(monkeypatch):
+    """Compiling the sources takes longer than all the rest; an installation has done so."""
+    from tinygrad_bn.bench import startup
+
+    seen = []
+
+    def run(program, *words, PYTHONPYCACHEPREFIX, PYTHONDONTWRITEBYTECODE):  # noqa: N803 -- their names
+        assert PYTHONDONTWRITEBYTECODE == ""
+        seen.append(PYTHONPYCACHEPREFIX)
+        seconds = 1.0 if len(seen) > 2 else 9.0  # the first of each compiles
+        return f"{seconds} {seconds}"
+
+    monkeypatch.setattr(startup, "_run", run)
+    found = startup.start_times(3)
+    assert len(seen) == 8 and len(set(seen)) == 1
+    assert [start.processor.best for start in found] == [1.0, 1.0]
+    assert max(found[1].wall.seconds) == 1.0 and len(found[1].wall.seconds) == 3
+
+
 def test_compile_times_a_new_process_with_an_empty_cache_and_one_with_a_full_one(run, monkeypatch):
     from tinygrad_bn.bench import startup
     from tinygrad_bn.bench.cases import Case

@@ -30,17 +30,9 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from ..views import Cols, as_rows
+from ..views import Cols, as_rows, remembered
 from . import rows
-from .arrays import (
-    Array,
-    Gradients,
-    Statistics,
-    affine,
-    contiguous,
-    gradients,
-    new_statistics,
-)
+from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
 from .sums import (
@@ -503,6 +495,7 @@ def backward(layout, training, need, cotangent, x, weight, statistics, factors, 
                     total[j] += piece[j]
 
 
+@remembered
 def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
     """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
     width = plan.M * max(1, min(JOINED // plan.M, plan.A))
@@ -511,17 +504,24 @@ def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
     return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
 
 
-def scratch(plan: Cols, count: int, layout: tuple[int, ...]) -> tuple[Array, Array, Array]:
+@remembered
+def batch_of(plan: Cols) -> tuple[int, int, int]:
+    """How many z a batch has, and how many tiles one z has below each other and beside each other."""
+    _M, _repeat, _members, width, columns = layout_of(plan)
+    rows = -(-plan.A * plan.M // width)
+    batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
+    return batch, -(-rows // TILE_ROWS), -(-width // columns)
+
+
+def scratch(plan: Cols, count: int) -> tuple[Array, Array, Array]:
     """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
     takes none, and how each block stands.
     """
-    _M, _repeat, _members, width, columns = layout
-    batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
-    rows = -(-plan.A * plan.M // width)
+    batch, down, across = batch_of(plan)
     return (
         np.empty((batch, count, plan.channels)),
-        np.zeros((batch, -(-rows // TILE_ROWS), 2, plan.channels)),
-        np.zeros(batch * -(-width // columns), np.int64),
+        np.zeros((batch, down, 2, plan.channels)),
+        np.zeros(batch * across, np.int64),
     )
 
 
@@ -546,16 +546,15 @@ class ColsKernel:
         statistics = new_statistics(plan.statistics, x, running)
         if x.size:
             shape = (plan.Z, plan.A * plan.M)
-            layout = layout_of(plan)
             self.forward_driver[x.dtype](
-                layout,
+                layout_of(plan),
                 self.training,
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
                 y.reshape(shape),
-                *scratch(plan, 3, layout),
+                *scratch(plan, 3),
                 statistics,
             )
         return y, statistics
@@ -576,16 +575,15 @@ class ColsKernel:
         totals = np.zeros((2, 1, plan.channels))
         if x.size and any(needs):
             shape = (plan.Z, plan.A * plan.M)
-            layout = layout_of(plan)
             self.backward_driver[x.dtype](
-                layout,
+                layout_of(plan),
                 self.training,
                 (need_x, need_affine),
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
-                *scratch(plan, 4, layout),
+                *scratch(plan, 4),
                 dx.reshape(shape if need_x else (0, 0)),
                 totals,
             )

@@ -16,7 +16,6 @@ from contextlib import suppress
 from functools import cache
 from itertools import count
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ MOST = 1024 * MIB
 SHARE = 16
 MOST_BLOCKS = 64  # each is looked at when one is wanted
 # What a container may use, which can be less than the machine has.
-CONTAINER = Path("/sys/fs/cgroup/memory.max")
+CONTAINER = "/sys/fs/cgroup/memory.max"
 
 # A store waits for loads of addresses that agree with its own in the last 12 bits. Output and input therefore
 # begin at different places in a page, multiples of a cache line: 1,088 apart, modulo 4,096, for neighbours.
@@ -153,8 +152,8 @@ def _limit() -> int:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows does not say
         return MOST // 4
-    with suppress(OSError, ValueError):  # no such file, or no limit in it
-        memory = min(memory, int(CONTAINER.read_text()))
+    with suppress(OSError, ValueError), open(CONTAINER) as file:  # no such file, or no limit in it
+        memory = min(memory, int(file.read()))
     return min(MOST, memory // SHARE)
 
 
