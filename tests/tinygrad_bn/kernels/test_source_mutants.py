@@ -19,6 +19,9 @@ OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check
 INVISIBLE = {
     "find_statistics: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
     "_count, mean[r], squares = add_moments(zero, x[r], 0, 1.0, 0.0)": "of no values the mean is not read",
+    "normalize_rows: centre = T(centre_of(mean[r], rstd[r])) → centre = T(centre_of(mean[0], rstd[r]))": (
+        "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
+    ),
     "normalize_task: if in_range: → if not in_range:": (
         "normalizes row by row what is in range; what is not still fits in float32 here"
     ),
@@ -41,6 +44,8 @@ INVISIBLE = {
     ),
     "normalize_statistics: in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps) → "
     "in_range &= constant(x[z, 0, s + r, 0], means[0], variances[r], eps)": WIDER,
+    "differentiate_statistics: in_range &= reliable(gx_sum[c], limits) or no_moment(gx_sum[c], rstd[i]) → "
+    "in_range &= reliable(gx_sum[c], limits) or no_moment(gx_sum[0], rstd[i])": WIDER,
     "differentiate_block: again = np.empty((5, x.shape[3] // L)) → again = np.empty((6, x.shape[3] // L))": (
         "more scratch than is used"
     ),
@@ -52,7 +57,7 @@ INVISIBLE = {
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
     "forward_task: normalize_tile(0.0, task, x, layout, factors, y) → "
     "normalize_tile(1.0, task, x, layout, factors, y)": "here the zero only gives its type",
-    "backward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
+    "forward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
     "→ if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,
     "backward_task: if (training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, mean, "
     "rstd, sums)): → if not ((training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, "
