@@ -161,6 +161,10 @@ PIECES = {
         "cols.py", "add_tiles", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
         "batch_norm shape=133,259 channel_axis=1",
     ),
+    "sums of short stretches": (
+        "sums.py", "contract", "total += part[j]", "total += part[0]",
+        "batch_norm shape=17,349,3 channel_axis=1",
+    ),
     "short stretches": (
         "cols.py", "spread", "values[c // times : min(d, M) // times]", "values[: (min(d, M) - c) // times]",
         "batch_norm shape=17,349,3 channel_axis=1",

@@ -78,7 +78,6 @@ NAMED = (
     ("cols", "tile_moments", "d0 * d0 + d1 * d1", "d0 * d0 + d1 * d0"),
     ("cols", "tile_sums", "moment[j] += g[j]", "moment[j] += g[0]"),
     ("cols", "gather", "row[j] += part[j]", "row[j] += part[0]"),
-    ("cols", "contract", "total += part[j]", "total += part[0]"),
     ("cols", "spread", "row[j] = row[j - M]", "row[j] = row[0]"),
     ("cols", "forward_factors", "scale[j] * weights[j]", "scale[j] * weights[0]"),
     ("cols", "backward_factors", "* offset[j] / n", "* offset[j] / (n + 1)"),
@@ -190,6 +189,7 @@ def load(mutant: Mutant) -> types.ModuleType:
     vars(module).update(PIECES[mutant.file])
     if mutant.file == "dropout":
         vars(module)["scale_or_zero_8"] = _scale_or_zero_8
+    vars(module).update(STORES)
     return module
 
 
@@ -198,6 +198,19 @@ def _scale_or_zero_8(keep: Any, x: np.ndarray, y: np.ndarray, at: int, scale: An
     for k in range(8):
         y[at + k] = x[at + k] * scale if (int(keep) >> k) & 1 else 0
 
+
+def _write_past(values: np.ndarray, out: np.ndarray) -> None:
+    """What the LLVM code that stores past the cache does."""
+    out[:] = values
+
+
+# Outputs in float64 are written past the cache.
+STORES: dict[str, Any] = {
+    "past_cache": lambda y, _piece: y.dtype == np.float64,
+    "write_past": _write_past,
+    "write_out": lambda past, made, out: _write_past(made, out) if past else None,
+    "fence": lambda: None,
+}
 
 # What the edited kernels are called with
 

@@ -35,10 +35,13 @@ from . import rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
+from .stores import fence, past_cache, write_past
 from .sums import (
     SAMPLES,
     centre_of,
     constant,
+    contract,
+    expand,
     fits,
     is_finite,
     limits_of,
@@ -89,33 +92,6 @@ def block_of(block, x, layout):
     z, c = block // across, block % across * columns
     k, end = c // repeat, min(c + columns, M) // repeat
     return z, k, end, k // members, end // members
-
-
-@body
-def expand(values, times, result):
-    """Each value so many times in a row."""
-    if times == 1:
-        for j in range(values.size):
-            result[j] = values[j]
-    else:
-        for k in range(values.size):
-            value, part = values[k], result[k * times : k * times + times]
-            for j in range(part.size):
-                part[j] = value
-
-
-@body
-def contract(values, times, result):
-    """The sums of so many neighbours each."""
-    if times == 1:
-        for j in range(result.size):
-            result[j] = values[j]
-    else:
-        for k in range(result.size):
-            total, part = 0.0, values[k * times : k * times + times]
-            for j in range(part.size):
-                total += part[j]
-            result[k] = total
 
 
 @body
@@ -269,23 +245,29 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
 
 
 @body
-def normalize_tile(zero, task, x, layout, factors, y):
+def normalize_tile(zero, task, x, layout, factors, past, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
     rows = np.empty((3, d - c), type(zero))
     for p in range(3):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, shift = rows[0], rows[1], rows[2]
+    made = np.empty(d - c, x.dtype)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
-        out = y[z, r * width + c : r * width + d]
+        place = y[z, r * width + c : r * width + d]
+        out = made[: row.size] if past else place
         for j in range(row.size):
             out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
+        if past:
+            write_past(out, place)
+    if past:
+        fence()
 
 
 @body
 def forward_task(
-    step, task, x, layout, training, weight, bias, eps, y, factors, sums, state, mean, variance, rstd
+    step, task, x, layout, training, weight, bias, eps, past, y, factors, sums, state, mean, variance, rstd
 ):
     """A step of a tile or a block; from it on all steps of a block that is one tile, so that x is read from
     memory once.
@@ -303,9 +285,9 @@ def forward_task(
                 tile_moments(0.0, task, x, layout, mean, sums)
         elif each == OUTPUT:
             if state[block] == WIDE:
-                normalize_tile(0.0, task, x, layout, factors, y)
+                normalize_tile(0.0, task, x, layout, factors, past, y)
             else:
-                normalize_tile(zero, task, x, layout, factors, y)
+                normalize_tile(zero, task, x, layout, factors, past, y)
         elif each == STATISTICS or state[block] == AGAIN or not training:
             final = each == STATISTICS_AGAIN
             if not training or merge_statistics(final, block, x, layout, eps, sums, mean, variance):
@@ -317,11 +299,11 @@ def forward_task(
 
 @twins(
     lambda T: (
-        *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE),
+        *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
         *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(DOUBLE, 2)),
     )
 )
-def forward(layout, training, x, weight, bias, eps, y, factors, sums, state, statistics):
+def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, state, statistics):
     batch, down = factors.shape[0], sums.shape[1]
     per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
@@ -341,7 +323,7 @@ def forward(layout, training, x, weight, bias, eps, y, factors, sums, state, sta
                 for task in prange(tasks):
                     forward_task(
                         *(step, np.int64(task), part, layout, training, weight, bias, eps),
-                        *(out, factors, sums, state, mean, variance, rstd),
+                        *(past, out, factors, sums, state, mean, variance, rstd),
                     )
 
 
@@ -423,28 +405,34 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
 
 
 @body
-def differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx):
+def differentiate_tile(zero, task, layout, training, cotangent, x, factors, past, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
     rows = np.empty((4, d - c), type(zero))
     for p in range(4):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
+    made = np.empty(d - c, x.dtype)
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
         row = x[z, r * width + c : r * width + d]
-        out = dx[z, r * width + c : r * width + d]
+        place = dx[z, r * width + c : r * width + d]
+        out = made[: row.size] if past else place
         if training:
             for j in range(g.size):
                 out[j] = g[j] * scale[j] + ((row[j] - centre[j]) * slope[j] + shift[j])
         else:
             for j in range(g.size):
                 out[j] = g[j] * scale[j]
+        if past:
+            write_past(out, place)
+    if past:
+        fence()
 
 
 @body
 def backward_task(
-    step, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, state, dx
+    step, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, state, past, dx
 ):
     """A step of one tile, or of one block of tiles: sums, factors, dx; all of a block that is one tile."""
     zero = x.dtype.type(0)
@@ -461,18 +449,20 @@ def backward_task(
             good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
             state[block] = NARROW if good else WIDE
         elif need_x and state[block] == WIDE:
-            differentiate_tile(0.0, task, layout, training, cotangent, x, factors, dx)
+            differentiate_tile(0.0, task, layout, training, cotangent, x, factors, past, dx)
         elif need_x:
-            differentiate_tile(zero, task, layout, training, cotangent, x, factors, dx)
+            differentiate_tile(zero, task, layout, training, cotangent, x, factors, past, dx)
 
 
 @twins(
     lambda T: (
         *(LAYOUT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
-        *(write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(T, 2), write(DOUBLE, 3)),
+        *(write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), FLAG, write(T, 2), write(DOUBLE, 3)),
     )
 )
-def backward(layout, training, need, cotangent, x, weight, statistics, factors, sums, state, dx, totals):
+def backward(
+    layout, training, need, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals
+):
     batch, down = factors.shape[0], sums.shape[1]
     per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
@@ -486,7 +476,7 @@ def backward(layout, training, need, cotangent, x, weight, statistics, factors, 
             for task in prange(tasks):
                 backward_task(
                     *(step, np.int64(task), layout, training, need, g, part, weight),
-                    *(mean, rstd, factors, sums, state, out),
+                    *(mean, rstd, factors, sums, state, past, out),
                 )
         for z in range(last - first):
             for p in range(2):
@@ -553,6 +543,7 @@ class ColsKernel:
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
+                past_cache(y, TILE_COLUMNS),
                 y.reshape(shape),
                 *scratch(plan, 3),
                 statistics,
@@ -584,6 +575,7 @@ class ColsKernel:
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
                 *scratch(plan, 4),
+                past_cache(dx, TILE_COLUMNS),
                 dx.reshape(shape if need_x else (0, 0)),
                 totals,
             )

@@ -29,6 +29,7 @@ from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
 from .memory import empty
+from .stores import fence, past_cache, room_for, write_out
 from .sums import (
     CHUNK,
     add_moments,
@@ -119,7 +120,7 @@ def normalize_columns(group, a, b, x, weight, bias, mean, variance, rstd, y):
 
 
 @body
-def normalize_task(group, x, weight, bias, eps, centred, y, mean, variance, rstd):
+def normalize_task(group, x, weight, bias, eps, centred, past, y, mean, variance, rstd):
     """The statistics of a task's rows, and their output, unless that is made by blocks of columns."""
     limits = limits_of(x)
     zero = x.dtype.type(0)
@@ -131,18 +132,22 @@ def normalize_task(group, x, weight, bias, eps, centred, y, mean, variance, rstd
                 find_statistics(0.0, x[r:e], eps, centred, mean[r:e], variance[r:e], rstd[r:e])
     if x.shape[1] <= LONG_ROW:
         if in_range:
-            normalize_rows(zero, group, x, weight, bias, mean, rstd, y)
+            out = room_for(past, y)
+            normalize_rows(zero, group, x, weight, bias, mean, rstd, out)
+            write_out(past, out, y)
+            if past:
+                fence()
         else:
             normalize_columns(group, np.int64(0), x.shape[1], x, weight, bias, mean, variance, rstd, y)
 
 
 @twins(
     lambda T: (
-        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG),
+        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG, FLAG),
         *(write(T, 2), write(DOUBLE, 2)),
     )
 )
-def forward(step, x, weight, bias, eps, centred, y, statistics):
+def forward(step, x, weight, bias, eps, centred, past, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     for task in prange((x.shape[0] + step - 1) // step):
         a = (
@@ -151,7 +156,7 @@ def forward(step, x, weight, bias, eps, centred, y, statistics):
         b = min(a + step, x.shape[0])
         group = a % weight.shape[0]
         out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
-        normalize_task(group, x[a:b], weight, bias, eps, centred, out, means, variances, rstds)
+        normalize_task(group, x[a:b], weight, bias, eps, centred, past, out, means, variances, rstds)
     length = x.shape[1]
     if length > LONG_ROW:
         for task in prange((length + COLUMNS - 1) // COLUMNS):
@@ -227,7 +232,24 @@ def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, alo
 
 @body
 def differentiate_rows(
-    zero, again, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweight, dbias, outside
+    zero,
+    again,
+    need_x,
+    n,
+    m,
+    a,
+    b,
+    cotangent,
+    x,
+    weight,
+    mean,
+    rstd,
+    centred,
+    past,
+    dx,
+    dweight,
+    dbias,
+    outside,
 ):
     """Groups a … b − 1 of samples n … m − 1. Again, it writes dx of those rows only that are outside.
 
@@ -252,54 +274,27 @@ def differentiate_rows(
             bad += mark_outside(x, rstds, totals, moments, marks)
         if need_x:
             to_means(length, centred, totals, moments)
-            apply_means(zero, again, g, rows, weights, means, rstds, totals, moments, marks, dx[r:e])
+            out = room_for(past and not again, dx[r:e])
+            apply_means(zero, again, g, rows, weights, means, rstds, totals, moments, marks, out)
+            write_out(past and not again, out, dx[r:e])
     return bad
 
 
 @body
-def differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dweights, dbiases):
+def differentiate_task(
+    need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dweights, dbiases
+):
     """Groups a … b − 1 of samples n … m − 1, in the dtype of x, and in float64 where that is too narrow."""
     dweight, dbias = dweights.reshape(weight.shape), dbiases.reshape(weight.shape)
     outside = np.empty((m - n) * (b - a), np.bool_)
-    zero = x.dtype.type(0)
-    if differentiate_rows(
-        zero,
-        False,
-        need_x,
-        n,
-        m,
-        a,
-        b,
-        cotangent,
-        x,
-        weight,
-        mean,
-        rstd,
-        centred,
-        dx,
-        dweight,
-        dbias,
-        outside,
-    ):
-        differentiate_rows(
-            0.0,
-            True,
-            need_x,
-            n,
-            m,
-            a,
-            b,
-            cotangent,
-            x,
-            weight,
-            mean,
-            rstd,
-            centred,
-            dx,
-            dweight,
-            dbias,
-            outside,
-        )
+    task = (
+        *(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred),
+        *(past, dx, dweight, dbias, outside),
+    )
+    if differentiate_rows(x.dtype.type(0), False, *task):
+        differentiate_rows(0.0, True, *task)
+    if past:
+        fence()
 
 
 @body
@@ -316,12 +311,12 @@ def sum_again(cotangent, x, mean, rstd, dweight, dbias):
 
 @twins(
     lambda T: (
-        *(FLAG, FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 2), read(DOUBLE, 2), FLAG),
+        *(FLAG, FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 2), read(DOUBLE, 2), FLAG, FLAG),
         *(write(T, 2), write(T, 3), write(DOUBLE, 3)),
     )
 )
 def backward(
-    need_x, need_affine, step, together, cotangent, x, weight, statistics, centred, dx, partials, totals
+    need_x, need_affine, step, together, cotangent, x, weight, statistics, centred, past, dx, partials, totals
 ):
     mean, rstd = statistics[0], statistics[2]
     dweights, dbiases = partials[0], partials[1]
@@ -333,7 +328,7 @@ def backward(
         t, a = np.int64(task) // across, np.int64(task) % across * together
         n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
         dw, db = dweights[t], dbiases[t]
-        differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, dx, dw, db)
+        differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dw, db)
     if need_affine:
         add_up(dweights, dweight)
         add_up(dbiases, dbias)
@@ -437,6 +432,7 @@ class RowsKernel:
                 affine(bias, 0, dtype, groups, plan.repeat),
                 plan.eps,
                 plan.centred,
+                past_cache(y, max(FORWARD_TASK, length)),
                 y if y.shape == shape else y.reshape(shape),
                 statistics,
             )
@@ -463,11 +459,11 @@ class RowsKernel:
                 affine(weight, 1, x.dtype, (plan.groups, plan.length), plan.repeat),
                 aux,
                 plan.centred,
-                dx.reshape(plan.shape if need_x else (0, plan.length)),
             )
+            out = dx.reshape(plan.shape if need_x else (0, plan.length))
             if by_columns:
                 partials = np.empty((2, -(-plan.length // COLUMNS), plan.rows))
-                self.long_driver[x.dtype](need_x, *given, partials, sums)
+                self.long_driver[x.dtype](need_x, *given, out, partials, sums)
             else:
                 # As many groups of a sample as stay in the first-level cache.
                 together = min(max(1, BLOCK // plan.length), plan.groups)
@@ -475,7 +471,10 @@ class RowsKernel:
                 tasks = samples * -(-plan.groups // together)
                 step = min(max(tasks // BACKWARD_TASKS, LEAST_BACKWARD_ROWS), MOST_BACKWARD_ROWS)
                 partials = np.empty((2, -(-samples // step), size), x.dtype)
-                self.backward_driver[x.dtype](need_x, need_affine, step, together, *given, partials, sums)
+                past = past_cache(dx, max(BLOCK, plan.length))
+                self.backward_driver[x.dtype](
+                    need_x, need_affine, step, together, *given, past, out, partials, sums
+                )
         if plan.repeat > 1:
             sums = sums.reshape(2, 1, -1, plan.repeat).sum(axis=-1)
         return gradients(needs, dx, sums, weight, bias)

@@ -38,6 +38,7 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
 from .memory import empty
+from .stores import fence, past_cache, room_for, write_out
 from .sums import (
     CHUNK,
     add_moments,
@@ -82,7 +83,9 @@ def scale_runs(zero, L, x, centre, scale, shift, y):
 
 
 @body
-def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch):
+def normalize_statistics(
+    zero, z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd, scratch
+):
     """Statistics s … e − 1 of sample z; x and y are [Z, A, S, K * L].
 
     Training writes mean and variance, inference reads them. For how many the dtype of x was not wide
@@ -128,36 +131,35 @@ def normalize_statistics(zero, z, s, e, L, training, x, weight, bias, eps, y, me
         outside[r] = not in_range
         bad += not in_range
     for a in range(A):
-        scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
+        out = room_for(past, y[z, a, s:e])
+        scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, out)
+        write_out(past, out, y[z, a, s:e])
     return bad
 
 
 @body
-def normalize_block(z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd):
+def normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd):
     """As normalize_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
-    zero = x.dtype.type(0)
+    task = (L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
     scratch = np.empty((4, (e - s) * (x.shape[3] // L)))
-    if normalize_statistics(
-        zero, z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd, scratch
-    ):
+    if normalize_statistics(x.dtype.type(0), z, s, e, *task, scratch):
         again = np.empty((4, x.shape[3] // L))
         for r in range(e - s):
             if scratch[3, r] != 0:
-                a, b = s + r, s + r + 1
-                normalize_statistics(
-                    0.0, z, a, b, L, training, x, weight, bias, eps, y, mean, variance, rstd, again
-                )
+                normalize_statistics(0.0, z, s + r, s + r + 1, *task, again)
+    if past:
+        fence()
 
 
-@twins(lambda T: (INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE, write(T, 4), write(DOUBLE, 2)))
-def forward(L, training, x, weight, bias, eps, y, statistics):
+@twins(lambda T: (INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE, FLAG, write(T, 4), write(DOUBLE, 2)))
+def forward(L, training, x, weight, bias, eps, past, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
     S = x.shape[2]
     blocks = blocks_of(x)
     for task in prange(x.shape[0] * blocks):
         z, block = task // blocks, task % blocks
         s, e = block * S // blocks, (block + 1) * S // blocks
-        normalize_block(z, s, e, L, training, x, weight, bias, eps, y, mean, variance, rstd)
+        normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
 
 
 @body
@@ -201,7 +203,7 @@ def differentiate_runs(zero, L, training, cotangent, x, centre, scale, slope, sh
 
 @body
 def differentiate_statistics(
-    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch
+    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias, scratch
 ):
     """Statistics s … e − 1 of sample z.
 
@@ -249,50 +251,35 @@ def differentiate_statistics(
         bad += not in_range
     if need_x:
         for a in range(A):
-            g, values, out = cotangent[z, a, s:e], x[z, a, s:e], dx[z, a, s:e]
+            g, values, out = cotangent[z, a, s:e], x[z, a, s:e], room_for(past, dx[z, a, s:e])
             differentiate_runs(zero, L, training, g, values, centre, scale, slope, shift, out)
+            write_out(past, out, dx[z, a, s:e])
     return bad
 
 
 @body
-def differentiate_block(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias):
+def differentiate_block(
+    z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias
+):
     """As differentiate_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
-    zero = x.dtype.type(0)
+    task = (L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias)
     scratch = np.empty((5, (e - s) * (x.shape[3] // L)))
-    if differentiate_statistics(
-        zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias, scratch
-    ):
+    if differentiate_statistics(x.dtype.type(0), z, s, e, *task, scratch):
         again = np.empty((5, x.shape[3] // L))
         for r in range(e - s):
             if scratch[4, r] != 0:
-                a, b = s + r, s + r + 1
-                differentiate_statistics(
-                    0.0,
-                    z,
-                    a,
-                    b,
-                    L,
-                    training,
-                    need,
-                    cotangent,
-                    x,
-                    weight,
-                    mean,
-                    rstd,
-                    dx,
-                    dweight,
-                    dbias,
-                    again,
-                )
+                differentiate_statistics(0.0, z, s + r, s + r + 1, *task, again)
+    if past:
+        fence()
 
 
 @twins(
     lambda T: (
-        *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 2)),
+        *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 2), FLAG),
         *(write(T, 4), write(DOUBLE, 3)),
     )
 )
-def backward(L, training, need, cotangent, x, weight, statistics, dx, sums):
+def backward(L, training, need, cotangent, x, weight, statistics, past, dx, sums):
     mean, rstd = statistics[0], statistics[2]
     dweight, dbias = sums[0], sums[1]
     S = x.shape[2]
@@ -300,7 +287,9 @@ def backward(L, training, need, cotangent, x, weight, statistics, dx, sums):
     for task in prange(x.shape[0] * blocks):
         z, block = task // blocks, task % blocks
         s, e = block * S // blocks, (block + 1) * S // blocks
-        differentiate_block(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, dx, dweight, dbias)
+        differentiate_block(
+            z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +320,7 @@ class SplitKernel:
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
+                past_cache(y, max(TASK, plan.K * plan.L)),
                 y.reshape(shape),
                 statistics,
             )
@@ -360,6 +350,7 @@ class SplitKernel:
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
+                past_cache(dx, max(TASK, plan.K * plan.L)),
                 dx.reshape(shape if needs[0] else (0, 0, 0, 0)),
                 sums,
             )

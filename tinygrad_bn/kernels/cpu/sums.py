@@ -228,6 +228,33 @@ def sum_squares(zero, values):
 
 
 @body
+def expand(values, times, result):
+    """Each value so many times in a row."""
+    if times == 1:
+        for j in range(values.size):
+            result[j] = values[j]
+    else:
+        for k in range(values.size):
+            value, part = values[k], result[k * times : k * times + times]
+            for j in range(part.size):
+                part[j] = value
+
+
+@body
+def contract(values, times, result):
+    """The sums of so many neighbours each."""
+    if times == 1:
+        for j in range(result.size):
+            result[j] = values[j]
+    else:
+        for k in range(result.size):
+            total, part = 0.0, values[k * times : k * times + times]
+            for j in range(part.size):
+                total += part[j]
+            result[k] = total
+
+
+@body
 def add_up(partials, total):
     """Add the tasks' partial sums to a total in float64, in the order of the tasks."""
     for task in range(partials.shape[0]):
