@@ -179,7 +179,7 @@ PIECES = {
         "layer_norm shape=1101,3 tail=1",
     ),
     "blocks of groups": (
-        "rows.py", "backward", "task % across * together", "0",
+        "rows.py", "backward", "np.int64(task) % across * together", "np.int64(0)",
         "instance_norm shape=17,1367,3 channel_axis=1",
     ),
     "weights of a group": (

@@ -65,7 +65,7 @@ def test_a_setting_is_named(operation, wrong, expected):
 
 def test_a_size_is_named_with_what_was_tried_beyond_it():
     long = words("layer_norm", lambda c: c.count >= 1024)
-    assert long.startswith("only where there are 2053 or more values in a statistic (elsewhere at most 259)")
+    assert long.startswith("only where there are 2053 or more values in a statistic (elsewhere at most 523)")
     short = words("rms_norm", lambda c: c.count <= 2)
     assert short.startswith("only where there are 2 or fewer values in a statistic (elsewhere at least 3)")
 

@@ -262,6 +262,7 @@ def differentiate_rows(
         dbiases[group, :] = 0
     block = max(1, BLOCK // (groups * length)) if groups == G else 1  # so that its rows are neighbours
     sums = np.empty((2, block * groups))
+    aside = past and not again
     bad = 0
     for c in range(n, m, block):
         size = min(block, m - c) * groups
@@ -274,9 +275,9 @@ def differentiate_rows(
             bad += mark_outside(x, rstds, totals, moments, marks)
         if need_x:
             to_means(length, centred, totals, moments)
-            out = room_for(past and not again, dx[r:e])
+            out = room_for(aside, dx[r:e])
             apply_means(zero, again, g, rows, weights, means, rstds, totals, moments, marks, out)
-            write_out(past and not again, out, dx[r:e])
+            write_out(aside, out, dx[r:e])
     return bad
 
 
