@@ -232,26 +232,9 @@ def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, alo
 
 @body
 def differentiate_rows(
-    zero,
-    again,
-    need_x,
-    n,
-    m,
-    a,
-    b,
-    cotangent,
-    x,
-    weight,
-    mean,
-    rstd,
-    centred,
-    past,
-    dx,
-    dweight,
-    dbias,
-    outside,
+    zero, again, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias, bad
 ):
-    """Groups a … b − 1 of samples n … m − 1. Again, it writes dx of those rows only that are outside.
+    """Groups a … b − 1 of samples n … m − 1. Again, it writes dx of those rows only that are marked in bad.
 
     For how many rows the dtype of x was not wide enough is returned.
     """
@@ -263,22 +246,22 @@ def differentiate_rows(
     block = max(1, BLOCK // (groups * length)) if groups == G else 1  # so that its rows are neighbours
     sums = np.empty((2, block * groups))
     aside = past and not again
-    bad = 0
+    number = 0
     for c in range(n, m, block):
         size = min(block, m - c) * groups
         r, k = c * G + a, (c - n) * groups
         e = r + size
         g, rows, means, rstds = cotangent[r:e], x[r:e], mean[r:e], rstd[r:e]
-        totals, moments, marks = sums[0, :size], sums[1, :size], outside[k : k + size]
+        totals, moments, marks = sums[0, :size], sums[1, :size], bad[k : k + size]
         sum_rows(zero, g, rows, weights, means, rstds, dweights, dbiases, totals, moments)
         if not again:
-            bad += mark_outside(x, rstds, totals, moments, marks)
+            number += mark_outside(x, rstds, totals, moments, marks)
         if need_x:
             to_means(length, centred, totals, moments)
             out = room_for(aside, dx[r:e])
             apply_means(zero, again, g, rows, weights, means, rstds, totals, moments, marks, out)
             write_out(aside, out, dx[r:e])
-    return bad
+    return number
 
 
 @body
