@@ -6,7 +6,7 @@ array of two, three or five axes, and which of those are reduced:
 ====== ================== ============================ ============================ ==============
 view   x is read as       reduced                      statistics                   affine index
 ====== ================== ============================ ============================ ==============
-Rows   [R, B]             B                            [R]                          b
+Rows   [R, B]             B                            [R]                          b; see below
 Split  [Z, A, S, K, L]    A, K, L                      [Z * S]                      s * K + k
 Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // B   m // repeat
 ====== ================== ============================ ============================ ==============

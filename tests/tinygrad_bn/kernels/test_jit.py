@@ -86,7 +86,7 @@ def hot_bodies(T):
         split.differentiate_runs: ((T, i, flag, x2, x2, s1, s1, s1, s1, y2), 2),
         cols.tile_moments: ((T, i, x2, layout, s1, s4), 2),
         cols.normalize_tile: ((T, i, x2, layout, s3, flag, y2), 1),
-        cols.tile_sums: ((T, i, layout, x2, x2, fixed, fixed, s4), 1),
+        cols.tile_sums: ((T, i, layout, x2, x2, fixed, s4), 1),
         cols.differentiate_tile: ((T, i, layout, flag, x2, x2, s3, flag, y2), 2),
     }
 

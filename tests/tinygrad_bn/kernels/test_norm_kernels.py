@@ -397,15 +397,14 @@ def test_a_sample_does_not_change_the_bits_of_others(view, twin):
 
 @TWINS
 @pytest.mark.parametrize("view", [Cols(1, 70, 40, 1, EPS), Cols(1, 1700, 40, 1, EPS)], ids=str)
-def test_zeros_are_no_reason_for_float64(view, twin):
-    """A dead channel and a masked cotangent leave the bits of their neighbours as they are."""
-    x, weight, bias, cotangent = draw(view, np.float32)
+def test_a_dead_channel_is_no_reason_for_float64(view, twin):
+    """It leaves the bits of its neighbours' statistics as they are."""
+    x, weight, bias, _ = draw(view, np.float32)
     results = []
     for _ in range(2):
         _, aux = kernel(view, twin).forward(view, x, weight, bias)
-        _, dweight, _ = kernel(view, twin).vjp(view, ALL, cotangent, (x, weight, bias), aux)
-        results.append(np.delete([*aux[:2], dweight], [3, 5], axis=1))
-        x[..., 3], cotangent[..., 5] = 0.1, 0
+        results.append(np.delete(aux[:2], 3, axis=1))
+        x[..., 3] = 0.1
     np.testing.assert_array_equal(*results)
 
 

@@ -44,8 +44,6 @@ INVISIBLE = {
     ),
     "normalize_statistics: in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps) → "
     "in_range &= constant(x[z, 0, s + r, 0], means[0], variances[r], eps)": WIDER,
-    "differentiate_statistics: in_range &= reliable(gx_sum[c], limits) or no_moment(gx_sum[c], rstd[i]) → "
-    "in_range &= reliable(gx_sum[c], limits) or no_moment(gx_sum[0], rstd[i])": WIDER,
     "differentiate_block: again = np.empty((5, x.shape[3] // L)) → again = np.empty((6, x.shape[3] // L))": (
         "more scratch than is used"
     ),
@@ -60,8 +58,8 @@ INVISIBLE = {
     "forward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
     "→ if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,
     "backward_task: if (training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, mean, "
-    "rstd, sums)): → if not ((training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, "
-    "mean, rstd, sums))):": WIDER,
+    "sums)): → if not ((training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, mean, "
+    "sums))):": WIDER,
     "backward_task: differentiate_tile(0.0, task, layout, training, cotangent, x, factors, past, dx) → "
     "differentiate_tile(1.0, task, layout, training, cotangent, x, factors, past, dx)": (
         "here the zero only gives its type"

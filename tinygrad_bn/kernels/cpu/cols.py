@@ -45,7 +45,6 @@ from .sums import (
     fits,
     is_finite,
     limits_of,
-    no_moment,
     reliable,
     samples,
     settled,
@@ -328,7 +327,7 @@ def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, stat
 
 
 @body
-def tile_sums(zero, task, layout, cotangent, x, mean, rstd, sums):
+def tile_sums(zero, task, layout, cotangent, x, mean, sums):
     """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
 
     Whether the dtype of x was wide enough for it is returned.
@@ -351,13 +350,9 @@ def tile_sums(zero, task, layout, cotangent, x, mean, rstd, sums):
     gather(moment, layout, c, sums[z, t, 1])
     k, end = c // repeat, min(d, M) // repeat
     totals, moments = sums[z, t, 0, k:end], sums[z, t, 1, k:end]
-    rstds = rstd[z * (M // B) + c // B : z * (M // B) + min(d, M) // B]
-    steepest = 0.0
-    for j in range(rstds.size):
-        steepest = max(steepest, rstds[j])
     outside = 0
     for j in range(totals.size):
-        if not (is_finite(totals[j]) and (reliable(moments[j], limits) or no_moment(moments[j], steepest))):
+        if not (is_finite(totals[j]) and reliable(moments[j], limits)):
             outside += 1
     return outside == 0
 
@@ -441,10 +436,8 @@ def backward_task(
     block = task if step == 1 else task // down
     for each in range(step, 3 if down == 1 else step + 1):
         if each == 0:
-            if (training or need_affine) and not tile_sums(
-                zero, task, layout, cotangent, x, mean, rstd, sums
-            ):
-                tile_sums(0.0, task, layout, cotangent, x, mean, rstd, sums)
+            if (training or need_affine) and not tile_sums(zero, task, layout, cotangent, x, mean, sums):
+                tile_sums(0.0, task, layout, cotangent, x, mean, sums)
         elif each == 1:
             good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
             state[block] = NARROW if good else WIDE

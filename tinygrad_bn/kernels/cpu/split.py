@@ -48,7 +48,6 @@ from .sums import (
     is_finite,
     limits_of,
     merge_moments,
-    no_moment,
     reliable,
     row_moments,
 )
@@ -235,8 +234,7 @@ def differentiate_statistics(
         moment = 0.0
         if need_affine or training:
             for c in range(r * K, r * K + K):
-                in_range &= is_finite(g_sum[c])
-                in_range &= reliable(gx_sum[c], limits) or no_moment(gx_sum[c], rstd[i])
+                in_range &= is_finite(g_sum[c]) and reliable(gx_sum[c], limits)
                 gx_sum[c] = (gx_sum[c] + rest * g_sum[c]) * rstd[i]
                 total += weight[s * K + c] * g_sum[c]
                 moment += weight[s * K + c] * gx_sum[c]

@@ -22,8 +22,8 @@ CHUNK = 2048
 SAMPLES = 16
 # Shorter rows make do with four: their sums have fewer roundings.
 LONG_ENOUGH = 256
-# What rstd may be for zeros by underflow to do no harm: eps is no less than 1e-12, or values vary enough.
-STEEP = 2.0**20
+# Beside an eps that is no less, a variance below 1e-45 makes no difference.
+LEAST_EPS = 1e-12
 
 
 @body
@@ -67,22 +67,12 @@ def centre_of(mean, rstd):
 
 @body
 def constant(one, mean, squares, eps):
-    """Whether the values are all equal to one of them, as far as their statistics tell.
+    """Whether values are all equal to a certain one, or a pivot near them, as far as their statistics tell.
 
-    Squares whose sum is 0 may have underflowed; but then the mean is hardly equal to one of the values, and a
+    Squares whose sum is 0 may have underflowed; but then the mean is hardly equal to that value, and a
     variance of 0 makes no difference beside an eps of ordinary size.
     """
-    return squares == 0 and mean == one and eps * STEEP * STEEP >= 1
-
-
-@body
-def no_moment(moment, rstd):
-    """Whether a sum of cotangent · (x − mean) is 0, and not by an underflow that matters.
-
-    Products that come to 0 are below 2⁻¹⁴⁹ (float32). Unless rstd is very large, that is nothing beside
-    cotangents that are normal numbers.
-    """
-    return moment == 0 and rstd <= STEEP
+    return squares == 0 and mean == one and eps >= LEAST_EPS
 
 
 @body
