@@ -1,15 +1,15 @@
 """The canonical views: BatchNorm, LayerNorm, InstanceNorm and GroupNorm as three reduction problems.
 
 A view is the plan that a kernel is given. It says how to read a contiguous array, without copying it, as an
-array of two, three or five axes, and which of those are reduced:
+array of two, three or five axes, and which of those are reduced (G: groups):
 
-====== ================== ============================ ============================ ==============
+====== ================== ============================ ============================ =========================
 view   x is read as       reduced                      statistics                   affine index
-====== ================== ============================ ============================ ==============
-Rows   [R, B]             B                            [R]                          b; see below
+====== ================== ============================ ============================ =========================
+Rows   [R, B]             B                            [R]                          (r % G * B + b) // repeat
 Split  [Z, A, S, K, L]    A, K, L                      [Z * S]                      s * K + k
 Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // B   m // repeat
-====== ================== ============================ ============================ ==============
+====== ================== ============================ ============================ =========================
 """
 
 from __future__ import annotations

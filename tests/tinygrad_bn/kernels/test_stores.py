@@ -62,8 +62,9 @@ def test_whole_lines_are_stored_past_the_cache(dtype):
     assert "movnt" in assembly and "sfence" in assembly
 
 
-def results(view, twin, dtype, running=()):
+def results(view, twin, dtype, running=(), scales=1.0):
     x, weight, bias, cotangent = draw(view, dtype)
+    x = (x * scales).astype(dtype)
     pair = kernel(view, twin)
     y, aux = pair.forward(view, x, weight, bias, *running)
     return [y, *pair.vjp(view, ALL, cotangent, (x, weight, bias, *running), aux)]
@@ -92,6 +93,21 @@ def test_large_outputs_have_the_bits_of_small_ones(view, twin, dtype, monkeypatc
     assert not any(counted)
     monkeypatch.setattr(stores, "LARGE", 0)
     large = results(view, twin, dtype)
+    assert any(counted)
+    assert [each.tobytes() for each in large] == [each.tobytes() for each in small]
+
+
+@TWINS
+@pytest.mark.parametrize(
+    ("view", "axis"), [(VIEWS[1], 0), (VIEWS[4], 0), (VIEWS[6], 2), (VIEWS[8], 2), (VIEWS[9], 0)], ids=str
+)
+def test_statistics_out_of_range_leave_those_beside_them(view, axis, twin, monkeypatch, counted):
+    """The pass in float64 writes what is out of range in its place, and nothing else."""
+    shape = [-1 if each == axis else 1 for each in range(len(view.shape))]
+    scales = np.resize([1, 1e-30, 1, 1e25, 1], view.shape[axis]).reshape(shape)
+    small = results(view, twin, np.float32, scales=scales)
+    monkeypatch.setattr(stores, "LARGE", 0)
+    large = results(view, twin, np.float32, scales=scales)
     assert any(counted)
     assert [each.tobytes() for each in large] == [each.tobytes() for each in small]
 
