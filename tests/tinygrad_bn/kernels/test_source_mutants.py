@@ -53,17 +53,8 @@ INVISIBLE = {
     "for task in numba.prange((x.size + TASK - 1) * TASK): (2)": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
-    "forward_task: normalize_tile(0.0, task, x, layout, factors, past, y) → "
-    "normalize_tile(1.0, task, x, layout, factors, past, y)": "here the zero only gives its type",
     "forward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
     "→ if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,
-    "backward_task: if (training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, mean, "
-    "sums)): → if not ((training or need_affine) and (not tile_sums(zero, task, layout, cotangent, x, mean, "
-    "sums))):": WIDER,
-    "backward_task: differentiate_tile(0.0, task, layout, training, cotangent, x, factors, past, dx) → "
-    "differentiate_tile(1.0, task, layout, training, cotangent, x, factors, past, dx)": (
-        "here the zero only gives its type"
-    ),
     "tile_sums: k, end = (c // repeat, min(d, M) // repeat) → "
     "k, end = (c // repeat, min(d, M) * repeat)": "looks at sums of other channels too, which are in range",
 }
