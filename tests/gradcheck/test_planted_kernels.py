@@ -179,8 +179,8 @@ PIECES = {
         "layer_norm shape=1101,3 tail=1",
     ),
     "blocks of groups": (
-        "rows.py", "backward", "np.int64(task) % across * together", "np.int64(0)",
-        "instance_norm shape=17,1367,3 channel_axis=1",
+        "rows.py", "differentiate_rows", "= weight[a:b]", "= weight[: b - a]",
+        "group_norm shape=17,1370,3 channel_axis=1 groups=685",
     ),
     "weights of a group": (
         "rows.py", "sum_rows", "group + 1 if", "group if",
