@@ -162,8 +162,9 @@ def _ill_values(operation: str, mode: str) -> Iterator[Configuration]:
 # a run of values is summed in chunks of 2048, and few rows that are longer are differentiated in blocks of so
 # many columns; rows are handed out in tasks of 8192 values, their gradients summed over at most 64 rows, in
 # blocks of 4096 values, by which the groups of short stretches are shared out too; channels last are joined
-# to rows of about 512, two of which are summed at a time, and cut into tiles of 128 rows by 1024 columns, as
-# many short stretches of channels first are; masks are drawn, and spread over elements, in tasks of 65536.
+# to rows of about 512, two of which are summed at a time, and cut into tiles of 128 rows by 1024 columns, or
+# 2048 where there are more rows, as short stretches of channels first are; masks are drawn, and spread over
+# elements, in tasks of 65536.
 # These shapes are a little longer, with an odd last piece.
 
 

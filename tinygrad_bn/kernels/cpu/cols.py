@@ -536,7 +536,7 @@ class ColsKernel:
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 affine(bias, 0, x.dtype, (plan.channels,)),
                 plan.eps,
-                past_cache(y, TILE_COLUMNS),
+                past_cache(y, layout_of(plan)[-1]),
                 y.reshape(shape),
                 *scratch(plan, 3),
                 statistics,
@@ -568,7 +568,7 @@ class ColsKernel:
                 affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
                 *scratch(plan, 4),
-                past_cache(dx, TILE_COLUMNS),
+                past_cache(dx, layout_of(plan)[-1]),
                 dx.reshape(shape if need_x else (0, 0)),
                 totals,
             )

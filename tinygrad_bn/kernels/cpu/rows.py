@@ -1,7 +1,7 @@
 """The family *rows*: LayerNorm and RMSNorm, which normalize each row of [R, B]; and what is like it.
 
 InstanceNorm and GroupNorm of short runs of neighbours are the same problem with weights that differ from row
-to row: those of row r are ``weight[r % groups]``. As many successive rows are a *sample*.
+to row: those of row r are ``weight[r % groups]``. One row of each group, in order, is a *sample*.
 
 Forward, for one row with mean μ and variance σ² (RMSNorm: μ = 0 and the mean square)::
 

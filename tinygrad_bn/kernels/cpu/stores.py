@@ -10,6 +10,8 @@ the second-level cache, by the loops that otherwise write it in its place, and c
     made = room_for(past, out)
     …
     write_out(past, made, out)
+
+A task that may have done so calls ``fence`` at its end, once: it may wait for all its stores.
 """
 
 from __future__ import annotations
