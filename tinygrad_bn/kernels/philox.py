@@ -17,8 +17,8 @@ computes it.
 - Packed, decision e is bit e % 8 of byte e // 8, and 1 keeps. The last byte is whole: its spare bits hold the
   decisions that would follow.
 
-`philox4x32`, `keep_byte` and `keep_nibble` are plain arithmetic on uint64: the same source runs on NumPy
-arrays and is compiled, unchanged, by numba for CPU and CUDA.
+`philox4x32`, `keep_byte` and `keep_nibble` are plain arithmetic on uint64. On NumPy arrays they are the
+reference for every kernel; and `philox4x32` makes the vector instructions of the CPU's, unchanged.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
 """
@@ -65,7 +65,7 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[An
 
 
 # Adding kept = 2^16 − threshold to a 16-bit lane carries into bit 16 exactly where lane >= threshold
-# (likewise with 32 bits): a comparison without a branch or a boolean, alike in NumPy, numba and CUDA.
+# (likewise with 32 bits): a comparison without a boolean array.
 
 
 def keep_byte(w0: Any, w1: Any, w2: Any, w3: Any, kept: Any) -> Any:

@@ -50,8 +50,6 @@ INVISIBLE = {
     "multiply: for task in numba.prange((drawn.size + chunk - 1) // chunk): → "
     "for task in numba.prange((drawn.size + chunk - 1) * chunk):": PAST,
     "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
-    "for task in numba.prange((x.size + TASK - 1) * TASK): (2)": PAST,
-    "multiply: for task in numba.prange((x.size + TASK - 1) // TASK): → "
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
     "forward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
     "→ if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,

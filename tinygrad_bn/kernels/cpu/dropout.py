@@ -2,8 +2,8 @@
 
 The backward pass expands the same bits over the cotangent. Every way of sharing decisions (spatial,
 variational, per row, …) is one driver over the runs of `masks.runs`, and a constant scale is a mask of one
-shared decision. Where no decision is shared, a few are drawn and expanded at a time, while they are in the
-first-level cache; where some are, all are drawn first.
+shared decision. Where no decision is shared, each word of them is expanded as soon as it is drawn; where some
+are, all are drawn first.
 """
 
 from __future__ import annotations
@@ -14,113 +14,65 @@ from functools import lru_cache
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from .. import philox
 from ..masks import Mask, Scale, runs
-from ..philox import FOUR, ONE, SEVEN, THIRTY_TWO, THREE, TWO, WORD
+from ..philox import ONE, SEVEN, SIX, SIXTEEN
 from .arrays import Array, contiguous
+from .decisions import decide_by_16, decide_by_32, scale_or_zero
 from .jit import FLAG, INT, Driver, read, twins, write
 from .memory import empty
 
-TASK = 1 << 16  # decisions that one task draws, and elements that one task expands them over
-PIECE = 1 << 9  # decisions that are drawn and expanded at a time
-EIGHT = np.uint64(8)
-KEPT, NOTHING = np.array([0xFF], dtype=np.uint8), np.empty(0, np.uint8)
+TASK = 1 << 16  # decisions that one task draws, and elements that one task expands them over; whole words
+ZERO, LAST, SIXTY_FOUR = np.uint64(0), np.uint64(63), np.uint64(64)
+WORDS = np.dtype(np.uint64)
+KEPT, NOTHING = np.array([2**64 - 1], WORDS), np.empty(0, WORDS)
 KEY = types.UniTuple(types.uint64, 3)
 
 # Left to itself LLVM calls a function of this size, and does not vectorize the loop around it.
 inlined = numba.njit(inline="always")
-philox4x32 = inlined(philox.philox4x32)
-keep_byte = inlined(philox.keep_byte)
-keep_nibble = inlined(philox.keep_nibble)
 
 
-@numba.njit
-def draw_16(bits, first, c2, c3, k0, k1, kept):
-    """Bytes first, first + 1, … of the packed mask, where lanes have 16 bits: one block for each."""
-    for i in range(bits.size):
-        block = first + np.uint64(i)
-        w0, w1, w2, w3 = philox4x32(block & WORD, block >> THIRTY_TWO, c2, c3, k0, k1)
-        bits[i] = keep_byte(w0, w1, w2, w3, kept)
-
-
-@numba.njit
-def draw_32(bits, first, c2, c3, k0, k1, kept):
-    """Bytes first, first + 1, … of the packed mask, where lanes have 32 bits: two blocks for each."""
-    for i in range(bits.size):
-        block = TWO * (first + np.uint64(i))
-        w0, w1, w2, w3 = philox4x32(block & WORD, block >> THIRTY_TWO, c2, c3, k0, k1)
-        low = keep_nibble(w0, w1, w2, w3, kept)
-        block += ONE
-        w0, w1, w2, w3 = philox4x32(block & WORD, block >> THIRTY_TWO, c2, c3, k0, k1)
-        bits[i] = low | (keep_nibble(w0, w1, w2, w3, kept) << FOUR)
-
-
-@numba.njit
-def draw(bits, start, stop, key, kept, wide):
-    """Bytes start … stop − 1 of the packed mask of a key (seed, stream, call)."""
+@inlined
+def decide(number, key, kept, wide):
+    """Word `number` of the packed mask of a key (seed, stream, call): its decisions from 64 · number on."""
     seed, stream, call = key
-    k0, k1 = seed & WORD, seed >> THIRTY_TWO
     if wide:
-        draw_32(bits[start:stop], np.uint64(start), call, stream, k0, k1, kept)
-    else:
-        draw_16(bits[start:stop], np.uint64(start), call, stream, k0, k1, kept)
+        return decide_by_32(number, seed, stream, call, kept)
+    return decide_by_16(number, seed, stream, call, kept)
 
 
-@intrinsic
-def scale_or_zero_8(_context, keep, x, y, at, scale):
-    """y[at:at + 8] = x[at:at + 8] * scale where the bit of the byte `keep` is set, +0 elsewhere.
-
-    The byte as it stands is the condition of a vector select; taking bit after bit is seven times slower.
-    """
-
-    def codegen(context, builder, _signature, arguments):
-        keep_value, x_value, y_value, at_value, scale_value = arguments
-        vector = ir.VectorType(context.get_data_type(x.dtype), 8)
-        undefined, zero = ir.Constant(vector, ir.Undefined), ir.Constant(vector, None)
-        alignment = x.dtype.bitwidth // 8  # of one element: a run of decisions starts anywhere
-
-        def eight(array_type, value):
-            data = context.make_array(array_type)(context, builder, value).data
-            return builder.bitcast(builder.gep(data, [at_value]), vector.as_pointer())
-
-        first = builder.insert_element(undefined, scale_value, ir.Constant(ir.IntType(32), 0))
-        scales = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), 8), None))
-        scaled = builder.fmul(builder.load(eight(x, x_value), align=alignment), scales)
-        lanes = builder.bitcast(keep_value, ir.VectorType(ir.IntType(1), 8))
-        builder.store(builder.select(lanes, scaled, zero), eight(y, y_value), align=alignment)
-        return context.get_dummy_value()
-
-    return types.void(keep, x, y, at, scale), codegen
+@numba.njit
+def draw(words, first, key, kept, wide):
+    """Words first, first + 1, … of the packed mask."""
+    for i in range(words.size):
+        words[i] = decide(np.uint64(first + i), key, kept, wide)
 
 
 # Unsigned indices below: for signed ones numba asks whether they count from the end, in every iteration.
 
 
 @inlined
-def bit_at(bits, at):
-    return (np.uint64(bits[at >> THREE]) >> (at & SEVEN)) & ONE
+def bit_at(words, at):
+    return (words[at >> SIX] >> (at & LAST)) & ONE
 
 
 @inlined
-def eight_bits_at(bits, at):
-    """Bits at … at + 7, which lie in one byte or in two; never reads a byte that holds none of them."""
-    low, high = np.uint64(bits[at >> THREE]), np.uint64(bits[(at + SEVEN) >> THREE])
-    return np.uint8((low >> (at & SEVEN)) | (high << (EIGHT - (at & SEVEN))))
+def eight_bits_at(words, at):
+    """Bits at … at + 7, which lie in one word or in two; never reads a word that holds none of them."""
+    low, high = words[at >> SIX], words[(at + SEVEN) >> SIX]
+    return np.uint8((low >> (at & LAST)) | (high << ONE << (LAST - (at & LAST))))
 
 
 @inlined
-def expand_own(x, bits, first, y, start, stop, scale):
+def expand_own(x, words, first, y, start, stop, scale):
     """A run in which every element has a decision of its own, from bit `first` on."""
     whole = stop - (stop - start) % 8
     for j in range(start, whole, 8):
-        scale_or_zero_8(eight_bits_at(bits, np.uint64(first + j - start)), x, y, j, scale)
+        scale_or_zero(eight_bits_at(words, np.uint64(first + j - start)), x, y, j, scale)
     for j in range(whole, stop):
         at = np.uint64(j)
-        y[at] = x[at] * scale if bit_at(bits, np.uint64(first + j - start)) else 0
+        y[at] = x[at] * scale if bit_at(words, np.uint64(first + j - start)) else 0
 
 
 @inlined
@@ -135,7 +87,7 @@ def expand_shared(x, keep, y, start, stop, scale):
 
 
 @numba.njit(_nrt=True)  # its driver is compiled without numba's runtime, which `place` needs
-def expand_part(x, bits, y, scale, lengths, steps, start, stop):
+def expand_part(x, words, y, scale, lengths, steps, start, stop):
     """Elements start … stop − 1: walk the last run again and again, counting the others like an odometer."""
     outer = lengths.size - 1
     length, own = lengths[outer], steps[outer] != 0
@@ -148,9 +100,9 @@ def expand_part(x, bits, y, scale, lengths, steps, start, stop):
     while start < stop:
         end = min(start + length - offset, stop)
         if own:
-            expand_own(x, bits, decision + offset, y, start, end, scale)
+            expand_own(x, words, decision + offset, y, start, end, scale)
         else:
-            expand_shared(x, bit_at(bits, np.uint64(decision)), y, start, end, scale)
+            expand_shared(x, bit_at(words, np.uint64(decision)), y, start, end, scale)
         start, offset = end, 0
         axis = outer - 1
         while axis >= 0:
@@ -163,31 +115,47 @@ def expand_part(x, bits, y, scale, lengths, steps, start, stop):
             axis -= 1
 
 
+@numba.njit
+def draw_and_expand(x, drawn, y, scale, start, stop, key, kept, wide):
+    """Elements start … stop − 1, each with a decision of its own; start is a multiple of 64.
+
+    Drawing and expanding by turns, so few at a time that the core has several of both begun at once: it draws
+    while it waits for x.
+    """
+    first, last = np.uint64(start // 64), np.uint64(stop // 64)
+    for number in range(first, last):
+        word = decide(number, key, kept, wide)
+        drawn[number] = word
+        for e in range(ZERO, SIXTY_FOUR, SIXTEEN):
+            scale_or_zero(np.uint16(word >> e), x, y, SIXTY_FOUR * number + e, scale)
+    if stop % 64 != 0:
+        drawn[last] = decide(last, key, kept, wide)
+        expand_own(x, drawn, stop - stop % 64, y, stop - stop % 64, stop, scale)
+
+
 @twins(
     lambda dtype: (
         *(read(dtype, 1), write(dtype, 1), dtype, read(INT, 1), read(INT, 1)),
-        *(read(types.uint8, 1), write(types.uint8, 1), KEY, types.uint64, FLAG),
+        *(read(types.uint64, 1), write(types.uint64, 1), KEY, types.uint64, FLAG),
     )
 )
-def multiply(x, y, scale, lengths, steps, bits, drawn, key, kept, wide):
-    """y = x * scale where the bits keep, +0 where they drop; first draw them, where `drawn` is `bits`.
+def multiply(x, y, scale, lengths, steps, words, drawn, key, kept, wide):
+    """y = x * scale where the bits keep, +0 where they drop; first draw them, where `drawn` is `words`.
 
     Otherwise `drawn` is empty. It is the same memory for writing: bits that are kept may be read-only.
     """
     if drawn.size != 0 and lengths.size == 1 and steps[0] != 0:
         for task in numba.prange((x.size + TASK - 1) // TASK):
-            end = min(task * TASK + TASK, x.size)
-            for start in range(task * TASK, end, PIECE):
-                stop = min(start + PIECE, end)
-                draw(drawn, start // 8, (stop + 7) // 8, key, kept, wide)
-                expand_own(x, bits, start, y, start, stop, scale)
+            start = task * TASK
+            draw_and_expand(x, drawn, y, scale, start, min(start + TASK, x.size), key, kept, wide)
     else:
-        chunk = TASK // 8
+        chunk = TASK // 64
         for task in numba.prange((drawn.size + chunk - 1) // chunk):
-            draw(drawn, task * chunk, min(task * chunk + chunk, drawn.size), key, kept, wide)
+            first = task * chunk
+            draw(drawn[first : min(first + chunk, drawn.size)], first, key, kept, wide)
         for task in numba.prange((x.size + TASK - 1) // TASK):
             start = task * TASK
-            expand_part(x, bits, y, scale, lengths, steps, start, min(start + TASK, x.size))
+            expand_part(x, words, y, scale, lengths, steps, start, min(start + TASK, x.size))
 
 
 @lru_cache(maxsize=1024)
@@ -205,8 +173,8 @@ class DropoutKernel:
 
     def forward(self, plan: Mask, x: Array) -> tuple[Array, tuple[Array]]:
         plan.check_shape("x", x)
-        bits = empty(((plan.decisions + 7) // 8,), np.dtype(np.uint8))
-        return self._multiplied(plan, x, bits, bits), (bits,)
+        words = empty(((plan.decisions + 63) // 64,), WORDS)
+        return self._multiplied(plan, x, words, words), (words,)
 
     def vjp(
         self, plan: Mask, needs: Sequence[bool], cotangent: Array, arrays: Sequence[object], aux: tuple[Array]
@@ -214,7 +182,7 @@ class DropoutKernel:
         plan.check_shape("cotangent", cotangent)
         return (self._multiplied(plan, cotangent, aux[0], NOTHING) if needs[0] else None,)
 
-    def _multiplied(self, plan: Mask, x: Array, bits: Array, drawn: Array) -> Array:
+    def _multiplied(self, plan: Mask, x: Array, words: Array, drawn: Array) -> Array:
         y = empty(x.shape, x.dtype)
         quantised = plan.quantised
         self.driver[x.dtype](
@@ -222,7 +190,7 @@ class DropoutKernel:
             y.reshape(-1),
             plan.scale,
             *lengths_and_steps(plan.shape, plan.mask_shape),
-            bits,
+            words,
             drawn,
             (plan.seed, plan.stream, plan.call),
             quantised.kept,
