@@ -138,7 +138,8 @@ def unwrap(
         array = convert(value)
         arrays.append(array)
         edges.append(None)
-        avals.append(aval(array.shape, array.dtype) if devices.is_array(array) else array)
+        known = type(array) is np.ndarray or devices.is_array(array)
+        avals.append(aval(array.shape, array.dtype) if known else array)
     if lists is not None:
         for array in arrays:
             if type(array) is not np.ndarray and devices.on_device(array):

@@ -19,7 +19,8 @@ from functools import lru_cache
 from math import prod
 
 # A model makes the same few calls again and again, and the view of a small one would cost more than its
-# kernel. Equal arguments give equal views.
+# kernel. Equal arguments give the same view, and what is remembered of a view is found by which one it is:
+# a call looks several times, and to hash all fields each time would show.
 remembered = lru_cache(maxsize=1024)
 
 # Channels first in stretches that are shorter than SHORT, and not too few of them, are read as columns, whose
@@ -29,7 +30,7 @@ SHORT, LONG = 256, 1024
 VERY_SHORT, MANY = 32, 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """x as ``[rows, length]``: each row is normalized; ``centred=False`` is RMSNorm.
 
@@ -57,7 +58,7 @@ class Rows:
         return self.groups * self.length // self.repeat
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """x as ``[Z, A, S, K, L]``, one statistic for each (z, s): channels first."""
 
@@ -81,7 +82,7 @@ class Split:
         return self.S * self.K
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cols:
     """x as ``[Z, A, M]``, one statistic for each z and each B neighbours along M: channels last.
 

@@ -5,6 +5,7 @@ of `kernels/philox.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -150,13 +151,19 @@ def dropout(
     axes = () if axis is None else axis if isinstance(axis, (tuple, list)) else (axis,)
     arguments = (p, mode, axis is None, *axes)
     if training:
-        draw = (generator or default_generator()).next_call
-        return _dropout.remembered((input,), _attributes, arguments, kernel, lambda: draw()._asdict())[0]
+        draw = partial(_draw, generator or default_generator())
+        return _dropout.remembered((input,), _attributes, arguments, kernel, draw)[0]
     _attributes((input.shape,), *arguments)
     _dropout.check((input,), kernel)
     if mode == "upscale_in_train":
         return _identity(input)
     return _scale(input, kernel=kernel, factor=1.0 - philox.quantise(p).p)
+
+
+def _draw(generator: Generator) -> dict[str, Any]:
+    """The attributes that differ from call to call."""
+    seed, stream, call = generator.next_call()
+    return {"seed": seed, "stream": stream, "call": call}
 
 
 def _identity(input: Any) -> Tensor:
