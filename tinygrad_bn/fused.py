@@ -41,13 +41,23 @@ class _Run:
     __slots__ = ("attributes", "kernel", "plan", "shape", "target")
 
     def __init__(
-        self, kernel: Kernel | None, plan: Any, attributes: Mapping[str, Any], shape: tuple[int, ...]
+        self,
+        kernel: Kernel | None,
+        target: Any,
+        plan: Any,
+        attributes: Mapping[str, Any],
+        shape: tuple[int, ...],
     ):
         self.kernel = kernel
-        self.target = None if kernel is None else kernel.resolve()
+        self.target = target
         self.plan = plan
         self.attributes = attributes
         self.shape = shape
+
+    def drawn(self, attributes: Mapping[str, Any]) -> _Run:
+        """The same with attributes that differ from call to call."""
+        plan = self.plan.drawn(**attributes)
+        return _Run(self.kernel, self.target, plan, {**self.attributes, **attributes}, self.shape)
 
     def __call__(self, operation: str, method: str, array: Any, *arguments: Any) -> Any:
         """What a method of the kernel gives, on the device of an array, which need not be the one in use."""
@@ -133,7 +143,7 @@ class Fused:
         dtypes is found once. Arguments are told apart by value and type, except 0.0 and -0.0.
 
         draw: gives, once everything is checked, those attributes that differ from call to call. No kernel is
-            chosen by them.
+            chosen by them; the plan takes them by a method `drawn`.
         """
         arrays, edges, avals = self._arrays(inputs)
         key = (attributes, _device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
@@ -147,10 +157,7 @@ class Fused:
                 self._runs.clear()
             if key:
                 self._runs[key] = run
-        if draw is not None:
-            drawn = {**run.attributes, **draw()}
-            run = _Run(run.kernel, _plan(self.spec, arrays, drawn), drawn, run.shape)
-        return self._ran(inputs, arrays, edges, avals, run)
+        return self._ran(inputs, arrays, edges, avals, run if draw is None else run.drawn(draw()))
 
     def _resolved(self, arrays: Sequence[Any], attributes: Mapping[str, Any], kernel: str | None) -> _Run:
         """What a call comes to."""
@@ -158,7 +165,8 @@ class Fused:
         attributes = owned(attributes)
         plan = _plan(self.spec, arrays, attributes)
         chosen = _choose(self.spec, plan, arrays[0], _device(arrays[0]), kernel)
-        return _Run(chosen, plan, attributes, self._shape(arrays, attributes))
+        target = None if chosen is None else chosen.resolve()
+        return _Run(chosen, target, plan, attributes, self._shape(arrays, attributes))
 
     def _ran(
         self,

@@ -47,6 +47,10 @@ class Mask:
                 f"got {self.mask_shape}"
             )
 
+    def drawn(self, seed: int, stream: int, call: int) -> Mask:
+        """The same with another key."""
+        return Mask(self.shape, self.mask_shape, seed, stream, call, self.quantised, self.scale)
+
     @property
     def decisions(self) -> int:
         """How many decisions the mask holds."""
