@@ -172,6 +172,6 @@ PROBES: dict[str, Callable[[Case], None]] = {
     "memory layouts": _layouts,
     "linear in the cotangent": linear_in_the_cotangent,
 }
-# Each of the last questions would be answered by a fault in one of the first, and accuse it twice.
+# Each of the last questions would be answered by a fault in an earlier one of the first, and accuse it twice.
 TELLING = {"backward repeats", "calls are independent", "masks agree"}
-FOLLOWING = {"memory layouts", "linear in the cotangent"}
+FOLLOWING = {"calls are independent", "memory layouts", "linear in the cotangent"}

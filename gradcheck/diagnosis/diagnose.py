@@ -126,7 +126,8 @@ def _of_mask(
     search = _Search(target, Factors.of_mask(), unit)
     hypotheses = mistakes.of_mask(mask, kept, scale, cotangent, target)
     right = next(hypotheses)
-    return search.simplest(right, hypotheses) or search.refusal(right, mask.name, None)
+    found = search.simplest(right, hypotheses) or search.refusal(right, mask.name, None)
+    return found if found.wrong else None  # where x is zero, the mask that was seen may be another
 
 
 class _Search:
