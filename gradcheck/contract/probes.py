@@ -129,7 +129,7 @@ def _returned_arrays_last(case: Case) -> None:
 
 
 def _layouts(case: Case) -> None:
-    """The same numbers in another memory layout give the same gradients: as cotangent, then as inputs."""
+    """The same numbers in another memory layout give the same gradients: as cotangent, as inputs, as both."""
     subject, inputs, run = case.subject, case.subject.inputs, case.run
     misread: dict[str, Difference] = {}
 
@@ -143,6 +143,7 @@ def _layouts(case: Case) -> None:
         if case.cotangent.ndim or any(x.ndim for x in subject.wanted()):
             moved = Run.forward(subject, subject.moved(lay))
             compare(f"{label} inputs", moved.backward(case.cotangent), case.expected)
+            compare(f"{label} inputs and cotangent", moved.backward(lay(case.cotangent)), case.expected)
     for label, expanded in expansions(case.cotangent):
         dense = expanded.copy()
         expected = Expected(subject, inputs, case.output, dense, run.backward(dense))

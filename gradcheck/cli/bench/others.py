@@ -179,7 +179,7 @@ def growth(
         if case.elements <= min(sizes) * 1.1 * case.shape[0]:  # else a sample alone is larger
             chosen.setdefault((case.operation, case.dtype), case)
     missing = [case.operation for case in declared if (case.operation, case.dtype) not in chosen]
-    if missing:
+    if missing and (operations or not chosen):
         raise click.UsageError(
             f"--elements: {min(sizes)} is too few for {missing[0]}, a sample of which is larger; give more"
         )
