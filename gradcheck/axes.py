@@ -348,14 +348,20 @@ def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(",")) if text else ()
 
 
-def _words(text: str) -> str:
-    return text.replace("_", " ")
+def _values(text: str) -> str:
+    words = text.replace("_", " ")
+    if words not in VALUES:
+        raise ValueError
+    return words
 
 
 SETTINGS: dict[str, Callable[[str], Any]] = {
     "shape": _integers, "channel_axis": int, "groups": int, "tail": int, "mask_axes": _integers, "p": float,
-    "scaling": str, "affine": str, "mode": str, "dtype": str, "layout": str, "eps": float, "values": _words,
+    "scaling": str, "affine": str, "mode": str, "dtype": str, "layout": str, "eps": float, "values": _values,
 }  # fmt: skip
 """How the text of each setting is read."""
 
-WANTED = {_integers: "whole numbers with commas between", int: "a whole number", float: "a number"}
+WANTED = {
+    _integers: "whole numbers with commas between", int: "a whole number", float: "a number",
+    _values: f"one of {', '.join(VALUES).replace(' ', '_').replace(',_', ', ')}",
+}  # fmt: skip

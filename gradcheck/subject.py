@@ -132,7 +132,7 @@ class Subject:
             way_out = (
                 "; return real and imaginary parts as the last axis"
                 if output.dtype.kind == "c"
-                else f"; end with output.astype({self.dtype})"
+                else f"; convert it to {self.dtype}"
             )
             raise Violation(Verdict.ERROR, reason + way_out)
         return output, Context(result[1], state, left)

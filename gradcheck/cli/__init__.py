@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ COMMANDS = {
     "doctor": ("gradcheck.cli.doctor:doctor", "What is installed here, what is missing, and how to mend it."),
     "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
-INTERNAL_ERROR, INTERRUPTED = 3, 130
+INTERNAL_ERROR, INTERRUPTED, UNREAD = 3, 130, 141
 
 ARGUMENTS = "gradcheck.arguments"
 """Where a context keeps the words of the command line."""
@@ -76,6 +77,9 @@ class _Lazy(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             context.exit(INTERRUPTED)
+        except BrokenPipeError:  # as into `head`; click's exit status would be 1, that of a check that failed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+            context.exit(UNREAD)
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -94,7 +98,8 @@ def cli() -> None:
     """Fused normalization and dropout operations, and the proof that their gradients are right.
 
     Data goes to stdout, talk to stderr. Exit status: 0 all passed, 1 a check failed, 2 wrong usage,
-    3 internal error or broken plugin, 4 nothing selected, 130 interrupted.
+    3 internal error or broken plugin, 4 nothing selected, 130 interrupted,
+    141 nobody reads stdout.
     """
 
 

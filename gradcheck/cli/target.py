@@ -182,7 +182,15 @@ class Target:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known) or 'none'}"
             raise click.UsageError(f"--target: {self._path} has no function {name!r}; {hint}") from None
-        found = found.apply if isinstance(found, type) and hasattr(found, "apply") else found
+        if isinstance(found, type):
+            try:
+                shared.refuse_class(found)  # that of a layer, which may have an `apply` of another kind
+            except TypeError:
+                raise click.UsageError(
+                    f"--target: {name} in {self._path} is a class, wanted a function; name an object of it: "
+                    f"{name.lower()} = {name}(…)"
+                ) from None
+            found = getattr(found, "apply", None)  # of a Function, which is not known here by its type
         if not callable(found):
             raise click.UsageError(
                 f"--target: {name} in {self._path} is not callable but of type {type(found).__name__}"

@@ -50,8 +50,8 @@ def _factors(case: Case) -> Iterator[float]:
 
 
 def _require_additive(case: Case) -> None:
-    """vjp(a + b + c) = vjp(a) + vjp(b) + vjp(c), where the elements of c sum to exactly zero."""
-    parts = [case.cotangent, case.second]
+    """vjp(a + b + c) = vjp(a) + vjp(b) + vjp(c), where b is all ones, and the elements of c sum to zero."""
+    parts = [case.cotangent, np.ones_like(case.cotangent)]
     if case.output.size > 1:
         parts.append(_one_up_one_down(case))
     gradients = [case.expected.gradients, *(case.run.backward(part) for part in parts[1:])]

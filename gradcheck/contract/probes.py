@@ -129,7 +129,7 @@ def _returned_arrays_last(case: Case) -> None:
 
 
 def _layouts(case: Case) -> None:
-    """The same numbers in another memory layout give the same gradients: as cotangent, then as inputs."""
+    """The same numbers in another memory layout give the same gradients: as cotangent, as inputs, as both."""
     subject, inputs, run = case.subject, case.subject.inputs, case.run
     misread: dict[str, Difference] = {}
 
@@ -143,6 +143,7 @@ def _layouts(case: Case) -> None:
         if case.cotangent.ndim or any(x.ndim for x in subject.wanted()):
             moved = Run.forward(subject, subject.moved(lay))
             compare(f"{label} inputs", moved.backward(case.cotangent), case.expected)
+            compare(f"{label} inputs and cotangent", moved.backward(lay(case.cotangent)), case.expected)
     for label, expanded in expansions(case.cotangent):
         dense = expanded.copy()
         expected = Expected(subject, inputs, case.output, dense, run.backward(dense))
@@ -172,6 +173,6 @@ PROBES: dict[str, Callable[[Case], None]] = {
     "memory layouts": _layouts,
     "linear in the cotangent": linear_in_the_cotangent,
 }
-# Each of the last questions would be answered by a fault in one of the first, and accuse it twice.
+# Each of the last questions would be answered by a fault in an earlier one of the first, and accuse it twice.
 TELLING = {"backward repeats", "calls are independent", "masks agree"}
-FOLLOWING = {"memory layouts", "linear in the cotangent"}
+FOLLOWING = {"calls are independent", "memory layouts", "linear in the cotangent"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from gradcheck.budget import SAFETY, jiggled, rounding_floor
 from gradcheck.diagnosis import mistakes
-from gradcheck.diagnosis.factors import Factors
+from gradcheck.diagnosis.factors import DEVIATION, Factors
 from gradcheck.diagnosis.mistakes import Hypothesis
 from gradcheck.diagnosis.terms import Family, Inputs, Mask, Norm
 from gradcheck.judge import FLOAT32, like_float32
@@ -35,11 +35,15 @@ SIMPLE = 1  # a mistake of this complexity needs no simpler explanation
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The coefficients of the terms, the part of the gradient that they do not explain, and the sentence."""
+    """The coefficients of the terms, the part of the gradient that they do not explain, and the sentence.
+
+    wrong: whether the sentence names a mistake; False where the gradient is that of the right formula.
+    """
 
     terms: tuple[tuple[str, float], ...]
     residual: float
     sentence: str
+    wrong: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,13 @@ class _Fit:
     residual: float  # relative to the gradient
     explains: bool
 
-    def diagnosis(self, sentence: str) -> Diagnosis:
+    def diagnosis(self, sentence: str, wrong: bool = True) -> Diagnosis:
         snapped = [
             next((nice for nice in (0.0, 1.0, -1.0) if abs(c - nice) <= max(e, 1e-12)), float(c))
             for c, e in zip(self.coefficients, self.errors, strict=True)
         ]
-        return Diagnosis(tuple(zip(self.hypothesis.terms, snapped, strict=True)), self.residual, sentence)
+        terms = tuple(zip(self.hypothesis.terms, snapped, strict=True))
+        return Diagnosis(terms, self.residual, sentence, wrong)
 
 
 def diagnose(
@@ -121,7 +126,8 @@ def _of_mask(
     search = _Search(target, Factors.of_mask(), unit)
     hypotheses = mistakes.of_mask(mask, kept, scale, cotangent, target)
     right = next(hypotheses)
-    return search.simplest(right, hypotheses) or search.refusal(right, mask.name, None)
+    found = search.simplest(right, hypotheses) or search.refusal(right, mask.name, None)
+    return found if found.wrong else None  # where x is zero, the mask that was seen may be another
 
 
 class _Search:
@@ -136,7 +142,7 @@ class _Search:
         best: tuple[int, Diagnosis] | None = None
         for hypothesis in itertools.chain([right], *others):
             fit = self.fit(hypothesis)
-            if not fit.explains:
+            if not fit.explains or (hypothesis.words and self._same(hypothesis, right)):
                 continue
             if np.any(fit.errors > DETERMINED):
                 if not hypothesis.words and best is None:
@@ -147,14 +153,24 @@ class _Search:
             )
             complexity += hypothesis.complexity
             sentence = "; ".join(part for part in (hypothesis.words, words) if part)
-            if not sentence:
-                sentence = f"every term is right, to the {self.unit:.0e} that rounding explains at this input"
+            wrong = bool(sentence)
+            if not wrong:
+                known = max(self.unit, DEVIATION)
+                sentence = f"every term is right, to the {known:.0e} that rounding explains at this input"
                 complexity = NOTHING_WRONG
             if best is None or complexity < best[0]:
-                best = (complexity, fit.diagnosis(sentence))
+                best = (complexity, fit.diagnosis(sentence, wrong))
             if complexity <= SIMPLE:
                 break
         return None if best is None else best[1]
+
+    @staticmethod
+    def _same(mistake: Hypothesis, right: Hypothesis) -> bool:
+        """Whether a mistake changes nothing here, as weight after a mean in which it is constant."""
+        (columns, expected), (others, wanted) = right.columns(), mistake.columns()
+        value = expected @ columns
+        floor = rounding_floor(value.dtype, value.size)
+        return bool(np.linalg.norm(wanted @ others - value) <= floor * np.linalg.norm(value))
 
     def fit(self, hypothesis: Hypothesis) -> _Fit:
         """Fit with the expected coefficients; else those of its own terms free; else those of all terms."""

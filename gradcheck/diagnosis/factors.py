@@ -11,7 +11,7 @@ import numpy as np
 
 from gradcheck.diagnosis.terms import Norm, listed
 
-__all__ = ["Factors"]
+__all__ = ["DEVIATION", "Factors"]
 
 SMALL_CHANGE = 1e-2  # a factor as near to 1 as this is written as 1 + its distance
 DEVIATION = 1e-12  # a coefficient this far from 1 may be rounding of the arithmetic here

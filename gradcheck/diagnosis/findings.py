@@ -16,7 +16,7 @@ from gradcheck.diagnosis.patterns import describe
 from gradcheck.diagnosis.recognise import gives, recognise
 from gradcheck.diagnosis.slopes import Slopes
 from gradcheck.diagnosis.terms import Family, Mask, Norm
-from gradcheck.judge import FLOAT32, Check, Verdict, like_float32
+from gradcheck.judge import FLOAT32, OUTLIER, Check, Verdict, like_float32
 from gradcheck.subject import Subject
 
 __all__ = ["Elements", "Finding", "find"]
@@ -97,7 +97,11 @@ def find(
 
     Never raises: what cannot be found out is left empty, and a gradient that cannot be looked at is left out.
     """
-    failed = {check.input for check in checks if check.name == "gradient" and check.verdict is Verdict.FAIL}
+    failed = {
+        check.input: check.reason
+        for check in checks
+        if check.name == "gradient" and check.verdict is Verdict.FAIL
+    }
     wanted = [index for index in subject.differentiable if subject.names[index] in failed]
     if not wanted:
         return ()
@@ -110,8 +114,16 @@ def find(
         run = _Run(subject, np.array(output), cotangent, rng)
         family, norm = _family(run, terms)
         found = (run.finding(index, np.array(gradients[index]), family, norm) for index in wanted)
-        return tuple(finding for finding in found if finding is not None)
+        return tuple(_with_jump(each, failed[each.input]) for each in found if each is not None)
     return ()
+
+
+def _with_jump(finding: Finding, reason: str) -> Finding:
+    """The finding, which tells in place of the reason, and so must say too that the backward pass jumps."""
+    if OUTLIER not in reason:
+        return finding
+    sentences = (finding.sentence, OUTLIER)
+    return dataclasses.replace(finding, sentence="; ".join(filter(None, sentences)))
 
 
 def _family(run: _Run, terms: Family | None) -> tuple[Family | None, str]:
@@ -163,7 +175,7 @@ class _Run:
         return True
 
     def finding(self, index: int, gradient: np.ndarray, family: Family | None, norm: str) -> Finding | None:
-        """What is found out about the gradient of one input."""
+        """What is found out about the gradient of one input; None where it is not wrong at this cotangent."""
         x = self.subject.inputs[index]
         assert x is not None
         place = pattern = None
@@ -179,6 +191,9 @@ class _Run:
                 diagnosis = diagnose(
                     family, index, self.subject.inputs, self.output, self.cotangent, gradient, wrong
                 )
+        sentence = _rounded(place) if diagnosis is None else self._with_names(diagnosis.sentence, family)
+        if not place.wrong.any() and not (sentence if diagnosis is None else diagnosis.wrong):
+            return None
         return Finding(
             input=self.subject.names[index],
             shape=x.shape,
@@ -192,7 +207,7 @@ class _Run:
             norm=norm,
             terms=() if diagnosis is None else diagnosis.terms,
             residual=None if diagnosis is None else diagnosis.residual,
-            sentence=_rounded(place) if diagnosis is None else self._with_names(diagnosis.sentence, family),
+            sentence=sentence,
             elements=Elements.of(place),
         )
 

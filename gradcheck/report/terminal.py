@@ -54,7 +54,8 @@ def finding_lines(finding: Finding, small: bool = False) -> list[str]:
         f"d{finding.input}[{', '.join(map(str, finding.index))}]" if finding.index else f"d{finding.input}"
     )
     numbers = f"analytic {finding.analytic:.8g}   numeric {finding.numeric:.8g} ± {finding.bar:.1g}"
-    if finding.numeric and abs(finding.analytic - finding.numeric) > 1e-3 * abs(finding.numeric):
+    apart = abs(finding.analytic - finding.numeric)
+    if finding.analytic and finding.numeric and apart > 1e-3 * abs(finding.numeric):
         numbers += f"   ratio {finding.analytic / finding.numeric:.4g}"
     extent = f"{finding.differing} of {finding.compared} elements differ"
     lines = [

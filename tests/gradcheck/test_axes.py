@@ -63,7 +63,10 @@ def test_what_a_user_may_write_reads_back_too(configuration):
         ("layer_norm shape=3,4 tail=1 dtype=float16", "dtype is 'float16', wanted one of float64, float32"),
         ("layer_norm shape=3,4 tail=1 layout=diagonal", "layout is 'diagonal', wanted one of contiguous, "),
         ("layer_norm shape=3,4 tail=1 affine=yes", "affine is 'yes', wanted one of none, weight, bias, both"),
-        ("layer_norm shape=3,4 tail=1 values=odd", "values is 'odd', wanted one of normal, zeros, "),
+        (
+            "layer_norm shape=3,4 tail=1 values=odd",
+            "values is 'odd', wanted one of normal, zeros, constant_row",
+        ),
         ("layer_norm shape=3,4 tail=1 eps=-1", "eps is -1.0, wanted a number of at least 0"),
         ("layer_norm shape=3,4 tail=1 eps=nan", "eps is nan, wanted a number of at least 0"),
         ("layer_norm shape=3 tail=1 layout=broadcast", "cannot be broadcast"),

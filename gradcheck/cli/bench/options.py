@@ -250,8 +250,11 @@ def read_peers(given: Sequence[str], device: str = "cpu") -> list[str]:
             )
         if name != "none" and (why := absence(name, device)) is not None:
             raise click.UsageError(f"--against: {why}")
+    others = [name for name in names if name != "none"]
+    if others and "none" in names:
+        raise click.UsageError(f"--against: none is given beside {others[0]}; leave one of them out")
     if names:
-        return [name for name in names if name != "none"]
+        return others
     absent = {name: why for name in known if (why := absence(name, device)) is not None}
     for why in dict.fromkeys(absent.values()):
         click.echo(f"left out: {why}", err=True)

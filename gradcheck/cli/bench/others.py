@@ -174,9 +174,15 @@ def growth(
     sizes = sorted(set(sizes))
     counts = read_threads(threads) if threads else read_threads(())[-1:]
     chosen: dict[tuple[str, str], Case] = {}
-    for case in read_cases(operations, (), (), dtypes, seed, 2):
+    declared = read_cases(operations, (), (), dtypes, seed, 2)
+    for case in declared:
         if case.elements <= min(sizes) * 1.1 * case.shape[0]:  # else a sample alone is larger
             chosen.setdefault((case.operation, case.dtype), case)
+    missing = [case.operation for case in declared if (case.operation, case.dtype) not in chosen]
+    if missing and (operations or not chosen):
+        raise click.UsageError(
+            f"--elements: {min(sizes)} is too few for {missing[0]}, a sample of which is larger; give more"
+        )
     cases = [case.of_size(size) for case in chosen.values() for size in sizes]
     measurements, failures = followed(speed.run(cases, (), counts, speed.Settings(rounds)))
     groups: dict[tuple[Any, ...], list[Measurement]] = {}

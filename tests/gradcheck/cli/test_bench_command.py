@@ -177,6 +177,7 @@ def test_a_baseline_of_something_else_is_refused(saved, refused, edit, message):
             ("--against", "tourch"),
             "--against: no library 'tourch'; known are torch, torch-compile, jax, numpy",
         ),
+        (("--against", "none,numpy"), "--against: none is given beside numpy; leave one of them out"),
         (("--shape", "3,4"), "--shape: of which operation? Pass --op NAME too"),
         (("--op", "layer_nrm"), "no operation 'layer_nrm'; did you mean layer_norm"),
         (("--op", "batch_norm", "--shape", "5"), "--shape: batch_norm 5 cannot be called: ValueError"),
@@ -195,12 +196,13 @@ def test_a_baseline_of_something_else_is_refused(saved, refused, edit, message):
         (("--op", "layer_norm", "memory"), "--op stands before memory, which has options of its own"),
         (("memory", "--format", "svg"), "--format: svg is for the speed alone"),
         (("accuracy", "--op", "exp"), "--op: no accuracy is measured of math::exp"),
+        (("growth", "--op", "rms_norm", "--elements", "9"), "--elements: 9 is too few for norm::rms_norm"),
     ],
 )
 def test_bad_input_is_one_line(refused, words, message):
     against = (
         ()
-        if "--against" in words or words[-1] == "memory" or words[0] in ("memory", "accuracy")
+        if "--against" in words or words[-1] == "memory" or words[0] in ("memory", "accuracy", "growth")
         else ("--against", "numpy")
     )
     assert message in refused("bench", *against, *words)

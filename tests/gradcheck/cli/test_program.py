@@ -52,6 +52,16 @@ def test_wrong_usage_from_the_shell():
     assert err == "Error: --op: no operation 'layer_norn'; did you mean layer_norm?\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes without a reader")
+def test_a_reader_that_went_away_is_no_failed_check():
+    nobody, stdout = os.pipe()
+    os.close(nobody)
+    words = (sys.executable, "-W", "error", "cli.py", "ops", "list")
+    done = subprocess.run(words, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(stdout)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_control_c_ends_with_130_without_a_traceback_and_reports_what_is_there(tmp_path):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -14,6 +14,13 @@ import numpy as np
 
 value = 3
 
+class Layer:
+    def apply(self, change):
+        return self
+
+    def __call__(self, x):
+        return x
+
 def scale(x, weight):
     return x * weight, (x, weight)
 
@@ -249,7 +256,11 @@ SCALE = "my_numpy.py:scale,scale_backward"
         (("readme.txt:f", "--shape", 3), "--target: readme.txt is no Python module; wanted a file such as"),
         (("numpy.py:f", "--shape", 3), "numpy.py has the name of a module that is in use, numpy; rename"),
         (("my_numpy.py:sclae,forgetful", *PAIR), "has no function 'sclae'; did you mean scale?"),
-        (("my_numpy.py:q", *PAIR), "has no function 'q'; it has scale, scale_backward, forgetful"),
+        (("my_numpy.py:q", *PAIR), "has no function 'q'; it has Layer, scale, scale_backward, forgetful"),
+        (
+            ("my_numpy.py:Layer", "--shape", 3, "--framework", "jax"),
+            "Layer in my_numpy.py is a class, wanted a function; name an object of it: layer = Layer(…)",
+        ),
         (("my_numpy.py:value", *PAIR), "--target: value in my_numpy.py is not callable but of type int"),
         (
             ("my_numpy.py:scale", *PAIR),

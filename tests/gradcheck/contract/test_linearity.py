@@ -54,6 +54,16 @@ def test_a_vjp_that_does_not_add_up_fails():
     assert any("do not add up" in line for line in report.reasons), str(report)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_another_path_for_the_cotangent_of_a_sum_fails(dtype):
+    def shortened(saved, cotangent):
+        dx, *others = norm_backward(saved, cotangent)
+        return (dx + 1 if np.all(cotangent == cotangent[0, 0]) and cotangent.any() else dx), *others
+
+    report = report_on(shortened, dtype)
+    assert any("do not add up" in line for line in report.reasons), str(report)
+
+
 def test_gradients_of_a_few_bits_are_not_blamed_for_losing_them():
     weight = np.float32(1e-42)
     pair = lambda x: (x * weight, None), lambda s, c: (c * weight,)

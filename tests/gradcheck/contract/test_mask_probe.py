@@ -98,3 +98,20 @@ def test_masks_that_depend_on_x_may_close_at_zero(dtype, forward, slope):
         x = np.random.default_rng(seed).standard_normal(9).astype(dtype)
         check = judged(lambda x: (forward(x).astype(dtype), slope(x)), lambda m, c: (c * m,), x, seed)
         assert check.verdict is Verdict.PASS, check
+
+
+def test_a_mask_of_values_is_not_said_to_be_another_one():
+    """Where x is 0 the output does not tell what forward keeps; the pattern does."""
+    x = np.random.default_rng(5).standard_normal((4, 5))
+    x[1, 2] = x[3, 3] = 0
+    kept = np.random.default_rng(6).random(x.shape) < 0.7
+    kept[1, 2] = kept[3, 3] = True
+
+    def forward(x):
+        output = np.where(kept, x / 0.7, 0)
+        return output, output.copy()
+
+    report = gradcheck.check_pair(forward, lambda y, c: (np.where(y != 0, c / 0.7, 0),), (x,))
+    (found,) = report.findings
+    assert (found.pattern, found.sentence) == ("only where x is zero", "")
+    assert "backward takes its mask from values" in report.reasons[0]

@@ -356,3 +356,13 @@ def test_a_forward_pass_with_n_minus_1_wants_it_in_the_variance_path() -> None:
     assert found.sentence == (
         "the variance path is divided by N = 15, but the forward pass divides the variance by N − 1 = 14"
     )
+
+
+@pytest.mark.parametrize("off", [0.0, 8e-13])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_right_gradient_has_no_mistake(name: str, off: float) -> None:
+    """Such as a weight applied after the means and not before, where it is constant in each of them."""
+    v, arrays, norm = values(TRAINED[name])
+    found = diagnosed(norm, arrays, v, (1 + off) * v.dx())
+    assert found.sentence == "every term is right, to the 1e-12 that rounding explains at this input"
+    assert found.terms == (("direct", 1.0), ("mean path", 1.0), ("variance path", 1.0))

@@ -13,10 +13,11 @@ from pairs import Saved, batch_norm, batch_norm_inputs, layer_norm, norm_backwar
 from gradcheck import check_pair
 from gradcheck.diagnosis.findings import Finding, find
 from gradcheck.diagnosis.terms import MomentNorm
-from gradcheck.judge import Check, Verdict
+from gradcheck.judge import OUTLIER, Check, Verdict
 from gradcheck.subject import Subject, make_subject
 
 INPUTS = batch_norm_inputs(np.random.default_rng(0))
+LAYER_NORM = tuple(np.random.default_rng(k).normal(size=shape) for k, shape in enumerate(((4, 6), 6, 6)))
 FAILED = tuple(Check("gradient", Verdict.FAIL, input=name) for name in ("x", "weight", "bias"))
 
 
@@ -191,3 +192,23 @@ def test_rounding_to_float32_is_named_where_no_family_is_known(kind: type) -> No
     (found,) = check_pair(lambda x: (np.tanh(x), np.tanh(x)), backward, (INPUTS[0],)).findings
     asks = "is something rounded to float32 on the way?" in found.sentence
     assert asks == (kind is np.float32) and found.norm == ""
+
+
+def test_where_no_element_is_wrong_the_reason_stays() -> None:
+    """Else the report would show a right gradient, and not say why it failed."""
+    report = check_pair(layer_norm, norm_backward, LAYER_NORM, zero=("x",))
+    assert report.verdict is Verdict.FAIL and report.findings == ()
+    assert "declared to be zero, but the derivative of the forward pass is" in str(report)
+
+
+def test_a_backward_pass_that_jumps_at_the_input_says_so() -> None:
+    def zero_without_spread(saved: Saved, cotangent: np.ndarray) -> Any:
+        dx, *others = norm_backward(saved, cotangent)
+        return np.where(np.abs(saved.x_hat).max(1, keepdims=True) == 0, 0, dx), *others
+
+    x, *others = LAYER_NORM
+    x = np.concatenate((x, np.full((1, x.shape[1]), 0.5)))
+    report = check_pair(layer_norm, zero_without_spread, (x, *others))
+    (found,) = report.findings
+    assert "look at what is done to these" in found.sentence
+    assert found.sentence.endswith(OUTLIER) and OUTLIER in str(report)

@@ -152,6 +152,8 @@ def test_a_finding_stands_in_place_of_the_reason_that_it_explains():
     start = next(place for place, line in enumerate(lines) if line.startswith("dinput[3, 2]"))
     assert lines[start].endswith("analytic 0.5   numeric 0.25 ± 1e-13   ratio 2")
     assert lines[start + 1] == "20 of 20 elements differ; constant along axis 1"
+    zero = dataclasses.replace(FOUND, analytic=-0.0)
+    assert "   ratio" not in table.as_text(Outcome([result(OFF_AT, findings=(zero,))], 1, 0.5))
     assert lines[start + 3 : start + 5] == ["→ the mean path is missing", "twins: the bits differ"]
     assert "off" not in text
     assert "gradient of input: analytic 0.5" in table.as_text(Outcome([result(OFF_AT, TWINS)], 3, 0.5))
