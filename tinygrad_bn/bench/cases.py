@@ -141,12 +141,13 @@ class Case:
         return partial(operation, *([inputs] if spec.variadic else inputs), **keywords)
 
     def check(self) -> None:
-        """Raise what the operation raises for an impossible shape or keyword; compute nothing."""
-        if not self.spec.fused:
-            return
+        """Raise what the operation raises for an impossible shape or keyword; a fused one computes nothing."""
         # The shapes and keywords of 16-bit floats, which the CPU does not serve, are those of others.
         dtype = np.float32 if np.dtype(self.dtype).itemsize == 2 else self.dtype
         inputs = [np.broadcast_to(np.ones((), dtype), shape) for shape in self._call[0]]
+        if not self.spec.fused:
+            self.bound(inputs)()
+            return
         if not self.spec.public:
             explain(self.operation, *inputs, **self.arguments)
             return

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["BROKEN", "Destination", "options", "read_cases", "read_device", "read_peers", "read_threads"]
 
 BROKEN = 3
-FORMATS = ("terminal", "json", "markdown", "svg")
-SUFFIXES = {"md": "markdown"}
+SUFFIXES = {"txt": "terminal", "json": "json", "md": "markdown", "svg": "svg"}
 ON_GPU = 2**25
 """Elements of a declared case on a GPU: 128 MiB of float32 exceed the second-level cache."""
 HALVES = ("float16", "bfloat16")
@@ -76,7 +75,7 @@ OPTIONS: dict[str, Callable[[Command], Command]] = {
         "--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1), help="Of the inputs."
     ),
     "format": click.option(
-        "--format", "output_format", type=click.Choice(FORMATS),
+        "--format", "output_format", type=click.Choice(list(SUFFIXES.values())),
         help="Default: by the suffix of --output, or terminal. svg: of the speed alone.",
     ),
     "output": click.option("--output", metavar="FILE", help="Write the report there instead of to stdout."),
@@ -99,8 +98,12 @@ class Destination:
 
     def __init__(self, output: str | None, output_format: str | None, picture: bool = False):
         self._file = OutputFile(output, "--output")
-        suffix = self._file.format((*FORMATS, *SUFFIXES))
-        self._format = output_format or SUFFIXES.get(suffix or "", suffix) or FORMATS[0]
+        suffix = self._file.format(tuple(SUFFIXES))
+        if output is not None and suffix is None and output_format is None:
+            raise click.UsageError(
+                f"--output: the suffix of {output} names no format ({', '.join(SUFFIXES)}); pass --format too"
+            )
+        self._format = output_format or SUFFIXES[suffix or "txt"]
         if self._format == "svg" and not picture:
             raise click.UsageError("--format: svg is for the speed alone; choose terminal, json or markdown")
 
@@ -187,20 +190,18 @@ def _served(spec: OpSpec, device: str) -> list[str]:
 
 
 def _check(case: Case, processes: int) -> None:
-    try:
-        case.check()
-    except (TypeError, ValueError, LookupError) as problem:
-        see = "; see --attribute" if isinstance(problem, TypeError) else ""
-        raise click.UsageError(f"--shape: {case} cannot be called: {one_line(problem)}{see}") from None
-    if not hasattr(os, "sysconf"):  # as on Windows
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed = COPIES * processes * case.nbytes
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
     if needed > memory:
         raise click.UsageError(
             f"--shape: {case} needs about {needed / 2**30:,.0f} GiB in {processes} processes, this machine "
             f"has {memory / 2**30:,.0f}; choose a smaller one, or fewer libraries with --against"
         )
+    try:
+        case.check()
+    except (TypeError, ValueError, LookupError) as problem:
+        see = "; see --attribute" if isinstance(problem, TypeError) else ""
+        raise click.UsageError(f"--shape: {case} cannot be called: {one_line(problem)}{see}") from None
 
 
 def read_device(name: str, threads: Sequence[str] = (), graph: bool = False) -> str:
