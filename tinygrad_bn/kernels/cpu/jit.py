@@ -54,14 +54,20 @@ class Restrict(Compiler):  # type: ignore[misc]
         return super().define_pipelines()
 
 
-def body(function: Callable[..., Any]) -> Any:
+def body(function: Callable[..., Any], reassociate: bool = True) -> Any:
     """Compile a function for the use of drivers. It is kept in their caches and has none of its own.
 
     Unlike a driver it may make arrays of its own. What it writes to must be no part of another argument.
     """
+    options = OPTIONS if reassociate else {**OPTIONS, "fastmath": OPTIONS["fastmath"] - {"reassoc"}}
     return numba.njit(
-        pipeline_class=Restrict, _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS
+        pipeline_class=Restrict, _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
     )(function)
+
+
+def as_written(function: Callable[..., Any]) -> Any:
+    """As body, but the terms of a sum are grouped as they are written, whatever the caller allows for its own."""
+    return body(function, reassociate=False)
 
 
 class Driver:

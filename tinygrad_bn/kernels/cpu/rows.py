@@ -39,9 +39,11 @@ from .sums import (
     fits,
     is_finite,
     limits_of,
+    multiply_add,
     reliable,
     row_moments,
     sum_squares,
+    two_parts,
 )
 
 # Rows no longer than a chunk go through each pass of the forward together, so many values: as many as leave
@@ -96,10 +98,10 @@ def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
     for r in range(x.shape[0]):
         row, out, w, b = x[r], y[r], weight[group], bias[group]
         centre = T(centre_of(mean[r], rstd[r]))
-        scale = T(rstd[r])
+        scale, rest = two_parts(zero, rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
         for j in range(w.size):
-            out[j] = ((row[j] - centre) * scale + shift) * w[j] + b[j]
+            out[j] = multiply_add(row[j] - centre, scale, rest, shift) * w[j] + b[j]
         group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
@@ -170,12 +172,12 @@ def sum_row(zero, g, row, weight, mean, rstd, dweight, dbias):
     """The sums of g · weight and g · weight · x̂ over a row; its parts of dweight and dbias are added."""
     T = type(zero)
     centre = T(mean)
-    scale = T(rstd)
+    scale, rest = two_parts(zero, rstd)
     shift = T((centre - mean) * rstd)
     total = zero
     moment = zero
     for j in range(row.size):
-        normalized = (row[j] - centre) * scale + shift
+        normalized = multiply_add(row[j] - centre, scale, rest, shift)
         dweight[j] += g[j] * normalized
         dbias[j] += g[j]
         total += g[j] * weight[j]
@@ -220,13 +222,13 @@ def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, alo
     for r in range(x.shape[0]):
         g, row, w, out = cotangent[r], x[r], weight[group], dx[r]
         centre = T(mean[r])
-        scale = T(rstd[r])
+        scale, rest = two_parts(zero, rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
         constant = T(offset[r])
         slope = T(along[r])
         for j in range(w.size if marks[r] or not only_marked else 0):
-            normalized = (row[j] - centre) * scale + shift
-            out[j] = scale * (g[j] * w[j] + constant + slope * normalized)
+            normalized = multiply_add(row[j] - centre, scale, rest, shift)
+            out[j] = multiply_add(g[j] * w[j] + (constant + slope * normalized), scale, rest, zero)
         group = group + 1 if group + 1 < weight.shape[0] else 0
 
 

@@ -48,8 +48,10 @@ from .sums import (
     is_finite,
     limits_of,
     merge_moments,
+    multiply_add,
     reliable,
     row_moments,
+    two_parts,
 )
 
 # Statistics over short stretches go through each pass together, so many of them and so many values at most:
@@ -76,9 +78,10 @@ def scale_runs(zero, L, x, centre, scale, shift, y):
         for k in range(K):
             run, out = x[r, k * L : k * L + L], y[r, k * L : k * L + L]
             c = r * K + k
-            pivot, factor, constant = T(centre[c]), T(scale[c]), T(shift[c])
+            factor, rest = two_parts(zero, scale[c])
+            pivot, constant = T(centre[c]), T(shift[c])
             for j in range(run.size):
-                out[j] = (run[j] - pivot) * factor + constant
+                out[j] = multiply_add(run[j] - pivot, factor, rest, constant)
 
 
 @body

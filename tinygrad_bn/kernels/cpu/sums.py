@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import body
+from .jit import as_written, body
 
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
@@ -63,6 +63,23 @@ def centre_of(mean, rstd):
     subtract it saves a rounding.
     """
     return mean if abs(mean) * rstd > 0.25 else 0.0
+
+
+@body
+def two_parts(zero, factor):
+    """A factor in float64 as the sum of two in the type of zero: so that to round it costs no accuracy.
+
+    Both have its sign: of infinity, the sum of the products is no NaN.
+    """
+    T = type(zero)
+    large = T(factor * (1 - 2 * np.finfo(T).eps))
+    return large, T(factor - large)
+
+
+@as_written
+def multiply_add(value, large, small, addend):
+    """value · (large + small) + addend, for a factor in two parts."""
+    return value * large + (value * small + addend)
 
 
 @body
