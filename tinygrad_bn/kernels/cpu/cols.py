@@ -45,9 +45,11 @@ from .sums import (
     fits,
     is_finite,
     limits_of,
+    multiply_add,
     reliable,
     samples,
     settled,
+    two_parts,
 )
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
@@ -216,7 +218,7 @@ def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
 
 @body
 def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
-    """Of each channel of a block, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
+    """Of each channel of a block, so that y is (x − factor 0) · (factor 1 + factor 2) + factor 3; and rstd.
 
     Whether the dtype of x is wide enough for them is returned.
     """
@@ -227,7 +229,8 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
     variances, rstds = variance[i : i + last - s], rstd[i : i + last - s]
     for j in range(rstds.size):
         rstds[j] = 1.0 / np.sqrt(variances[j] + eps)
-    centre, scale, shift = factors[z, 0, k:end], factors[z, 1, k:end], factors[z, 2, k:end]
+    centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
+    rest, shift = factors[z, 2, k:end], factors[z, 3, k:end]
     expand(mean[i : i + last - s], members, centre)
     expand(rstds, members, scale)
     weights, biases = weight[k:end], bias[k:end]
@@ -240,6 +243,12 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
         shift[j] = (rounded - centre[j]) * factor + biases[j]
         centre[j] = rounded
         scale[j] = factor
+    if outside == 0:
+        for j in range(scale.size):
+            scale[j], rest[j] = two_parts(x.dtype.type(0), scale[j])
+    else:
+        for j in range(scale.size):
+            scale[j], rest[j] = two_parts(0.0, scale[j])
     return outside == 0
 
 
@@ -247,17 +256,17 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
 def normalize_tile(zero, task, x, layout, factors, past, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
-    rows = np.empty((3, d - c), type(zero))
-    for p in range(3):
+    rows = np.empty((4, d - c), type(zero))
+    for p in range(4):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
-    centre, scale, shift = rows[0], rows[1], rows[2]
+    centre, scale, rest, shift = rows[0], rows[1], rows[2], rows[3]
     made = np.empty(d - c, x.dtype)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         place = y[z, r * width + c : r * width + d]
         out = made[: row.size] if past else place
         for j in range(row.size):
-            out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
+            out[j] = multiply_add(row[j] - centre[j], scale[j], rest[j], shift[j])
         if past:
             write_past(out, place)
     if past:
@@ -538,7 +547,7 @@ class ColsKernel:
                 plan.eps,
                 past_cache(y, layout_of(plan)[-1]),
                 y.reshape(shape),
-                *scratch(plan, 3),
+                *scratch(plan, 4),
                 statistics,
             )
         return y, statistics
