@@ -33,7 +33,7 @@ from numba import prange, types
 from ..views import Cols, as_rows, remembered
 from . import rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_past
 from .sums import (
@@ -115,7 +115,7 @@ def gather(row, layout, c, result):
     contract(row, repeat, result[c // repeat : (c + min(row.size, M)) // repeat])
 
 
-@body
+@allocating
 def add_tiles(z, k, end, sums):
     """The two sums of channels k … end − 1 of one z, from those of its tiles."""
     for t in range(1, sums.shape[1]):
@@ -152,7 +152,7 @@ def choose_pivots(block, x, layout, mean):
         pivots[j] = x.dtype.type(pivots[j] / few) if is_finite(pivots[j]) else 0.0
 
 
-@body
+@allocating
 def tile_moments(zero, task, x, layout, mean, sums):
     """The sums of x − pivot and of its square over each channel of a tile; in mean stands the pivot."""
     z, t, a, b, c, d = tile_of(task, x, layout)
@@ -179,7 +179,7 @@ def tile_moments(zero, task, x, layout, mean, sums):
     gather(square, layout, c, sums[z, t, 1])
 
 
-@body
+@allocating
 def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
     """From pivots in mean and the sums of the tiles of a block to mean and variance.
 
@@ -252,7 +252,7 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
     return outside == 0
 
 
-@body
+@allocating
 def normalize_tile(zero, task, x, layout, factors, past, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
@@ -335,7 +335,7 @@ def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, stat
                     )
 
 
-@body
+@allocating
 def tile_sums(zero, task, layout, cotangent, x, mean, sums):
     """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
 
@@ -366,7 +366,7 @@ def tile_sums(zero, task, layout, cotangent, x, mean, sums):
     return outside == 0
 
 
-@body
+@allocating
 def backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors):
     """Of each channel of a block, so that dx is cotangent · factor 1 + (x − factor 0) · factor 2 + factor 3,
     in inference without x. The sums of the first tile become those of dbias and dweight of its z.
@@ -408,7 +408,7 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
     return outside == 0
 
 
-@body
+@allocating
 def differentiate_tile(zero, task, layout, training, cotangent, x, factors, past, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout

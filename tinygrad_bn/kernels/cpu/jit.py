@@ -54,20 +54,25 @@ class Restrict(Compiler):  # type: ignore[misc]
         return super().define_pipelines()
 
 
-def body(function: Callable[..., Any], reassociate: bool = True) -> Any:
+def body(function: Callable[..., Any], **more: Any) -> Any:
     """Compile a function for the use of drivers. It is kept in their caches and has none of its own.
 
-    Unlike a driver it may make arrays of its own. What it writes to must be no part of another argument.
+    What it writes to must be no part of another argument. Like a driver, it counts no references to arrays.
     """
-    options = OPTIONS if reassociate else {**OPTIONS, "fastmath": OPTIONS["fastmath"] - {"reassoc"}}
+    options = {"_nrt": False, **OPTIONS, **more}
     return numba.njit(
-        pipeline_class=Restrict, _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
+        pipeline_class=Restrict, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
     )(function)
+
+
+def allocating(function: Callable[..., Any]) -> Any:
+    """As body, for one that makes arrays of its own, and so counts references."""
+    return body(function, _nrt=True)
 
 
 def as_written(function: Callable[..., Any]) -> Any:
     """As body, but the terms of a sum are grouped as they are written, whatever the caller allows for its own."""
-    return body(function, reassociate=False)
+    return body(function, fastmath=OPTIONS["fastmath"] - {"reassoc"})
 
 
 class Driver:

@@ -156,19 +156,18 @@ def add_moments(zero, values, count, mean, squares):
 
 
 @body
-def row_moments(zero, x, centred, mean, variance):
+def row_moments(zero, x, centred, mean, variance, shift):
     """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
 
     Rows are no longer than a chunk. As in add_moments, the deviations are taken from a pivot, here the mean
     of values at four places. What is done once for a row is done for many at a time: on short rows it would
-    cost more than the sums.
+    cost more than the sums. shift is scratch, of the size of mean.
     """
     T = type(zero)
     length = x.shape[1]
     width = 4 if length >= LONG_ENOUGH else 1
     apart = (length - width) // 3
     share = T(0.25 / width)
-    shift = np.empty(x.shape[0])
     for attempt in range(2):
         for r in range(x.shape[0]):
             row = x[r]
