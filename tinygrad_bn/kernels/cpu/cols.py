@@ -217,8 +217,9 @@ def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
 
 
 @body
-def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
-    """Of each channel of a block, so that y is (x − factor 0) · (factor 1 + factor 2) + factor 3; and rstd.
+def forward_factors(block, x, layout, training, weight, bias, eps, mean, variance, rstd, factors):
+    """Of each channel of a block, so that y is (x − factor 0) · (factor 1 + factor 3) + factor 2, in training
+    without factor 3, which would cost time there; and rstd.
 
     Whether the dtype of x is wide enough for them is returned.
     """
@@ -230,7 +231,7 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
     for j in range(rstds.size):
         rstds[j] = 1.0 / np.sqrt(variances[j] + eps)
     centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
-    rest, shift = factors[z, 2, k:end], factors[z, 3, k:end]
+    shift, rest = factors[z, 2, k:end], factors[z, 3, k:end]
     expand(mean[i : i + last - s], members, centre)
     expand(rstds, members, scale)
     weights, biases = weight[k:end], bias[k:end]
@@ -243,30 +244,34 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
         shift[j] = (rounded - centre[j]) * factor + biases[j]
         centre[j] = rounded
         scale[j] = factor
-    if outside == 0:
+    if not training and outside == 0:
         for j in range(scale.size):
             scale[j], rest[j] = two_parts(x.dtype.type(0), scale[j])
-    else:
+    elif not training:
         for j in range(scale.size):
             scale[j], rest[j] = two_parts(0.0, scale[j])
     return outside == 0
 
 
 @allocating
-def normalize_tile(zero, task, x, layout, factors, past, y):
+def normalize_tile(zero, task, x, layout, training, factors, past, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
     rows = np.empty((4, d - c), type(zero))
-    for p in range(4):
+    for p in range(3 if training else 4):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
-    centre, scale, rest, shift = rows[0], rows[1], rows[2], rows[3]
+    centre, scale, shift, rest = rows[0], rows[1], rows[2], rows[3]
     made = np.empty(d - c, x.dtype)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         place = y[z, r * width + c : r * width + d]
         out = made[: row.size] if past else place
-        for j in range(row.size):
-            out[j] = multiply_add(row[j] - centre[j], scale[j], rest[j], shift[j])
+        if training:
+            for j in range(row.size):
+                out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
+        else:
+            for j in range(row.size):
+                out[j] = multiply_add(row[j] - centre[j], scale[j], rest[j], shift[j])
         if past:
             write_past(out, place)
     if past:
@@ -293,13 +298,14 @@ def forward_task(
                 tile_moments(0.0, task, x, layout, mean, sums)
         elif each == OUTPUT:
             if state[block] == WIDE:
-                normalize_tile(0.0, task, x, layout, factors, past, y)
+                normalize_tile(0.0, task, x, layout, training, factors, past, y)
             else:
-                normalize_tile(zero, task, x, layout, factors, past, y)
+                normalize_tile(zero, task, x, layout, training, factors, past, y)
         elif each == STATISTICS or state[block] == AGAIN or not training:
             final = each == STATISTICS_AGAIN
             if not training or merge_statistics(final, block, x, layout, eps, sums, mean, variance):
-                good = forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
+                given = (block, x, layout, training, weight, bias, eps)
+                good = forward_factors(*given, mean, variance, rstd, factors)
                 state[block] = NARROW if good else WIDE
             else:
                 state[block] = AGAIN
