@@ -59,10 +59,10 @@ def fits(factor, limits):
 def centre_of(mean, rstd):
     """What to take off the values before they are multiplied by rstd; the rest of the mean goes after it.
 
-    A mean that is large beside the deviation would cost digits later. A small one costs none, and not to
+    A mean that is larger than the deviation would cost digits later. A smaller one costs none, and not to
     subtract it saves a rounding.
     """
-    return mean if abs(mean) * rstd > 0.25 else 0.0
+    return mean if abs(mean) * rstd > 1 else 0.0
 
 
 @body
