@@ -60,9 +60,9 @@ def body(function: Callable[..., Any], **more: Any) -> Any:
     What it writes to must be no part of another argument. Like a driver, it counts no references to arrays.
     """
     options = {"_nrt": False, **OPTIONS, **more}
-    return numba.njit(
-        pipeline_class=Restrict, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options
-    )(function)
+    return numba.njit(pipeline_class=Restrict, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(
+        function
+    )
 
 
 def allocating(function: Callable[..., Any]) -> Any:
