@@ -11,7 +11,6 @@ import signal
 import pytest
 
 FILES = ("rows", "split", "cols", "dropout")
-ROUNDING = "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
 WIDER = "does again in float64 what was right in float32; what was not still fits in float32 here"
 PAST = "a task past the end has nothing to do"
 ALIKE = "here the statistics of a problem are all in range, or none; test_norm_kernels.py mixes them"
@@ -22,13 +21,6 @@ INVISIBLE = {
     "normalize_rows: centre = T(centre_of(mean[r], rstd[r])) → centre = T(centre_of(mean[0], rstd[r]))": (
         "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
     ),
-    "normalize_task: if in_range: → if not in_range:": (
-        "normalizes row by row what is in range; what is not still fits in float32 here"
-    ),
-    "apply_means: normalized = (row[j] - centre) * scale + shift → "
-    "normalized = (row[j] - centre) * scale - shift": ROUNDING,
-    "sum_row: normalized = (row[j] - centre) * scale + shift → "
-    "normalized = (row[j] - centre) * scale - shift": ROUNDING,
     "apply_means: for j in range(w.size if marks[r] or not only_marked else 0): → "
     "for j in range(w.size if marks[0] or not only_marked else 0):": ALIKE,
     "sum_block: dweights, dbiases = (np.full(b - a, zero), np.full(b - a, zero)) → "
@@ -41,6 +33,10 @@ INVISIBLE = {
     "blocks_of: together = min(MOST_TOGETHER, TASK // (x.shape[1] * size)) if size <= CHUNK else 1 → "
     "together = min(MOST_TOGETHER, TASK * (x.shape[1] * size)) if size <= CHUNK else 1": (
         "more statistics go together, which only the cache notices"
+    ),
+    "normalize_statistics: row_moments(zero, x[z, a, s:e], True, centre[:e - s], scale[:e - s], "
+    "shift[:e - s]) → row_moments(zero, x[z, a, s:e], True, centre[:e - s], scale[:e - s], shift[:e + s])": (
+        "more scratch than is used"
     ),
     "normalize_statistics: in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps) → "
     "in_range &= constant(x[z, 0, s + r, 0], means[0], variances[r], eps)": WIDER,

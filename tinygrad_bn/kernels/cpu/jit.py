@@ -71,7 +71,7 @@ def allocating(function: Callable[..., Any]) -> Any:
 
 
 def as_written(function: Callable[..., Any]) -> Any:
-    """As body, but the terms of a sum are grouped as they are written, whatever the caller allows for its own."""
+    """As body, but the terms of a sum are grouped as they are written, whatever the caller allows."""
     return body(function, fastmath=OPTIONS["fastmath"] - {"reassoc"})
 
 
