@@ -179,12 +179,12 @@ def sum_row(zero, g, row, weight, mean, rstd, dweight, dbias):
     """The sums of g · weight and g · weight · x̂ over a row; its parts of dweight and dbias are added."""
     T = type(zero)
     centre = T(mean)
-    scale, rest = two_parts(zero, rstd)
+    scale = T(rstd)
     shift = T((centre - mean) * rstd)
     total = zero
     moment = zero
     for j in range(row.size):
-        normalized = multiply_add(row[j] - centre, scale, rest, shift)
+        normalized = (row[j] - centre) * scale + shift
         dweight[j] += g[j] * normalized
         dbias[j] += g[j]
         total += g[j] * weight[j]
@@ -229,13 +229,13 @@ def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, alo
     for r in range(x.shape[0]):
         g, row, w, out = cotangent[r], x[r], weight[group], dx[r]
         centre = T(mean[r])
-        scale, rest = two_parts(zero, rstd[r])
+        scale = T(rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
         constant = T(offset[r])
         slope = T(along[r])
         for j in range(w.size if marks[r] or not only_marked else 0):
-            normalized = multiply_add(row[j] - centre, scale, rest, shift)
-            out[j] = multiply_add(g[j] * w[j] + (constant + slope * normalized), scale, rest, zero)
+            normalized = (row[j] - centre) * scale + shift
+            out[j] = scale * (g[j] * w[j] + constant + slope * normalized)
         group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
