@@ -75,7 +75,7 @@ def hot_bodies(T):
     i, d, flag, layout = jit.INT, jit.DOUBLE, jit.FLAG, cols.LAYOUT
     return {
         sums.add_moments: ((T, x1, i, d, d), 1),
-        sums.row_moments: ((T, x2, flag, s1, s1), 1),
+        sums.row_moments: ((T, x2, flag, s1, s1, s1), 1),
         sums.sum_squares: ((T, x1), 1),
         sums.add_up: ((y2, s1), 1),
         rows.normalize_rows: ((T, i, x2, x2, x2, fixed, fixed, y2), 1),
@@ -85,7 +85,7 @@ def hot_bodies(T):
         split.add_cotangent_sums: ((T, i, x2, x2, s1, s1, s1), 1),
         split.differentiate_runs: ((T, i, flag, x2, x2, s1, s1, s1, s1, y2), 2),
         cols.tile_moments: ((T, i, x2, layout, s1, s4), 2),
-        cols.normalize_tile: ((T, i, x2, layout, s3, flag, y2), 1),
+        cols.normalize_tile: ((T, i, x2, layout, flag, s3, flag, y2), 2),
         cols.tile_sums: ((T, i, layout, x2, x2, fixed, s4), 1),
         cols.differentiate_tile: ((T, i, layout, flag, x2, x2, s3, flag, y2), 2),
     }
@@ -97,16 +97,32 @@ def hot_bodies(T):
 def test_hot_loops_are_vectorized(number, dtype):
     T = numba.from_dtype(np.dtype(dtype))
     hot, (signature, loops) = list(hot_bodies(T).items())[number]
-    fresh = jit.body(hot.py_func)  # numba cannot show code that came from its cache
+    counts = hot.targetoptions["_nrt"]
+    fresh = jit.body(hot.py_func, _nrt=counts)  # numba cannot show code that came from its cache
     fresh.compile(signature)
     (compiled,) = fresh.signatures
     code = fresh.inspect_llvm(compiled)
     assert len(re.findall(r"^vector\.body[\w.]*:", code, re.MULTILINE)) >= loops
+    assert counts or "NRT_" not in code  # two atomic operations for each slice
     if hot not in vars(cols).values():  # those of cols write to arrays of their own
         assert "vector.memcheck" not in code  # compares every array that is written with those that are read
     suffix = "pd" if dtype == np.float64 or hot is sums.add_up else "ps"
     packed = re.findall(rf"\bv?(?:add|mul|fn?m(?:add|sub)\d+){suffix}\b", fresh.inspect_asm(compiled))
     assert len(packed) >= loops
+
+
+def multiply(x, large, small, y):
+    for j in range(x.size):
+        y[j] = sums.multiply_add(x[j], large, small, np.float32(0))
+
+
+def test_a_factor_in_two_parts_stays_in_two_parts_where_sums_may_be_regrouped():
+    """value · large + value · small is not made value · (large + small), which would be rounded."""
+    T = numba.float32
+    fresh = jit.body(multiply)
+    fresh.compile((jit.read(T, 1), T, T, jit.write(T, 1)))
+    (compiled,) = fresh.signatures
+    assert not re.search(r"fadd .*%arg.large", fresh.inspect_llvm(compiled))
 
 
 def touch(x):

@@ -266,6 +266,26 @@ def test_a_constant_has_no_variance(view, dtype, value):
         assert_close(y - expected(view, x * 0, weight, bias, cotangent).y.reshape(y.shape), 0 * y, dtype)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [Rows(9, 1027, 0.1, centred=False), Rows(9, 3001, 0.1, centred=False), *RUNNING_VIEWS],
+    ids=str,
+)
+@TWINS
+def test_a_factor_costs_no_rounding(view, twin):
+    """A float32 product of x and rstd, found in float64, is rounded once: rstd itself is not."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=view.shape).astype(np.float32)
+    if isinstance(view, Rows):
+        y, (_mean, _variance, rstd) = kernel(view, twin).forward(view, x, None, None)
+        exact = x * rstd[:, None]
+    else:
+        running = np.zeros(view.channels), rng.uniform(0.5, 2, view.channels)
+        y, (_mean, _variance, rstd) = kernel(view, f"{twin}_inference").forward(view, x, None, None, *running)
+        exact = x * rstd.reshape(1, 1, view.S, 1, 1) if isinstance(view, Split) else x * rstd
+    assert (np.abs(y - exact) <= 0.501 * np.spacing(np.abs(y))).all()
+
+
 @TWINS
 @DTYPES
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

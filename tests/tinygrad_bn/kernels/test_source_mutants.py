@@ -22,9 +22,6 @@ INVISIBLE = {
     "normalize_rows: centre = T(centre_of(mean[r], rstd[r])) → centre = T(centre_of(mean[0], rstd[r]))": (
         "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
     ),
-    "normalize_task: if in_range: → if not in_range:": (
-        "normalizes row by row what is in range; what is not still fits in float32 here"
-    ),
     "apply_means: normalized = (row[j] - centre) * scale + shift → "
     "normalized = (row[j] - centre) * scale - shift": ROUNDING,
     "sum_row: normalized = (row[j] - centre) * scale + shift → "
@@ -41,6 +38,10 @@ INVISIBLE = {
     "blocks_of: together = min(MOST_TOGETHER, TASK // (x.shape[1] * size)) if size <= CHUNK else 1 → "
     "together = min(MOST_TOGETHER, TASK * (x.shape[1] * size)) if size <= CHUNK else 1": (
         "more statistics go together, which only the cache notices"
+    ),
+    "normalize_statistics: row_moments(zero, x[z, a, s:e], True, centre[:e - s], scale[:e - s], "
+    "shift[:e - s]) → row_moments(zero, x[z, a, s:e], True, centre[:e - s], scale[:e - s], shift[:e + s])": (
+        "more scratch than is used"
     ),
     "normalize_statistics: in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps) → "
     "in_range &= constant(x[z, 0, s + r, 0], means[0], variances[r], eps)": WIDER,

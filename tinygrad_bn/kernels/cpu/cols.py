@@ -33,7 +33,7 @@ from numba import prange, types
 from ..views import Cols, as_rows, remembered
 from . import rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_past
 from .sums import (
@@ -45,9 +45,11 @@ from .sums import (
     fits,
     is_finite,
     limits_of,
+    multiply_add,
     reliable,
     samples,
     settled,
+    two_parts,
 )
 
 # Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
@@ -113,7 +115,7 @@ def gather(row, layout, c, result):
     contract(row, repeat, result[c // repeat : (c + min(row.size, M)) // repeat])
 
 
-@body
+@allocating
 def add_tiles(z, k, end, sums):
     """The two sums of channels k … end − 1 of one z, from those of its tiles."""
     for t in range(1, sums.shape[1]):
@@ -150,7 +152,7 @@ def choose_pivots(block, x, layout, mean):
         pivots[j] = x.dtype.type(pivots[j] / few) if is_finite(pivots[j]) else 0.0
 
 
-@body
+@allocating
 def tile_moments(zero, task, x, layout, mean, sums):
     """The sums of x − pivot and of its square over each channel of a tile; in mean stands the pivot."""
     z, t, a, b, c, d = tile_of(task, x, layout)
@@ -177,7 +179,7 @@ def tile_moments(zero, task, x, layout, mean, sums):
     gather(square, layout, c, sums[z, t, 1])
 
 
-@body
+@allocating
 def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
     """From pivots in mean and the sums of the tiles of a block to mean and variance.
 
@@ -215,8 +217,9 @@ def merge_statistics(final, block, x, layout, eps, sums, mean, variance):
 
 
 @body
-def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors):
-    """Of each channel of a block, so that y is (x − factor 0) · factor 1 + factor 2; and rstd.
+def forward_factors(block, x, layout, training, weight, bias, eps, mean, variance, rstd, factors):
+    """Of each channel of a block, so that y is (x − factor 0) · (factor 1 + factor 3) + factor 2, in training
+    without factor 3, which would cost time there; and rstd.
 
     Whether the dtype of x is wide enough for them is returned.
     """
@@ -227,7 +230,8 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
     variances, rstds = variance[i : i + last - s], rstd[i : i + last - s]
     for j in range(rstds.size):
         rstds[j] = 1.0 / np.sqrt(variances[j] + eps)
-    centre, scale, shift = factors[z, 0, k:end], factors[z, 1, k:end], factors[z, 2, k:end]
+    centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
+    shift, rest = factors[z, 2, k:end], factors[z, 3, k:end]
     expand(mean[i : i + last - s], members, centre)
     expand(rstds, members, scale)
     weights, biases = weight[k:end], bias[k:end]
@@ -240,24 +244,34 @@ def forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, f
         shift[j] = (rounded - centre[j]) * factor + biases[j]
         centre[j] = rounded
         scale[j] = factor
+    if not training and outside == 0:
+        for j in range(scale.size):
+            scale[j], rest[j] = two_parts(x.dtype.type(0), scale[j])
+    elif not training:
+        for j in range(scale.size):
+            scale[j], rest[j] = two_parts(0.0, scale[j])
     return outside == 0
 
 
-@body
-def normalize_tile(zero, task, x, layout, factors, past, y):
+@allocating
+def normalize_tile(zero, task, x, layout, training, factors, past, y):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
-    rows = np.empty((3, d - c), type(zero))
-    for p in range(3):
+    rows = np.empty((4, d - c), type(zero))
+    for p in range(3 if training else 4):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
-    centre, scale, shift = rows[0], rows[1], rows[2]
+    centre, scale, shift, rest = rows[0], rows[1], rows[2], rows[3]
     made = np.empty(d - c, x.dtype)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         place = y[z, r * width + c : r * width + d]
         out = made[: row.size] if past else place
-        for j in range(row.size):
-            out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
+        if training:
+            for j in range(row.size):
+                out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
+        else:
+            for j in range(row.size):
+                out[j] = multiply_add(row[j] - centre[j], scale[j], rest[j], shift[j])
         if past:
             write_past(out, place)
     if past:
@@ -284,13 +298,14 @@ def forward_task(
                 tile_moments(0.0, task, x, layout, mean, sums)
         elif each == OUTPUT:
             if state[block] == WIDE:
-                normalize_tile(0.0, task, x, layout, factors, past, y)
+                normalize_tile(0.0, task, x, layout, training, factors, past, y)
             else:
-                normalize_tile(zero, task, x, layout, factors, past, y)
+                normalize_tile(zero, task, x, layout, training, factors, past, y)
         elif each == STATISTICS or state[block] == AGAIN or not training:
             final = each == STATISTICS_AGAIN
             if not training or merge_statistics(final, block, x, layout, eps, sums, mean, variance):
-                good = forward_factors(block, x, layout, weight, bias, eps, mean, variance, rstd, factors)
+                given = (block, x, layout, training, weight, bias, eps)
+                good = forward_factors(*given, mean, variance, rstd, factors)
                 state[block] = NARROW if good else WIDE
             else:
                 state[block] = AGAIN
@@ -326,7 +341,7 @@ def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, stat
                     )
 
 
-@body
+@allocating
 def tile_sums(zero, task, layout, cotangent, x, mean, sums):
     """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
 
@@ -357,7 +372,7 @@ def tile_sums(zero, task, layout, cotangent, x, mean, sums):
     return outside == 0
 
 
-@body
+@allocating
 def backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors):
     """Of each channel of a block, so that dx is cotangent · factor 1 + (x − factor 0) · factor 2 + factor 3,
     in inference without x. The sums of the first tile become those of dbias and dweight of its z.
@@ -399,7 +414,7 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
     return outside == 0
 
 
-@body
+@allocating
 def differentiate_tile(zero, task, layout, training, cotangent, x, factors, past, dx):
     z, _t, a, b, c, d = tile_of(task, x, layout)
     _M, repeat, _members, width, _columns = layout
@@ -538,7 +553,7 @@ class ColsKernel:
                 plan.eps,
                 past_cache(y, layout_of(plan)[-1]),
                 y.reshape(shape),
-                *scratch(plan, 3),
+                *scratch(plan, 4),
                 statistics,
             )
         return y, statistics

@@ -54,14 +54,25 @@ class Restrict(Compiler):  # type: ignore[misc]
         return super().define_pipelines()
 
 
-def body(function: Callable[..., Any]) -> Any:
+def body(function: Callable[..., Any], **more: Any) -> Any:
     """Compile a function for the use of drivers. It is kept in their caches and has none of its own.
 
-    Unlike a driver it may make arrays of its own. What it writes to must be no part of another argument.
+    What it writes to must be no part of another argument. Like a driver, it counts no references to arrays.
     """
-    return numba.njit(
-        pipeline_class=Restrict, _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS
-    )(function)
+    options = {"_nrt": False, **OPTIONS, **more}
+    return numba.njit(pipeline_class=Restrict, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(
+        function
+    )
+
+
+def allocating(function: Callable[..., Any]) -> Any:
+    """As body, for one that makes arrays of its own, and so counts references."""
+    return body(function, _nrt=True)
+
+
+def as_written(function: Callable[..., Any]) -> Any:
+    """As body, but the terms of a sum are grouped as they are written, whatever the caller allows."""
+    return body(function, fastmath=OPTIONS["fastmath"] - {"reassoc"})
 
 
 class Driver:

@@ -27,9 +27,9 @@ from numba import prange
 
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
-from .jit import DOUBLE, FLAG, INT, Driver, body, read, twins, write
+from .jit import DOUBLE, FLAG, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
-from .stores import fence, past_cache, room_for, write_out
+from .stores import fence, past_cache, room_for, write_out, write_past
 from .sums import (
     CHUNK,
     add_moments,
@@ -39,9 +39,11 @@ from .sums import (
     fits,
     is_finite,
     limits_of,
+    multiply_add,
     reliable,
     row_moments,
     sum_squares,
+    two_parts,
 )
 
 # Rows no longer than a chunk go through each pass of the forward together, so many values: as many as leave
@@ -61,7 +63,7 @@ COLUMNS = 2048
 LONG_ROW = 1 << 16
 
 
-@body
+@allocating
 def one_row(values):
     """A run of values as an array of one row."""
     return np.expand_dims(values, 0)
@@ -73,7 +75,7 @@ def find_statistics(zero, x, eps, centred, mean, variance, rstd):
     limits = limits_of(x)
     length = x.shape[1]
     if length <= CHUNK:
-        row_moments(zero, x, centred, mean, variance)
+        row_moments(zero, x, centred, mean, variance, rstd)
     else:
         for r in range(x.shape[0]):
             if centred:
@@ -96,11 +98,20 @@ def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
     for r in range(x.shape[0]):
         row, out, w, b = x[r], y[r], weight[group], bias[group]
         centre = T(centre_of(mean[r], rstd[r]))
-        scale = T(rstd[r])
+        scale, rest = two_parts(zero, rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
         for j in range(w.size):
-            out[j] = ((row[j] - centre) * scale + shift) * w[j] + b[j]
+            out[j] = multiply_add(row[j] - centre, scale, rest, shift) * w[j] + b[j]
         group = group + 1 if group + 1 < weight.shape[0] else 0
+
+
+@allocating
+def normalize_past(zero, group, x, weight, bias, mean, rstd, y):
+    """As normalize_rows, past the cache."""
+    made = np.empty_like(y)
+    normalize_rows(zero, group, x, weight, bias, mean, rstd, made)
+    write_past(made.reshape(y.size), y.reshape(y.size))
+    fence()
 
 
 @body
@@ -131,14 +142,12 @@ def normalize_task(group, x, weight, bias, eps, centred, past, y, mean, variance
                 e = r + 1
                 find_statistics(0.0, x[r:e], eps, centred, mean[r:e], variance[r:e], rstd[r:e])
     if x.shape[1] <= LONG_ROW:
-        if in_range:
-            out = room_for(past, y)
-            normalize_rows(zero, group, x, weight, bias, mean, rstd, out)
-            write_out(past, out, y)
-            if past:
-                fence()
-        else:
+        if not in_range:
             normalize_columns(group, np.int64(0), x.shape[1], x, weight, bias, mean, variance, rstd, y)
+        elif past:
+            normalize_past(zero, group, x, weight, bias, mean, rstd, y)
+        else:
+            normalize_rows(zero, group, x, weight, bias, mean, rstd, y)
 
 
 @twins(
@@ -230,7 +239,7 @@ def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, alo
         group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
-@body
+@allocating
 def differentiate_rows(
     zero, again, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias, bad
 ):
@@ -264,7 +273,7 @@ def differentiate_rows(
     return number
 
 
-@body
+@allocating
 def differentiate_task(
     need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dweights, dbiases
 ):
@@ -330,7 +339,7 @@ def add_blocks(centred, totals, moments, length):
     to_means(length, centred, totals[0], moments[0])
 
 
-@body
+@allocating
 def differentiate_columns(a, b, cotangent, x, weight, mean, rstd, offset, along, dx):
     """As apply_means, columns a … b − 1, each row in the dtype of x or, if too narrow for it, in float64."""
     limits = limits_of(x)
@@ -345,7 +354,7 @@ def differentiate_columns(a, b, cotangent, x, weight, mean, rstd, offset, along,
             apply_means(0.0, False, g, row, weights, means, rstds, offsets, slopes, none, out)
 
 
-@body
+@allocating
 def sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
     """Columns a … b − 1 of every row: their parts of the sums of each row, and dweight and dbias.
 

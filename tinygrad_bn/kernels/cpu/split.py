@@ -36,9 +36,9 @@ from .arrays import (
     gradients,
     new_statistics,
 )
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
-from .stores import fence, past_cache, room_for, write_out
+from .stores import fence, past_cache, room_for, write_out, write_past
 from .sums import (
     CHUNK,
     add_moments,
@@ -48,8 +48,10 @@ from .sums import (
     is_finite,
     limits_of,
     merge_moments,
+    multiply_add,
     reliable,
     row_moments,
+    two_parts,
 )
 
 # Statistics over short stretches go through each pass together, so many of them and so many values at most:
@@ -76,9 +78,18 @@ def scale_runs(zero, L, x, centre, scale, shift, y):
         for k in range(K):
             run, out = x[r, k * L : k * L + L], y[r, k * L : k * L + L]
             c = r * K + k
-            pivot, factor, constant = T(centre[c]), T(scale[c]), T(shift[c])
+            factor, rest = two_parts(zero, scale[c])
+            pivot, constant = T(centre[c]), T(shift[c])
             for j in range(run.size):
-                out[j] = (run[j] - pivot) * factor + constant
+                out[j] = multiply_add(run[j] - pivot, factor, rest, constant)
+
+
+@allocating
+def scale_past(zero, L, x, centre, scale, shift, y):
+    """As scale_runs, past the cache."""
+    made = np.empty_like(y)
+    scale_runs(zero, L, x, centre, scale, shift, made)
+    write_past(made.reshape(y.size), y.reshape(y.size))
 
 
 @body
@@ -104,9 +115,9 @@ def normalize_statistics(
                 count, one_mean, squares = add_moments(zero, x[z, a, s], count, one_mean, squares)
             means[0], variances[0] = one_mean, squares / count
         else:
-            row_moments(zero, x[z, 0, s:e], True, means, variances)
+            row_moments(zero, x[z, 0, s:e], True, means, variances, rstds)
             for a in range(1, A):
-                row_moments(zero, x[z, a, s:e], True, centre[: e - s], scale[: e - s])
+                row_moments(zero, x[z, a, s:e], True, centre[: e - s], scale[: e - s], shift[: e - s])
                 for r in range(e - s):
                     _count, means[r], variances[r] = merge_moments(
                         a, means[r], variances[r], 1, centre[r], scale[r]
@@ -130,13 +141,14 @@ def normalize_statistics(
         outside[r] = not in_range
         bad += not in_range
     for a in range(A):
-        out = room_for(past, y[z, a, s:e])
-        scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, out)
-        write_out(past, out, y[z, a, s:e])
+        if past:
+            scale_past(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
+        else:
+            scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
     return bad
 
 
-@body
+@allocating
 def normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd):
     """As normalize_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
     task = (L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
@@ -200,7 +212,7 @@ def differentiate_runs(zero, L, training, cotangent, x, centre, scale, slope, sh
                     out[j] = g[j] * factor
 
 
-@body
+@allocating
 def differentiate_statistics(
     zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias, scratch
 ):
@@ -255,7 +267,7 @@ def differentiate_statistics(
     return bad
 
 
-@body
+@allocating
 def differentiate_block(
     z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias
 ):

@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import body
+from .jit import allocating, body
 
 # Outputs of so many bytes are written past the cache. Measured by layer and batch norm, forward and backward
 # by turns, on a machine that shares 260 MiB of cache with others: from 30 MiB on it is faster, below 20 MiB
@@ -80,7 +80,7 @@ def write_past(values, out):
         out[j] = values[j]
 
 
-@body
+@allocating
 def room_for(past, out):
     """Where a task makes a part of its output: in its place, or in an array like it."""
     return np.empty_like(out) if past else out

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import body
+from .jit import as_written, body
 
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
@@ -59,10 +59,27 @@ def fits(factor, limits):
 def centre_of(mean, rstd):
     """What to take off the values before they are multiplied by rstd; the rest of the mean goes after it.
 
-    A mean that is large beside the deviation would cost digits later. A small one costs none, and not to
+    A mean that is larger than the deviation would cost digits later. A smaller one costs none, and not to
     subtract it saves a rounding.
     """
-    return mean if abs(mean) * rstd > 0.25 else 0.0
+    return mean if abs(mean) * rstd > 1 else 0.0
+
+
+@body
+def two_parts(zero, factor):
+    """A factor in float64 as the sum of two in the type of zero: so that to round it costs no accuracy.
+
+    Both have its sign: of infinity, the sum of the products is no NaN.
+    """
+    T = type(zero)
+    large = T(factor * (1 - 2 * np.finfo(T).eps))
+    return large, T(factor - large)
+
+
+@as_written
+def multiply_add(value, large, small, addend):
+    """value · (large + small) + addend, for a factor in two parts."""
+    return value * large + (value * small + addend)
 
 
 @body
@@ -139,19 +156,18 @@ def add_moments(zero, values, count, mean, squares):
 
 
 @body
-def row_moments(zero, x, centred, mean, variance):
+def row_moments(zero, x, centred, mean, variance, shift):
     """The mean of each row and the mean squared deviation from it, or from 0 where not centred.
 
     Rows are no longer than a chunk. As in add_moments, the deviations are taken from a pivot, here the mean
     of values at four places. What is done once for a row is done for many at a time: on short rows it would
-    cost more than the sums.
+    cost more than the sums. shift is scratch, of the size of mean.
     """
     T = type(zero)
     length = x.shape[1]
     width = 4 if length >= LONG_ENOUGH else 1
     apart = (length - width) // 3
     share = T(0.25 / width)
-    shift = np.empty(x.shape[0])
     for attempt in range(2):
         for r in range(x.shape[0]):
             row = x[r]
