@@ -59,8 +59,20 @@ def body(function: Callable[..., Any]) -> Any:
 
     Unlike a driver it may make arrays of its own. What it writes to must be no part of another argument.
     """
+    return _compiled_for_drivers(function, True)
+
+
+def leaf(function: Callable[..., Any]) -> Any:
+    """A body that makes no arrays, and is given none by those that it calls: it counts no references.
+
+    To count those to an array that another body has made takes two atomic operations for each slice of it.
+    """
+    return _compiled_for_drivers(function, False)
+
+
+def _compiled_for_drivers(function: Callable[..., Any], counting: bool) -> Any:
     return numba.njit(
-        pipeline_class=Restrict, _nrt=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS
+        pipeline_class=Restrict, _nrt=counting, no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS
     )(function)
 
 
