@@ -150,7 +150,7 @@ PIECES = {
         "layer_norm shape=8,2053 tail=1",
     ),
     "blocks of rows": (
-        "rows.py", "differentiate_rows", "range(n, m, block)", "range(n, n + 1, block)",
+        "rows.py", "differentiate_rows", "range(n, m, step)", "range(n, n + 1, step)",
         "layer_norm shape=19,523 tail=1",
     ),
     "rows of columns, two at a time": (
@@ -179,11 +179,11 @@ PIECES = {
         "layer_norm shape=1101,3 tail=1",
     ),
     "blocks of groups": (
-        "rows.py", "differentiate_rows", "= weight[a:b]", "= weight[: b - a]",
+        "rows.py", "differentiate_task", "weight[first:last]", "weight[: last - first]",
         "group_norm shape=17,1370,3 channel_axis=1 groups=685",
     ),
     "weights of a group": (
-        "rows.py", "sum_rows", "group + 1 if", "group if",
+        "rows.py", "sum_rows", "= weights[k], ", "= weights[0], ",
         "group_norm shape=17,1370,3 channel_axis=1 groups=685",
     ),
     "tiles": (

@@ -29,7 +29,7 @@ from tinygrad_bn.kernels.cpu import jit, sums
 
 FOLDER = Path(jit.__file__).parent
 FILES = ("rows", "split", "cols", "dropout")
-ONE_IN = {"rows": 8, "split": 14, "cols": 24, "dropout": 7}  # about a dozen edits of each file
+ONE_IN = {"rows": 16, "split": 14, "cols": 24, "dropout": 7}  # about a dozen edits of each file
 # It runs only where sums overflow float32, which no cotangent of a check does.
 SKIPPED = ("sum_again",)
 CAUGHT = (Verdict.FAIL, Verdict.ERROR)
@@ -56,17 +56,19 @@ PIECES = {
 NAMED = (
     ("rows", "find_statistics", "np.sqrt(variance[r] + eps)", "(np.sqrt(variance[r]) + eps)"),
     ("rows", "normalize_rows", "+ b[j]", "+ b[0]"),
-    ("rows", "sum_row", "moment += g[j] * weight[j] * normalized", "moment += g[j] * normalized"),
-    ("rows", "to_means", "if centred else 0.0", "if True else 0.0"),
-    ("rows", "sum_row", "dweight[j] += g[j]", "dweight[j] = g[j]"),
+    ("rows", "sum_rows", "moment1 += g1[j] * w[j] * normalized1", "moment1 += g1[j] * normalized1"),
+    ("rows", "to_factors", "if centred else 0.0", "if True else 0.0"),
+    ("rows", "sum_rows", "dweight[j] += g0[j]", "dweight[j] = g0[j]"),
+    ("rows", "sum_rows", "if r1 > r0 else none", ""),
     ("rows", "normalize_columns", "bias[i, a:b]", "bias[i, 0 : b - a]"),
-    ("rows", "differentiate_columns", "weight[0, a:b]", "weight[0, 0 : b - a]"),
+    ("rows", "differentiate_block", "weight[a // repeat : b //", "weight[: (b - a) //"),
+    ("rows", "sum_block", "weight[first:last]", "weight[: last - first]"),
     ("rows", "normalize_rows", "group + 1 if", "group if"),
-    ("rows", "sum_rows", "group + 1 if", "group if"),
-    ("rows", "apply_means", "group + 1 if", "group if"),
+    ("rows", "sum_rows", "= weights[k], ", "= weights[0], "),
+    ("rows", "differentiate", "group + 1 if", "group if"),
     ("rows", "forward", "a % weight.shape[0]", "0"),
-    ("rows", "differentiate_rows", "weight[a:b]", "weight[: b - a]"),
-    ("rows", "sum_rows", "totals[r], moments[r] = sum_row", "moments[r], totals[r] = sum_row"),
+    ("rows", "differentiate_task", "weight[first:last]", "weight[: last - first]"),
+    ("rows", "sum_rows", "= total0, total1", "= total1, total0"),
     ("split", "normalize_statistics", "bias[s * K + c]", "bias[s + c]"),
     ("split", "normalize_statistics", "squares / count", "squares / (count - 1)"),
     ("split", "normalize_statistics", "variances[r] /= A", "variances[r] /= A + 1"),

@@ -72,15 +72,15 @@ def hot_bodies(T):
     fixed = jit.read(jit.DOUBLE, 1)
     s1, s3, s4 = (jit.write(jit.DOUBLE, ndim) for ndim in (1, 3, 4))
     marks = jit.write(jit.FLAG, 1)
-    i, d, flag, layout = jit.INT, jit.DOUBLE, jit.FLAG, cols.LAYOUT
+    i, d, flag, none, layout = jit.INT, jit.DOUBLE, jit.FLAG, numba.types.none, cols.LAYOUT
     return {
         sums.add_moments: ((T, x1, i, d, d), 1),
         sums.row_moments: ((T, x2, flag, s1, s1, s1), 1),
         sums.sum_squares: ((T, x1), 1),
         sums.add_up: ((y2, s1), 1),
         rows.normalize_rows: ((T, i, x2, x2, x2, fixed, fixed, y2), 1),
-        rows.sum_row: ((T, x1, x1, x1, d, d, y1, y1), 1),
-        rows.apply_means: ((T, flag, x2, x2, x2, fixed, fixed, s1, s1, marks, y2), 1),
+        rows.sum_rows: ((T, i, i, i, i, none, x2, x2, y2, fixed, fixed, y2, y2, y1, s1, s1), 1),
+        rows.differentiate: ((T, flag, x2, x2, y2, fixed, fixed, s1, s1, marks, y2), 1),
         split.scale_runs: ((T, i, x2, s1, s1, s1, y2), 1),
         split.add_cotangent_sums: ((T, i, x2, x2, s1, s1, s1), 1),
         split.differentiate_runs: ((T, i, flag, x2, x2, s1, s1, s1, s1, y2), 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ VIEWS = [
     Rows(40, 2049, EPS, centred=False), Rows(2100, 12, EPS), Rows(3, 66001, EPS),
     Rows(12, 3, EPS, groups=4), Rows(160, 48, EPS, groups=5, repeat=16),
     Rows(21 * 130, 49, EPS, groups=130, repeat=49), Rows(70 * 3, 1, EPS, groups=3),
-    Rows(9 * 2, 5000, EPS, groups=2, repeat=2), Split(1, 4, 3, 1, 5, EPS), Split(2, 1, 3, 2, 5, EPS),
+    Rows(9 * 2, 5000, EPS, groups=2, repeat=2), Rows(17, 2450, EPS, repeat=25), Rows(65, 32801, EPS),
+    Split(1, 4, 3, 1, 5, EPS), Split(2, 1, 3, 2, 5, EPS),
     Split(2, 3, 2, 4, 6, EPS), Split(3, 1, 4, 1, 7, EPS), Split(1, 1, 1, 1, 1, EPS),
     Split(1, 9, 5, 1, 1, EPS), Split(2, 1, 1, 6, 9, EPS), Split(4, 2, 3, 5, 1, EPS),
     Split(1, 1, 3, 1, 3001, EPS), Split(1, 5, 2, 1, 1025, EPS), Split(1, 3, 2, 2, 131, EPS),
@@ -543,6 +545,22 @@ def test_empty_inputs_of_inference(view):
     dx, dweight, _ = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)
     assert y.shape == dx.shape == x.shape and not dweight.any()
     np.testing.assert_allclose(aux[:2], [[1] * 3, [4] * 3], rtol=1e-5)
+
+
+@TWINS
+def test_sums_of_short_runs_of_channels_are_kept_by_channel(twin):
+    """And not by the values of a sample, of which each task would have as many more."""
+    view = Rows(17 * 512, 48, EPS, groups=512, repeat=24)
+    x, weight, bias, cotangent = draw(view, np.float32)
+    target = kernel(view, twin)
+    _, aux = target.forward(view, x, weight, bias)
+    given = (view, (False, True, True), cotangent, (x, weight, bias), aux)
+    target.vjp(*given)
+    tracemalloc.start()
+    target.vjp(*given)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < x.nbytes / 32
 
 
 def test_other_dtypes_are_refused():

@@ -11,7 +11,6 @@ import signal
 import pytest
 
 FILES = ("rows", "split", "cols", "dropout")
-ROUNDING = "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
 WIDER = "does again in float64 what was right in float32; what was not still fits in float32 here"
 PAST = "a task past the end has nothing to do"
 ALIKE = "here the statistics of a problem are all in range, or none; test_norm_kernels.py mixes them"
@@ -19,22 +18,28 @@ OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check
 INVISIBLE = {
     "find_statistics: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
     "_count, mean[r], squares = add_moments(zero, x[r], 0, 1.0, 0.0)": "of no values the mean is not read",
-    "normalize_rows: centre = T(centre_of(mean[r], rstd[r])) → centre = T(centre_of(mean[0], rstd[r]))": (
+    "normalize_rows: centre = T(centre_of(mean[r], variance[r])) → centre = T(centre_of(mean[0], variance[r]))": (
         "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
     ),
-    "apply_means: normalized = (row[j] - centre) * scale + shift → "
-    "normalized = (row[j] - centre) * scale - shift": ROUNDING,
-    "sum_row: normalized = (row[j] - centre) * scale + shift → "
-    "normalized = (row[j] - centre) * scale - shift": ROUNDING,
-    "apply_means: for j in range(w.size if marks[r] or not only_marked else 0): → "
-    "for j in range(w.size if marks[0] or not only_marked else 0):": ALIKE,
-    "sum_block: dweights, dbiases = (np.full(b - a, zero), np.full(b - a, zero)) → "
-    "dweights, dbiases = (np.full(b + a, zero), np.full(b - a, zero))": "more scratch than is used",
-    "backward: if not (is_finite(dweight.sum()) and is_finite(dbias.sum())): → "
-    "if not not (is_finite(dweight.sum()) and is_finite(dbias.sum())):": (
-        "makes the sums again in float64 where they are right, and leaves those that overflow float32, which "
-        "no cotangent of a check does"
+    "normalize_task: if in_range: → if not in_range:": (
+        "normalizes row by row what is in range; what is not still fits in float32 here"
     ),
+    "fits_row: means = fits(total, limits) & fits(moment, limits) & "
+    "fits(rstd * rstd * moment * share, limits) → means = (fits(total, limits) | fits(moment, limits)) & "
+    "fits(rstd * rstd * moment * share, limits)": ALIKE,
+    "mark_outside: ok = fits_row(rstd[r], totals[r], moments[r], share, limits) → "
+    "ok = fits_row(rstd[r], totals[0], moments[r], share, limits)": ALIKE,
+    "differentiate_task: first, last = (a * length // repeat, b * length // repeat) → "
+    "first, last = (a * length // repeat, b * length * repeat)": "the next task writes over what is too much",
+    "differentiate_task: together = max(1, BLOCK // (2 * groups * length)) * 2 * groups → "
+    "together = max(2, BLOCK // (2 * groups * length)) * 2 * groups": (
+        "more rows go together, which only the cache notices"
+    ),
+    "differentiate_block: expand(weight[a // repeat:b // repeat], repeat, weights[0]) → "
+    "expand(weight[a // repeat:b * repeat], repeat, weights[0])": "there is no place for what is too much",
+    "differentiate_block: shift, slope = (np.empty(1), np.empty(1)) → "
+    "shift, slope = (np.empty(1), np.empty(2))": "more scratch than is used",
+    "differentiate_block: e = r + 1 → e = r + 2": "only the first of two is read",
     "blocks_of: together = min(MOST_TOGETHER, TASK // (x.shape[1] * size)) if size <= CHUNK else 1 → "
     "together = min(MOST_TOGETHER, TASK * (x.shape[1] * size)) if size <= CHUNK else 1": (
         "more statistics go together, which only the cache notices"

@@ -234,10 +234,11 @@ def forward_factors(block, x, layout, training, weight, bias, eps, mean, varianc
     shift, rest = factors[z, 2, k:end], factors[z, 3, k:end]
     expand(mean[i : i + last - s], members, centre)
     expand(rstds, members, scale)
+    expand(variances, members, rest)
     weights, biases = weight[k:end], bias[k:end]
     outside = 0
     for j in range(centre.size):
-        rounded = x.dtype.type(centre_of(centre[j], scale[j]))
+        rounded = x.dtype.type(centre_of(centre[j], rest[j]))
         factor = scale[j] * weights[j]
         if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)):
             outside += 1

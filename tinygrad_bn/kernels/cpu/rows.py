@@ -26,16 +26,18 @@ import numpy as np
 from numba import prange
 
 from ..views import Rows
-from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
+from .arrays import Array, Gradients, Statistics, affine, contiguous, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
-from .stores import fence, past_cache, room_for, write_out, write_past
+from .stores import fence, past_cache, write_out, write_past
 from .sums import (
     CHUNK,
     add_moments,
     add_up,
     centre_of,
     constant,
+    contract,
+    expand,
     fits,
     is_finite,
     limits_of,
@@ -51,13 +53,15 @@ from .sums import (
 FORWARD_TASK = 8192
 # A task of the backward pass sums dweight and dbias in the dtype of x, over no more rows than this, and over
 # no fewer, since the sums of each task are one more row.
-MOST_BACKWARD_ROWS, LEAST_BACKWARD_ROWS = 64, 8
+MOST_BACKWARD_ROWS, LEAST_BACKWARD_ROWS = 256, 8
 BACKWARD_TASKS = 16
 # Of the backward pass several rows go through each step together, so many values: they stay near.
-BLOCK = 4096
+BLOCK = 2048
 # Few rows that are longer than so many columns are differentiated in blocks of these, so that no task has
 # partial sums of dweight and dbias as long as a row.
 COLUMNS = 2048
+# More rows are, where two of them with their cotangents do not stay in the second-level cache.
+LONG_PAIR = 1 << 15
 # The output of rows that are longer than this is made in such blocks too: with weight and bias, which all
 # rows share, they do not stay in the second-level cache.
 LONG_ROW = 1 << 16
@@ -92,12 +96,12 @@ def find_statistics(zero, x, eps, centred, mean, variance, rstd):
 
 
 @body
-def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
+def normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, y):
     """Rows, of which the first belongs to the group."""
     T = type(zero)
     for r in range(x.shape[0]):
         row, out, w, b = x[r], y[r], weight[group], bias[group]
-        centre = T(centre_of(mean[r], rstd[r]))
+        centre = T(centre_of(mean[r], variance[r]))
         scale, rest = two_parts(zero, rstd[r])
         shift = T((centre - mean[r]) * rstd[r])
         for j in range(w.size):
@@ -106,10 +110,10 @@ def normalize_rows(zero, group, x, weight, bias, mean, rstd, y):
 
 
 @allocating
-def normalize_past(zero, group, x, weight, bias, mean, rstd, y):
+def normalize_past(zero, group, x, weight, bias, mean, variance, rstd, y):
     """As normalize_rows, past the cache."""
     made = np.empty_like(y)
-    normalize_rows(zero, group, x, weight, bias, mean, rstd, made)
+    normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, made)
     write_past(made.reshape(y.size), y.reshape(y.size))
     fence()
 
@@ -123,11 +127,17 @@ def normalize_columns(group, a, b, x, weight, bias, mean, variance, rstd, y):
         i = (group + r) % weight.shape[0]
         weights, biases = one_row(weight[i, a:b]), one_row(bias[i, a:b])
         e = r + 1
-        row, out, means, rstds = one_row(x[r, a:b]), one_row(y[r, a:b]), mean[r:e], rstd[r:e]
+        row, out, means, variances, rstds = (
+            one_row(x[r, a:b]),
+            one_row(y[r, a:b]),
+            mean[r:e],
+            variance[r:e],
+            rstd[r:e],
+        )
         if reliable(rstd[r], limits) and fits(variance[r], limits):
-            normalize_rows(x.dtype.type(0), first, row, weights, biases, means, rstds, out)
+            normalize_rows(x.dtype.type(0), first, row, weights, biases, means, variances, rstds, out)
         else:
-            normalize_rows(0.0, first, row, weights, biases, means, rstds, out)
+            normalize_rows(0.0, first, row, weights, biases, means, variances, rstds, out)
 
 
 @body
@@ -145,9 +155,9 @@ def normalize_task(group, x, weight, bias, eps, centred, past, y, mean, variance
         if not in_range:
             normalize_columns(group, np.int64(0), x.shape[1], x, weight, bias, mean, variance, rstd, y)
         elif past:
-            normalize_past(zero, group, x, weight, bias, mean, rstd, y)
+            normalize_past(zero, group, x, weight, bias, mean, variance, rstd, y)
         else:
-            normalize_rows(zero, group, x, weight, bias, mean, rstd, y)
+            normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, y)
 
 
 @twins(
@@ -175,231 +185,327 @@ def forward(step, x, weight, bias, eps, centred, past, y, statistics):
 
 
 @body
-def sum_row(zero, g, row, weight, mean, rstd, dweight, dbias):
-    """The sums of g · weight and g · weight · x̂ over a row; its parts of dweight and dbias are added."""
+def sum_rows(
+    zero, n, m, G, a, first, cotangent, x, weights, mean, rstd, dweights, dbiases, none, totals, moments
+):
+    """The sums of g · weight and of g · weight · x̂ over each row; its parts of dweight and dbias are added.
+
+    The rows are those of groups a, a + 1, … of samples n … m − 1, or where first is not None as many columns
+    of them, from that one on. Two rows of a group are taken at a time, so that its dweight and dbias are
+    loaded and stored once for both; where the second is missing, the first stands for it with no cotangent.
+    """
     T = type(zero)
-    centre = T(mean)
-    scale = T(rstd)
-    shift = T((centre - mean) * rstd)
-    total = zero
-    moment = zero
-    for j in range(row.size):
-        normalized = (row[j] - centre) * scale + shift
-        dweight[j] += g[j] * normalized
-        dbias[j] += g[j]
-        total += g[j] * weight[j]
-        moment += g[j] * weight[j] * normalized
-    return total, moment
+    groups = weights.shape[0]
+    for k in range(groups):
+        w, dweight, dbias = weights[k], dweights[k], dbiases[k]
+        last = (m - 1) * G + a + k
+        i = k
+        for r0 in range(n * G + a + k, last + 1, 2 * G):
+            r1 = min(r0 + G, last)
+            if first is None:
+                row0, row1, g0 = x[r0], x[r1], cotangent[r0]
+                g1 = cotangent[r1] if r1 > r0 else none
+            else:
+                end = first + w.size
+                row0, row1, g0 = x[r0, first:end], x[r1, first:end], cotangent[r0, first:end]
+                g1 = cotangent[r1, first:end] if r1 > r0 else none
+            centre0, centre1 = T(mean[r0]), T(mean[r1])
+            scale0, scale1 = T(rstd[r0]), T(rstd[r1])
+            shift0, shift1 = T((centre0 - mean[r0]) * rstd[r0]), T((centre1 - mean[r1]) * rstd[r1])
+            total0, total1, moment0, moment1 = zero, zero, zero, zero
+            for j in range(w.size):
+                normalized0 = (row0[j] - centre0) * scale0 + shift0
+                normalized1 = (row1[j] - centre1) * scale1 + shift1
+                dweight[j] += g0[j] * normalized0 + g1[j] * normalized1
+                dbias[j] += g0[j] + g1[j]
+                total0 += g0[j] * w[j]
+                total1 += g1[j] * w[j]
+                moment0 += g0[j] * w[j] * normalized0
+                moment1 += g1[j] * w[j] * normalized1
+            totals[i], totals[i + groups] = total0, total1
+            moments[i], moments[i + groups] = moment0, moment1
+            i += 2 * groups
 
 
 @body
-def sum_rows(zero, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
-    """As sum_row for rows, of which the first belongs to the first group."""
-    group = 0
-    for r in range(x.shape[0]):
-        w, dw, db = weight[group], dweight[group], dbias[group]
-        totals[r], moments[r] = sum_row(zero, cotangent[r], x[r], w, mean[r], rstd[r], dw, db)
-        group = group + 1 if group + 1 < weight.shape[0] else 0
+def fits_row(rstd, total, moment, share, limits):
+    """Whether a dtype of these limits is wide enough for what comes from the two sums of a row, of which each
+    value has such a share.
+    """
+    high = limits[1]
+    means = fits(total, limits) & fits(moment, limits) & fits(rstd * rstd * moment * share, limits)
+    return means & reliable(rstd, limits) & (abs(rstd * total * share) < high)
 
 
 @body
 def mark_outside(x, rstd, totals, moments, outside):
     """Mark the rows for which the dtype of x is not wide enough, and count them."""
-    bad, limits = 0, limits_of(x)
+    bad, limits, share = 0, limits_of(x), 1.0 / x.shape[1]
     for r in range(rstd.size):
-        ok = reliable(rstd[r], limits) and fits(totals[r], limits) and fits(moments[r], limits)
+        ok = fits_row(rstd[r], totals[r], moments[r], share, limits)
         outside[r] = not ok
         bad += not ok
     return bad
 
 
 @body
-def to_means(length, centred, totals, moments):
-    """Minus the means along a row, from the sums; without the first where not centred."""
+def to_factors(zero, length, centred, mean, rstd, totals, moments):
+    """In the place of the two sums of a row: what dx has besides g · rstd, a constant and a factor of x minus
+    the mean in the type of zero. Without the first sum where not centred.
+    """
+    T = type(zero)
     for r in range(totals.size):
-        totals[r] = -totals[r] / length if centred else 0.0
-        moments[r] = -moments[r] / length
+        slope = -rstd[r] * rstd[r] * moments[r] / length
+        shift = -rstd[r] * totals[r] / length if centred else 0.0
+        totals[r] = shift + (T(mean[r]) - mean[r]) * slope
+        moments[r] = slope
 
 
 @body
-def apply_means(zero, only_marked, cotangent, x, weight, mean, rstd, offset, along, marks, dx):
-    """dx of rows, or of marked ones; offset and along are minus the means of g · weight, g · weight · x̂."""
+def differentiate(zero, only_marked, cotangent, x, weight, mean, rstd, shift, slope, marks, dx):
+    """dx of rows, of which the first belongs to the first group, or of marked ones, from to_factors."""
     T = type(zero)
     group = 0
     for r in range(x.shape[0]):
         g, row, w, out = cotangent[r], x[r], weight[group], dx[r]
-        centre = T(mean[r])
-        scale = T(rstd[r])
-        shift = T((centre - mean[r]) * rstd[r])
-        constant = T(offset[r])
-        slope = T(along[r])
+        centre, scale, along, constant = T(mean[r]), T(rstd[r]), T(slope[r]), T(shift[r])
         for j in range(w.size if marks[r] or not only_marked else 0):
-            normalized = (row[j] - centre) * scale + shift
-            out[j] = scale * (g[j] * w[j] + constant + slope * normalized)
+            out[j] = g[j] * w[j] * scale + ((row[j] - centre) * along + constant)
         group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
 @allocating
 def differentiate_rows(
-    zero, again, need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias, bad
+    zero,
+    again,
+    need_x,
+    n,
+    m,
+    G,
+    a,
+    cotangent,
+    x,
+    weights,
+    mean,
+    rstd,
+    centred,
+    past,
+    dx,
+    dweights,
+    dbiases,
+    none,
+    sums,
+    room,
+    bad,
 ):
-    """Groups a … b − 1 of samples n … m − 1. Again, it writes dx of those rows only that are marked in bad.
+    """Groups a, a + 1, … of samples n … m − 1. Again, it writes dx of those rows only that are marked in bad.
 
-    For how many rows the dtype of x was not wide enough is returned.
+    For how many rows the dtype of x was not wide enough is returned. sums and room are for a few samples.
     """
-    length, groups, G = x.shape[1], b - a, weight.shape[0]
-    weights, dweights, dbiases = weight[a:b], dweight[a:b], dbias[a:b]
+    groups, length = weights.shape
     for group in range(groups):
         dweights[group, :] = 0
         dbiases[group, :] = 0
-    block = max(1, BLOCK // (groups * length)) if groups == G else 1  # so that its rows are neighbours
-    sums = np.empty((2, block * groups))
+    step = sums.shape[1] // groups
+    run = step if groups == G else 1  # so many samples are neighbours
     aside = past and not again
     number = 0
-    for c in range(n, m, block):
-        size = min(block, m - c) * groups
-        r, k = c * G + a, (c - n) * groups
-        e = r + size
-        g, rows, means, rstds = cotangent[r:e], x[r:e], mean[r:e], rstd[r:e]
-        totals, moments, marks = sums[0, :size], sums[1, :size], bad[k : k + size]
-        sum_rows(zero, g, rows, weights, means, rstds, dweights, dbiases, totals, moments)
-        if not again:
-            number += mark_outside(x, rstds, totals, moments, marks)
-        if need_x:
-            to_means(length, centred, totals, moments)
-            out = room_for(aside, dx[r:e])
-            apply_means(zero, again, g, rows, weights, means, rstds, totals, moments, marks, out)
-            write_out(aside, out, dx[r:e])
+    for c in range(n, m, step):
+        e = min(c + step, m)
+        total, moment = sums[0], sums[1]
+        sum_rows(
+            *(zero, c, e, G, a, None, cotangent, x, weights, mean, rstd),
+            *(dweights, dbiases, none, total, moment),
+        )
+        for i in range(c, e, run):
+            size = min(run, e - i) * groups
+            r, k, p = i * G + a, (i - n) * groups, (i - c) * groups
+            end = r + size
+            means, rstds, marks = mean[r:end], rstd[r:end], bad[k : k + size]
+            totals, moments = total[p : p + size], moment[p : p + size]
+            if not again:
+                number += mark_outside(x, rstds, totals, moments, marks)
+            if need_x:
+                to_factors(zero, length, centred, means, rstds, totals, moments)
+                g, rows, place = cotangent[r:end], x[r:end], dx[r:end]
+                out = room[:size] if aside else place
+                differentiate(zero, again, g, rows, weights, means, rstds, totals, moments, marks, out)
+                write_out(aside, out, place)
     return number
 
 
 @allocating
 def differentiate_task(
-    need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dweights, dbiases
+    need_x, n, m, G, a, b, repeat, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias
 ):
     """Groups a … b − 1 of samples n … m − 1, in the dtype of x, and in float64 where that is too narrow."""
-    dweight, dbias = dweights.reshape(weight.shape), dbiases.reshape(weight.shape)
-    outside = np.empty((m - n) * (b - a), np.bool_)
+    groups, length = b - a, x.shape[1]
+    first, last = a * length // repeat, b * length // repeat
+    weights, none = np.empty((groups, length), x.dtype), np.zeros(length, x.dtype)
+    expand(weight[first:last], repeat, weights.reshape(weights.size))
+    dweights, dbiases = np.empty((groups, length), x.dtype), np.empty((groups, length), x.dtype)
+    together = max(1, BLOCK // (2 * groups * length)) * 2 * groups
+    sums, room = np.empty((2, together)), np.empty((together if past else 0, length), x.dtype)
+    outside = np.empty((m - n) * groups, np.bool_)
     task = (
-        *(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred),
-        *(past, dx, dweight, dbias, outside),
+        *(need_x, n, m, G, a, cotangent, x, weights, mean, rstd, centred),
+        *(past, dx, dweights, dbiases, none, sums, room, outside),
     )
     if differentiate_rows(x.dtype.type(0), False, *task):
         differentiate_rows(0.0, True, *task)
+    contract(dweights.reshape(dweights.size), repeat, dweight[first:last])
+    contract(dbiases.reshape(dbiases.size), repeat, dbias[first:last])
     if past:
         fence()
 
 
 @body
-def sum_again(cotangent, x, mean, rstd, dweight, dbias):
+def sum_again(repeat, cotangent, x, mean, rstd, dweight, dbias):
     """dweight and dbias where the sums of a task overflowed: in float64 from the first row to the last."""
     dweight[:] = 0
     dbias[:] = 0
     for r in range(x.shape[0]):
-        start = r * x.shape[1] % dweight.size
         for j in range(x.shape[1]):
-            dweight[start + j] += cotangent[r, j] * ((x[r, j] - mean[r]) * rstd[r])
-            dbias[start + j] += cotangent[r, j]
+            c = (r * x.shape[1] + j) // repeat % dweight.size
+            dweight[c] += cotangent[r, j] * ((x[r, j] - mean[r]) * rstd[r])
+            dbias[c] += cotangent[r, j]
+
+
+@allocating
+def add_tasks(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbias):
+    """dweight and dbias from those of the tasks."""
+    totals = np.zeros((2, dweight.size))
+    add_up(dweights, totals[0])
+    add_up(dbiases, totals[1])
+    if not (is_finite(totals[0].sum()) and is_finite(totals[1].sum())):
+        sum_again(repeat, cotangent, x, mean, rstd, totals[0], totals[1])
+    for j in range(dweight.size):
+        dweight[j], dbias[j] = totals[0, j], totals[1, j]
 
 
 @twins(
     lambda T: (
-        *(FLAG, FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 2), read(DOUBLE, 2), FLAG, FLAG),
-        *(write(T, 2), write(T, 3), write(DOUBLE, 3)),
+        *(FLAG, FLAG, INT, INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG, FLAG),
+        *(write(T, 2), write(T, 3), write(T, 1), write(T, 1)),
     )
 )
 def backward(
-    need_x, need_affine, step, together, cotangent, x, weight, statistics, centred, past, dx, partials, totals
+    need_x,
+    need_affine,
+    step,
+    together,
+    repeat,
+    cotangent,
+    x,
+    weight,
+    statistics,
+    centred,
+    past,
+    dx,
+    partials,
+    dweight,
+    dbias,
 ):
     mean, rstd = statistics[0], statistics[2]
     dweights, dbiases = partials[0], partials[1]
-    dweight, dbias = totals[0, 0], totals[1, 0]
-    G = weight.shape[0]
+    G = weight.size * repeat // x.shape[1]
     samples = x.shape[0] // G
     across = (G + together - 1) // together
     for task in prange((samples + step - 1) // step * across):
         t, a = np.int64(task) // across, np.int64(task) % across * together
         n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
         dw, db = dweights[t], dbiases[t]
-        differentiate_task(need_x, n, m, a, b, cotangent, x, weight, mean, rstd, centred, past, dx, dw, db)
+        differentiate_task(
+            need_x, n, m, G, a, b, repeat, cotangent, x, weight, mean, rstd, centred, past, dx, dw, db
+        )
     if need_affine:
-        add_up(dweights, dweight)
-        add_up(dbiases, dbias)
-        if not (is_finite(dweight.sum()) and is_finite(dbias.sum())):
-            sum_again(cotangent, x, mean, rstd, dweight, dbias)
-
-
-@body
-def add_blocks(centred, totals, moments, length):
-    """Minus the means of each row, made in place of the sums of its first block."""
-    for block in range(1, totals.shape[0]):
-        for r in range(totals.shape[1]):
-            totals[0, r] += totals[block, r]
-            moments[0, r] += moments[block, r]
-    to_means(length, centred, totals[0], moments[0])
+        add_tasks(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbias)
 
 
 @allocating
-def differentiate_columns(a, b, cotangent, x, weight, mean, rstd, offset, along, dx):
-    """As apply_means, columns a … b − 1, each row in the dtype of x or, if too narrow for it, in float64."""
-    limits = limits_of(x)
-    weights, none = one_row(weight[0, a:b]), np.zeros(1, np.bool_)
-    for r in range(x.shape[0]):
-        e = r + 1
-        g, row, out = one_row(cotangent[r, a:b]), one_row(x[r, a:b]), one_row(dx[r, a:b])
-        means, rstds, offsets, slopes = mean[r:e], rstd[r:e], offset[r:e], along[r:e]
-        if reliable(rstd[r], limits) and fits(offset[r], limits) and fits(along[r], limits):
-            apply_means(x.dtype.type(0), False, g, row, weights, means, rstds, offsets, slopes, none, out)
-        else:
-            apply_means(0.0, False, g, row, weights, means, rstds, offsets, slopes, none, out)
-
-
-@allocating
-def sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
+def sum_block(zero, a, b, repeat, cotangent, x, weight, mean, rstd, dweight, dbias, totals, moments):
     """Columns a … b − 1 of every row: their parts of the sums of each row, and dweight and dbias.
 
     Whether the dtype of x was wide enough for it is returned.
     """
     limits = limits_of(x)
-    dweights, dbiases = np.full(b - a, zero), np.full(b - a, zero)
-    outside = 0
+    first, last = a // repeat, b // repeat
+    weights, dweights, dbiases = (
+        np.empty((1, b - a), x.dtype),
+        np.full((1, b - a), zero),
+        np.full((1, b - a), zero),
+    )
+    expand(weight[first:last], repeat, weights[0])
+    none = np.zeros(b - a, x.dtype)
+    sum_rows(
+        *(zero, 0, x.shape[0], 1, 0, a, cotangent, x, weights, mean, rstd),
+        *(dweights, dbiases, none, totals, moments),
+    )
+    contract(dweights[0], repeat, dweight[first:last])
+    contract(dbiases[0], repeat, dbias[first:last])
+    outside, share = 0, 1.0 / x.shape[1]
     for r in range(x.shape[0]):
-        g, row = cotangent[r, a:b], x[r, a:b]
-        totals[r], moments[r] = sum_row(zero, g, row, weight[0, a:b], mean[r], rstd[r], dweights, dbiases)
-        outside += not (reliable(rstd[r], limits) and fits(totals[r], limits) and fits(moments[r], limits))
-    for j in range(b - a):
-        dweight[a + j] = dweights[j]
-        dbias[a + j] = dbiases[j]
-    return outside == 0 and is_finite(dweight[a:b].sum()) and is_finite(dbias[a:b].sum())
+        outside += not fits_row(rstd[r], totals[r], moments[r], share, limits)
+    return outside == 0 and is_finite(dweight[first:last].sum()) and is_finite(dbias[first:last].sum())
+
+
+@body
+def add_blocks(totals, moments):
+    """The sums of each row, in the place of those of its first block."""
+    for block in range(1, totals.shape[0]):
+        for r in range(totals.shape[1]):
+            totals[0, r] += totals[block, r]
+            moments[0, r] += moments[block, r]
+
+
+@allocating
+def differentiate_block(a, b, repeat, cotangent, x, weight, mean, rstd, centred, totals, moments, dx):
+    """dx of columns a … b − 1 of each row, in the dtype of x or, if too narrow for it, in float64."""
+    limits, length = limits_of(x), x.shape[1]
+    weights, none = np.empty((1, b - a), x.dtype), np.zeros(1, np.bool_)
+    expand(weight[a // repeat : b // repeat], repeat, weights[0])
+    shift, slope = np.empty(1), np.empty(1)
+    for r in range(x.shape[0]):
+        e = r + 1
+        g, row, out = one_row(cotangent[r, a:b]), one_row(x[r, a:b]), one_row(dx[r, a:b])
+        means, rstds = mean[r:e], rstd[r:e]
+        shift[0], slope[0] = totals[r], moments[r]
+        if fits_row(rstd[r], totals[r], moments[r], 1.0 / length, limits):
+            zero = x.dtype.type(0)
+            to_factors(zero, length, centred, means, rstds, shift, slope)
+            differentiate(zero, False, g, row, weights, means, rstds, shift, slope, none, out)
+        else:
+            to_factors(0.0, length, centred, means, rstds, shift, slope)
+            differentiate(0.0, False, g, row, weights, means, rstds, shift, slope, none, out)
 
 
 @twins(
     lambda T: (
-        *(FLAG, read(T, 2), read(T, 2), read(T, 2), read(DOUBLE, 2), FLAG),
-        *(write(T, 2), write(DOUBLE, 3), write(T, 3)),
+        *(FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
+        *(write(T, 2), write(DOUBLE, 3), write(T, 1), write(T, 1)),
     )
 )
-def backward_long(need_x, cotangent, x, weight, statistics, centred, dx, partials, sums):
+def backward_long(
+    need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
+):
     mean, rstd = statistics[0], statistics[2]
     totals, moments = partials[0], partials[1]
-    dweight, dbias = sums[0, 0], sums[1, 0]
     length = x.shape[1]
     blocks = totals.shape[0]
     for task in prange(blocks):
-        a = np.int64(task) * COLUMNS
-        b = min(a + COLUMNS, length)
+        a = np.int64(task) * columns
+        b = min(a + columns, length)
         zero = x.dtype.type(0)
         total, moment = totals[task], moments[task]
-        if not sum_block(zero, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
-            sum_block(0.0, a, b, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment)
+        if not sum_block(zero, a, b, repeat, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
+            sum_block(0.0, a, b, repeat, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment)
     if need_x:
-        add_blocks(centred, totals, moments, length)
-        offset, along = totals[0], moments[0]
+        add_blocks(totals, moments)
+        total, moment = totals[0], moments[0]
         for task in prange(blocks):
-            a = np.int64(task) * COLUMNS
-            differentiate_columns(
-                a, min(a + COLUMNS, length), cotangent, x, weight, mean, rstd, offset, along, dx
-            )
+            a = np.int64(task) * columns
+            b = min(a + columns, length)
+            differentiate_block(a, b, repeat, cotangent, x, weight, mean, rstd, centred, total, moment, dx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,36 +547,39 @@ class RowsKernel:
     ) -> Gradients:
         x, weight, bias = arrays
         need_x, need_affine = needs[0], needs[1] or needs[2]
+        new = empty if x.size else np.zeros
         dx = empty(x.shape if need_x else (0,), x.dtype)
-        by_columns = plan.length > COLUMNS and plan.rows < 4 * BACKWARD_TASKS and plan.groups == 1
-        size = plan.groups * plan.length
-        sums = np.zeros((2, 1, size), x.dtype if by_columns else np.float64)
+        like = bias if weight is None else weight
+        shape = (plan.channels,) if like is None else like.shape
+        dweight, dbias = new(shape, x.dtype), new(shape, x.dtype)
         if x.size and any(needs):
             given = (
                 contiguous(cotangent, plan.shape),
                 contiguous(x, plan.shape),
-                affine(weight, 1, x.dtype, (plan.groups, plan.length), plan.repeat),
+                affine(weight, 1, x.dtype, (plan.channels,)),
                 aux,
                 plan.centred,
             )
             out = dx.reshape(plan.shape if need_x else (0, plan.length))
-            if by_columns:
-                partials = np.empty((2, -(-plan.length // COLUMNS), plan.rows))
-                self.long_driver[x.dtype](need_x, *given, out, partials, sums)
+            sums = (dweight.reshape(plan.channels), dbias.reshape(plan.channels))
+            most = COLUMNS if plan.rows < 4 * BACKWARD_TASKS else LONG_PAIR
+            if plan.length > most and plan.rows <= MOST_BACKWARD_ROWS and plan.groups == 1:
+                columns = COLUMNS // plan.repeat * plan.repeat
+                partials = np.empty((2, -(-plan.length // columns), plan.rows + plan.rows % 2))
+                self.long_driver[x.dtype](need_x, columns, plan.repeat, *given, out, partials, *sums)
             else:
                 # As many groups of a sample as stay in the first-level cache.
-                together = min(max(1, BLOCK // plan.length), plan.groups)
+                together = min(max(1, BLOCK // (2 * plan.length)), plan.groups)
                 samples = plan.rows // plan.groups
                 tasks = samples * -(-plan.groups // together)
                 step = min(max(tasks // BACKWARD_TASKS, LEAST_BACKWARD_ROWS), MOST_BACKWARD_ROWS)
-                partials = np.empty((2, -(-samples // step), size), x.dtype)
-                past = past_cache(dx, max(BLOCK, plan.length))
+                step += step % 2
+                partials = np.empty((2, -(-samples // step), plan.channels), x.dtype)
+                past = past_cache(dx, max(BLOCK, 2 * plan.length))
                 self.backward_driver[x.dtype](
-                    need_x, need_affine, step, together, *given, past, out, partials, sums
+                    need_x, need_affine, step, together, plan.repeat, *given, past, out, partials, *sums
                 )
-        if plan.repeat > 1:
-            sums = sums.reshape(2, 1, -1, plan.repeat).sum(axis=-1)
-        return gradients(needs, dx, sums, weight, bias)
+        return dx if need_x else None, dweight if needs[1] else None, dbias if needs[2] else None
 
 
 sequential = RowsKernel(forward.sequential, backward.sequential, backward_long.sequential)

@@ -128,7 +128,7 @@ def normalize_statistics(
         rstds[r] = 1.0 / np.sqrt(variances[r] + eps)
     bad = 0
     for r in range(e - s):
-        rounded = T(centre_of(means[r], rstds[r]))
+        rounded = T(centre_of(means[r], variances[r]))
         in_range = reliable(rstds[r], limits)
         if training and not reliable(variances[r], limits):
             in_range &= constant(x[z, 0, s + r, 0], means[r], variances[r], eps)

@@ -56,13 +56,14 @@ def fits(factor, limits):
 
 
 @body
-def centre_of(mean, rstd):
+def centre_of(mean, variance):
     """What to take off the values before they are multiplied by rstd; the rest of the mean goes after it.
 
     A mean that is larger than the deviation would cost digits later. A smaller one costs none, and not to
-    subtract it saves a rounding.
+    subtract it saves a rounding. The deviation is that of the values, without eps, or what is left of
+    constant ones would be the rounding of their mean.
     """
-    return mean if abs(mean) * rstd > 1 else 0.0
+    return mean if mean * mean > variance else 0.0
 
 
 @body
