@@ -258,7 +258,7 @@ def test_statistics_and_output_of_values_far_from_zero(view, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
-@pytest.mark.parametrize("value", [0.0, 0.1, -1e4 / 3])
+@pytest.mark.parametrize("value", [0.0, 1e-4, 1e-3, 0.1, -1e4 / 3])
 def test_a_constant_has_no_variance(view, dtype, value):
     x, weight, bias, cotangent = draw(view, dtype)
     x[...] = value
@@ -266,6 +266,7 @@ def test_a_constant_has_no_variance(view, dtype, value):
     if getattr(view, "centred", True):
         assert np.all(mean == x.flat[0]) and np.all(variance == 0)
         assert_close(y - expected(view, x * 0, weight, bias, cotangent).y.reshape(y.shape), 0 * y, dtype)
+        assert not kernel(view).forward(view, x, None, None)[0].any()  # not even the rounding of the mean
 
 
 @pytest.mark.parametrize(
@@ -569,50 +570,3 @@ def test_other_dtypes_are_refused():
         TypeError, match="forward: dtype is float16, but the CPU kernels are made for float32"
     ):
         rows.sequential.forward(Rows(2, 3, EPS), x, None, None)
-
-
-SEVERAL_TASKS = [
-    Rows(150, 1200, EPS),
-    Rows(1030, 65, EPS, centred=False),
-    Split(1, 3, 7, 1, 1100, EPS),
-    Split(3, 1, 5, 3, 400, EPS),
-    Cols(1, 700, 37, 1, EPS),
-    Cols(3, 300, 1032, 4, EPS),
-]
-
-
-def every_result(view, dtype, twin):
-    """All outputs of a kernel in training and, where it has one, in inference."""
-    x, weight, bias, cotangent = draw(view, dtype)
-    target = kernel(view, twin)
-    y, aux = target.forward(view, x, weight, bias)
-    results = [y, *aux, *target.vjp(view, ALL, cotangent, (x, weight, bias), aux)]
-    if not isinstance(view, Rows):
-        target = kernel(view, f"{twin}_inference")
-        y, aux = target.forward(view, x, weight, bias, aux[0], aux[1])
-        results += [y, *aux, *target.vjp(view, ALL, cotangent, (x, weight, bias), aux)]
-    return results
-
-
-@DTYPES
-@pytest.mark.parametrize("view", SEVERAL_TASKS + VIEWS[::3], ids=str)
-def test_twins_give_the_same_bits(view, dtype):
-    assert bits(every_result(view, dtype, "sequential")) == bits(every_result(view, dtype, "parallel"))
-
-
-THREADS_PROGRAM = """
-import hashlib, numba
-from {module} import SEVERAL_TASKS, bits, every_result
-for threads in 1, 2, 3, 8:
-    numba.set_num_threads(threads)
-    digest = hashlib.sha256()
-    for view in SEVERAL_TASKS:
-        for dtype in "float32", "float64":
-            digest.update(repr(bits(every_result(view, dtype, "parallel"))).encode())
-    print(digest.hexdigest())
-"""
-
-
-def test_the_number_of_threads_changes_no_bit(run_python):
-    digests = run_python(THREADS_PROGRAM.format(module=__name__.rpartition(".")[2]), NUMBA_NUM_THREADS="8")
-    assert len(digests) == 4 and len(set(digests)) == 1

@@ -18,7 +18,8 @@ OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check
 INVISIBLE = {
     "find_statistics: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
     "_count, mean[r], squares = add_moments(zero, x[r], 0, 1.0, 0.0)": "of no values the mean is not read",
-    "normalize_rows: centre = T(centre_of(mean[r], variance[r])) → centre = T(centre_of(mean[0], variance[r]))": (
+    "normalize_rows: centre = T(centre_of(mean[r], variance[r])) → "
+    "centre = T(centre_of(mean[0], variance[r]))": (
         "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
     ),
     "normalize_task: if in_range: → if not in_range:": (
