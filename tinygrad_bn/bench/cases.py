@@ -141,7 +141,7 @@ class Case:
         return partial(operation, *([inputs] if spec.variadic else inputs), **keywords)
 
     def check(self) -> None:
-        """Raise what the operation raises for an impossible shape or keyword. Fused ones compute nothing."""
+        """Raise what the operation raises for an impossible shape or keyword; a primitive is run."""
         # The shapes and keywords of 16-bit floats, which the CPU does not serve, are those of others.
         dtype = np.float32 if np.dtype(self.dtype).itemsize == 2 else self.dtype
         inputs = [np.broadcast_to(np.ones((), dtype), shape) for shape in self._call[0]]

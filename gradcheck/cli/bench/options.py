@@ -190,13 +190,14 @@ def _served(spec: OpSpec, device: str) -> list[str]:
 
 
 def _check(case: Case, processes: int) -> None:
-    needed = COPIES * processes * case.nbytes
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-    if needed > memory:
-        raise click.UsageError(
-            f"--shape: {case} needs about {needed / 2**30:,.0f} GiB in {processes} processes, this machine "
-            f"has {memory / 2**30:,.0f}; choose a smaller one, or fewer libraries with --against"
-        )
+    if hasattr(os, "sysconf"):  # not on Windows
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        needed = COPIES * processes * case.nbytes
+        if needed > memory:
+            raise click.UsageError(
+                f"--shape: {case} needs about {needed / 2**30:,.0f} GiB in {processes} processes, this "
+                f"machine has {memory / 2**30:,.0f}; choose a smaller one, or fewer libraries with --against"
+            )
     try:
         case.check()
     except (TypeError, ValueError, LookupError) as problem:

@@ -83,7 +83,7 @@ NAMED = (
     ("cols", "spread", "row[j] = row[j - M]", "row[j] = row[0]"),
     ("cols", "forward_factors", "scale[j] * weights[j]", "scale[j] * weights[0]"),
     ("cols", "backward_factors", "* offset[j] / n", "* offset[j] / (n + 1)"),
-    ("cols", "backward_factors", "(rounded - centre[j]) * plain[j]", "(rounded - centre[j])"),
+    ("cols", "backward_factors", "times_rest(rounded - centre[j], plain[j])", "(rounded - centre[j])"),
     ("cols", "differentiate_tile", "* scale[j] + (", "* scale[0] + ("),
     ("dropout", "draw", "first + i", "first"),
     ("dropout", "decide", "if wide", "if not wide"),

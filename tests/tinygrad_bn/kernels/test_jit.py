@@ -78,7 +78,7 @@ def hot_bodies(T):
         sums.row_moments: ((T, x2, flag, s1, s1, s1), 1),
         sums.sum_squares: ((T, x1), 1),
         sums.add_up: ((y2, s1), 1),
-        rows.normalize_rows: ((T, i, x2, x2, x2, fixed, fixed, y2), 1),
+        rows.normalize_rows: ((T, i, x2, x2, x2, fixed, fixed, fixed, y2), 1),
         rows.sum_rows: ((T, i, i, i, i, none, x2, x2, y2, fixed, fixed, y2, y2, y1, s1, s1), 1),
         rows.differentiate: ((T, flag, x2, x2, y2, fixed, fixed, s1, s1, marks, y2), 1),
         split.scale_runs: ((T, i, x2, s1, s1, s1, y2), 1),

@@ -441,6 +441,31 @@ def test_cotangents_whose_products_are_out_of_range(view, scale, cotangents, twi
     assert_matches(view, kernel(view, twin), (x, weight, bias), cotangent, np.float32)
 
 
+@TWINS
+@DTYPES
+@pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
+def test_an_infinite_cotangent_makes_no_more_nan_than_the_formula(view, dtype, twin):
+    x, weight, bias, cotangent = draw(view, dtype)
+    cotangent.flat[1] = np.inf
+    target = kernel(view, twin)
+    _, aux = target.forward(view, x, weight, bias)
+    dx = target.vjp(view, ALL, cotangent, (x, weight, bias), aux)[0]
+    assert np.isinf(dx).any()
+
+
+@TWINS
+@pytest.mark.parametrize(
+    "view", [Rows(3, 4, 1e-30), Split(1, 2, 3, 1, 2, 1e-30), Cols(1, 4, 3, 1, 1e-30)], ids=str
+)
+def test_a_shift_that_overflows_is_found_in_float64(view, twin):
+    """The mean of the cotangent times rstd is out of range, but it cancels."""
+    x = np.where(np.indices(view.shape).sum(axis=0) % 2, 1e-12, -1e-12).astype(np.float32)
+    cotangent = np.full(view.shape, 1e29, np.float32)
+    target = kernel(view, twin)
+    _, aux = target.forward(view, x, None, None)
+    assert np.isfinite(target.vjp(view, ALL, cotangent, (x, None, None), aux)[0]).all()
+
+
 def unaligned(array):
     memory = np.zeros(array.nbytes + 1, np.uint8)
     result = memory[1:].view(array.dtype).reshape(array.shape)

@@ -49,6 +49,7 @@ from .sums import (
     reliable,
     samples,
     settled,
+    times_rest,
     two_parts,
 )
 
@@ -394,7 +395,7 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
     outside = 0
     for j in range(centre.size):
         rounded = x.dtype.type(centre[j])
-        moments[j] = (moments[j] + (rounded - centre[j]) * plain[j]) * scale[j]
+        moments[j] = (moments[j] + times_rest(rounded - centre[j], plain[j])) * scale[j]
         slope[j] = weights[j] * moments[j]
         shift[j] = weights[j] * plain[j]
         factor = scale[j] * weights[j]
@@ -407,8 +408,8 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
     contract(shift, members, offset)
     for j in range(along.size):
         along[j] *= -rstds[j] * rstds[j] / n
-        offset[j] = (x.dtype.type(means[j]) - means[j]) * along[j] - rstds[j] * offset[j] / n
-        if training and not fits(along[j], limits):
+        offset[j] = times_rest(x.dtype.type(means[j]) - means[j], along[j]) - rstds[j] * offset[j] / n
+        if training and not (fits(along[j], limits) and abs(offset[j]) < limits[1]):
             outside += 1
     expand(along, members, slope)
     expand(offset, members, shift)

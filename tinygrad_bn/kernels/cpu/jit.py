@@ -57,7 +57,8 @@ class Restrict(Compiler):  # type: ignore[misc]
 def body(function: Callable[..., Any], **more: Any) -> Any:
     """Compile a function for the use of drivers. It is kept in their caches and has none of its own.
 
-    What it writes to must be no part of another argument. Like a driver, it counts no references to arrays.
+    What it writes to must be no part of another argument. Like a driver, it counts no references to arrays:
+    it makes none and returns none, but hands on those that its caller holds.
     """
     options = {"_nrt": False, **OPTIONS, **more}
     return numba.njit(pipeline_class=Restrict, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(
@@ -66,7 +67,7 @@ def body(function: Callable[..., Any], **more: Any) -> Any:
 
 
 def allocating(function: Callable[..., Any]) -> Any:
-    """As body, for one that makes arrays of its own, and so counts references."""
+    """As body, for one that makes arrays or returns one, and so counts references."""
     return body(function, _nrt=True)
 
 

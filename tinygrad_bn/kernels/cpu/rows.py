@@ -45,6 +45,7 @@ from .sums import (
     reliable,
     row_moments,
     sum_squares,
+    times_rest,
     two_parts,
 )
 
@@ -256,8 +257,9 @@ def to_factors(zero, length, centred, mean, rstd, totals, moments):
     T = type(zero)
     for r in range(totals.size):
         slope = -rstd[r] * rstd[r] * moments[r] / length
-        shift = -rstd[r] * totals[r] / length if centred else 0.0
-        totals[r] = shift + (T(mean[r]) - mean[r]) * slope
+        # rstd as it is multiplied by g, that is rounded, so that a constant g cancels
+        shift = -T(rstd[r]) * totals[r] / length if centred else 0.0
+        totals[r] = shift + times_rest(T(mean[r]) - mean[r], slope)
         moments[r] = slope
 
 
@@ -365,10 +367,11 @@ def sum_again(repeat, cotangent, x, mean, rstd, dweight, dbias):
     dweight[:] = 0
     dbias[:] = 0
     for r in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            c = (r * x.shape[1] + j) // repeat % dweight.size
-            dweight[c] += cotangent[r, j] * ((x[r, j] - mean[r]) * rstd[r])
-            dbias[c] += cotangent[r, j]
+        first = r * x.shape[1] // repeat % dweight.size
+        for c in range(x.shape[1] // repeat):
+            for j in range(c * repeat, c * repeat + repeat):
+                dweight[first + c] += cotangent[r, j] * ((x[r, j] - mean[r]) * rstd[r])
+                dbias[first + c] += cotangent[r, j]
 
 
 @allocating

@@ -51,6 +51,7 @@ from .sums import (
     multiply_add,
     reliable,
     row_moments,
+    times_rest,
     two_parts,
 )
 
@@ -247,16 +248,16 @@ def differentiate_statistics(
         if need_affine or training:
             for c in range(r * K, r * K + K):
                 in_range &= is_finite(g_sum[c]) and reliable(gx_sum[c], limits)
-                gx_sum[c] = (gx_sum[c] + rest * g_sum[c]) * rstd[i]
+                gx_sum[c] = (gx_sum[c] + times_rest(rest, g_sum[c])) * rstd[i]
                 total += weight[s * K + c] * g_sum[c]
                 moment += weight[s * K + c] * gx_sum[c]
         along = -rstd[i] * rstd[i] * moment / (A * size)
-        in_range &= fits(along, limits) or not need_x
+        in_range &= fits(along, limits)
         for c in range(r * K, r * K + K):
             scale[c] = rstd[i] * weight[s * K + c]
             slope[c] = along
-            shift[c] = rest * along - rstd[i] * total / (A * size)
-            in_range &= fits(scale[c], limits) or not need_x
+            shift[c] = times_rest(rest, along) - rstd[i] * total / (A * size)
+            in_range &= fits(scale[c], limits)
         outside[r] = not in_range
         bad += not in_range
     if need_x:

@@ -6,7 +6,8 @@ Every loop runs over a slice and from 0: written so, the loops are vectorized, a
 A body that computes in the dtype of x takes a ``zero`` and computes in its type. Where it finds that its sums
 or factors may have overflowed or underflowed, its work is done again with a zero in float64. Hence finite
 float32 values up to 1e38, subnormal ones included, and cotangents up to 1e30 give what the formulas give in
-float64, wherever float32 can represent it.
+float64, wherever float32 can represent it; but a row whose products of cotangent and weight all underflow is
+taken for one without a cotangent.
 """
 
 from __future__ import annotations
@@ -67,10 +68,19 @@ def centre_of(mean, variance):
 
 
 @body
+def times_rest(rest, factor):
+    """Their product, where rest is what the rounding of a mean left of it.
+
+    Nothing is added to what an infinite factor gives: its product with 0 would make NaN of all values.
+    """
+    return rest * factor if is_finite(factor) else 0.0
+
+
+@body
 def two_parts(zero, factor):
     """A factor in float64 as the sum of two in the type of zero: so that to round it costs no accuracy.
 
-    Both have its sign: of infinity, the sum of the products is no NaN.
+    Both have its sign: of infinity, the sum of the products is no NaN. It is finite, and not subnormal.
     """
     T = type(zero)
     large = T(factor * (1 - 2 * np.finfo(T).eps))
