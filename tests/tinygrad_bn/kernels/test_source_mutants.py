@@ -16,14 +16,9 @@ PAST = "a task past the end has nothing to do"
 ALIKE = "here the statistics of a problem are all in range, or none; test_norm_kernels.py mixes them"
 OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check does"
 INVISIBLE = {
-    "find_statistics: _count, mean[r], squares = add_moments(zero, x[r], 0, 0.0, 0.0) → "
-    "_count, mean[r], squares = add_moments(zero, x[r], 0, 1.0, 0.0)": "of no values the mean is not read",
     "normalize_rows: centre = T(centre_of(mean[r], variance[r])) → "
-    "centre = T(centre_of(mean[0], variance[r]))": (
+    "centre = T(centre_of(mean[r], variance[0]))": (
         "any centre will do, because the shift makes up for it; a far one costs accuracy, which float64 has"
-    ),
-    "normalize_task: if in_range: → if not in_range:": (
-        "normalizes row by row what is in range; what is not still fits in float32 here"
     ),
     "fits_row: means = fits(total, limits) & fits(moment, limits) & "
     "fits(rstd * rstd * moment * share, limits) → means = (fits(total, limits) | fits(moment, limits)) & "
@@ -60,6 +55,10 @@ INVISIBLE = {
     "for task in numba.prange((x.size + TASK + 1) // TASK): (2)": PAST,
     "forward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
     "→ if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,
+    "backward_factors: moments[j] = (moments[j] + times_rest(rounded - centre[j], plain[j])) * scale[j] → "
+    "moments[j] = (moments[j] - times_rest(rounded - centre[j], plain[j])) * scale[j]": (
+        "the rest of the rounded mean: 0 in float64, in float32 no more than the rounding of x itself"
+    ),
     "tile_sums: k, end = (c // repeat, min(d, M) // repeat) → "
     "k, end = (c // repeat, min(d, M) * repeat)": "looks at sums of other channels too, which are in range",
 }
