@@ -14,7 +14,6 @@ FILES = ("rows", "split", "cols", "dropout")
 WIDER = "does again in float64 what was right in float32; what was not still fits in float32 here"
 PAST = "a task past the end has nothing to do"
 ALIKE = "here the statistics of a problem are all in range, or none; test_norm_kernels.py mixes them"
-OVERFLOW = "runs only where sums overflow float32, which no cotangent of a check does"
 INVISIBLE = {
     "normalize_rows: centre = T(centre_of(mean[r], variance[r])) → "
     "centre = T(centre_of(mean[r], variance[0]))": (
