@@ -276,7 +276,7 @@ def differentiate(zero, only_marked, cotangent, x, weight, mean, rstd, shift, sl
         group = group + 1 if group + 1 < weight.shape[0] else 0
 
 
-@allocating
+@body
 def differentiate_rows(
     zero,
     again,
