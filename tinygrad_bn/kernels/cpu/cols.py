@@ -35,7 +35,7 @@ from . import rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
-from .stores import fence, past_cache, write_past
+from .stores import fence, past_cache, write_out
 from .sums import (
     SAMPLES,
     centre_of,
@@ -263,19 +263,18 @@ def normalize_tile(zero, task, x, layout, training, factors, past, y):
     for p in range(3 if training else 4):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, shift, rest = rows[0], rows[1], rows[2], rows[3]
-    made = np.empty(d - c, x.dtype)
+    room = np.empty(d - c, x.dtype)
     for r in range(a, b):
         row = x[z, r * width + c : r * width + d]
         place = y[z, r * width + c : r * width + d]
-        out = made[: row.size] if past else place
+        out = room[: row.size] if past else place
         if training:
             for j in range(row.size):
                 out[j] = (row[j] - centre[j]) * scale[j] + shift[j]
         else:
             for j in range(row.size):
                 out[j] = multiply_add(row[j] - centre[j], scale[j], rest[j], shift[j])
-        if past:
-            write_past(out, place)
+        write_out(past, out, place)
     if past:
         fence()
 
@@ -424,20 +423,19 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, past
     for p in range(4):
         spread(factors[z, p], repeat, layout, c, d, rows[p])
     centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
-    made = np.empty(d - c, x.dtype)
+    room = np.empty(d - c, x.dtype)
     for r in range(a, b):
         g = cotangent[z, r * width + c : r * width + d]
         row = x[z, r * width + c : r * width + d]
         place = dx[z, r * width + c : r * width + d]
-        out = made[: row.size] if past else place
+        out = room[: row.size] if past else place
         if training:
             for j in range(g.size):
                 out[j] = g[j] * scale[j] + ((row[j] - centre[j]) * slope[j] + shift[j])
         else:
             for j in range(g.size):
                 out[j] = g[j] * scale[j]
-        if past:
-            write_past(out, place)
+        write_out(past, out, place)
     if past:
         fence()
 

@@ -29,7 +29,7 @@ from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, new_statistics
 from .jit import DOUBLE, FLAG, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
-from .stores import fence, past_cache, write_out, write_past
+from .stores import fence, past_cache, write_out
 from .sums import (
     CHUNK,
     add_moments,
@@ -113,9 +113,9 @@ def normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, y):
 @allocating
 def normalize_past(zero, group, x, weight, bias, mean, variance, rstd, y):
     """As normalize_rows, past the cache."""
-    made = np.empty_like(y)
-    normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, made)
-    write_past(made.reshape(y.size), y.reshape(y.size))
+    room = np.empty_like(y)
+    normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, room)
+    write_out(True, room, y)
     fence()
 
 

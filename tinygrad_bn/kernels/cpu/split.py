@@ -38,7 +38,7 @@ from .arrays import (
 )
 from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
 from .memory import empty
-from .stores import fence, past_cache, room_for, write_out, write_past
+from .stores import fence, past_cache, write_out
 from .sums import (
     CHUNK,
     add_moments,
@@ -70,6 +70,12 @@ def blocks_of(x):
     return S if together <= 1 else (S + together - 1) // together
 
 
+@allocating
+def room_for(past, s, e, x):
+    """Room for the output of statistics s … e − 1 in one stretch, where it is made there (see stores)."""
+    return np.empty((e - s if past else 0, x.shape[3]), x.dtype)
+
+
 @body
 def scale_runs(zero, L, x, centre, scale, shift, y):
     """Each row of x holds runs of L values, one channel each."""
@@ -85,17 +91,9 @@ def scale_runs(zero, L, x, centre, scale, shift, y):
                 out[j] = multiply_add(run[j] - pivot, factor, rest, constant)
 
 
-@allocating
-def scale_past(zero, L, x, centre, scale, shift, y):
-    """As scale_runs, past the cache."""
-    made = np.empty_like(y)
-    scale_runs(zero, L, x, centre, scale, shift, made)
-    write_past(made.reshape(y.size), y.reshape(y.size))
-
-
 @body
 def normalize_statistics(
-    zero, z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd, scratch
+    zero, z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd, scratch, room
 ):
     """Statistics s … e − 1 of sample z; x and y are [Z, A, S, K * L].
 
@@ -142,10 +140,10 @@ def normalize_statistics(
         outside[r] = not in_range
         bad += not in_range
     for a in range(A):
-        if past:
-            scale_past(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
-        else:
-            scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, y[z, a, s:e])
+        place = y[z, a, s:e]
+        out = room[: e - s] if past else place
+        scale_runs(zero, L, x[z, a, s:e], centre, scale, shift, out)
+        write_out(past, out, place)
     return bad
 
 
@@ -153,12 +151,12 @@ def normalize_statistics(
 def normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd):
     """As normalize_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
     task = (L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
-    scratch = np.empty((4, (e - s) * (x.shape[3] // L)))
-    if normalize_statistics(x.dtype.type(0), z, s, e, *task, scratch):
+    scratch, room = np.empty((4, (e - s) * (x.shape[3] // L))), room_for(past, s, e, x)
+    if normalize_statistics(x.dtype.type(0), z, s, e, *task, scratch, room):
         again = np.empty((4, x.shape[3] // L))
         for r in range(e - s):
             if scratch[3, r] != 0:
-                normalize_statistics(0.0, z, s + r, s + r + 1, *task, again)
+                normalize_statistics(0.0, z, s + r, s + r + 1, *task, again, room)
     if past:
         fence()
 
@@ -213,9 +211,9 @@ def differentiate_runs(zero, L, training, cotangent, x, centre, scale, slope, sh
                     out[j] = g[j] * factor
 
 
-@allocating
+@body
 def differentiate_statistics(
-    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias, scratch
+    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias, scratch, room
 ):
     """Statistics s … e − 1 of sample z.
 
@@ -262,9 +260,10 @@ def differentiate_statistics(
         bad += not in_range
     if need_x:
         for a in range(A):
-            g, values, out = cotangent[z, a, s:e], x[z, a, s:e], room_for(past, dx[z, a, s:e])
+            g, values, place = cotangent[z, a, s:e], x[z, a, s:e], dx[z, a, s:e]
+            out = room[: e - s] if past else place
             differentiate_runs(zero, L, training, g, values, centre, scale, slope, shift, out)
-            write_out(past, out, dx[z, a, s:e])
+            write_out(past, out, place)
     return bad
 
 
@@ -274,12 +273,12 @@ def differentiate_block(
 ):
     """As differentiate_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
     task = (L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias)
-    scratch = np.empty((5, (e - s) * (x.shape[3] // L)))
-    if differentiate_statistics(x.dtype.type(0), z, s, e, *task, scratch):
+    scratch, room = np.empty((5, (e - s) * (x.shape[3] // L))), room_for(past, s, e, x)
+    if differentiate_statistics(x.dtype.type(0), z, s, e, *task, scratch, room):
         again = np.empty((5, x.shape[3] // L))
         for r in range(e - s):
             if scratch[4, r] != 0:
-                differentiate_statistics(0.0, z, s + r, s + r + 1, *task, again)
+                differentiate_statistics(0.0, z, s + r, s + r + 1, *task, again, room)
     if past:
         fence()
 

@@ -4,12 +4,12 @@ An ordinary store first reads the line of memory that it changes, a third of the
 one array and writes another. Whole lines can be written without that (*non-temporal* stores). But whoever
 reads the output next finds it in memory alone, so that one which fits in the cache had better stay there.
 
-LLVM makes no such stores of a loop over values. Therefore a task makes its output in an array that stays in
-the second-level cache, by the loops that otherwise write it in its place, and copies it out::
+LLVM makes no such stores of a loop over values. Therefore a task has room for a piece of its output that stays
+in the second-level cache, fills it by the loops that otherwise write the output in its place, and copies it out::
 
-    made = room_for(past, out)
+    out = room[:n] if past else place
     …
-    write_out(past, made, out)
+    write_out(past, out, place)
 
 A task that may have done so calls ``fence`` at its end, once: it may wait for all its stores.
 """
@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jit import allocating, body
+from .jit import body
 
 # Outputs of so many bytes are written past the cache. Measured by layer and batch norm, forward and backward
 # by turns, on a machine that shares 260 MiB of cache with others: from 30 MiB on it is faster, below 20 MiB
@@ -80,17 +80,11 @@ def write_past(values, out):
         out[j] = values[j]
 
 
-@allocating
-def room_for(past, out):
-    """Where a task makes a part of its output: in its place, or in an array like it."""
-    return np.empty_like(out) if past else out
-
-
 @body
-def write_out(past, made, out):
-    """Put what was made in room_for in its place."""
+def write_out(past, out, place):
+    """Put a piece of output in its place, unless it was made there."""
     if past:
-        write_past(made.reshape(out.size), out.reshape(out.size))
+        write_past(out.reshape(place.size), place.reshape(place.size))
 
 
 @intrinsic
