@@ -21,18 +21,20 @@ from typing import IO
 
 import numpy as np
 
-from .jit import Driver, Twins
+from .jit import Twins
 
 __all__ = ["compile_elsewhere", "drivers"]
 
 MOST_PROCESSES = 4  # each takes about 200 MB
 
 
-def drivers(family: str) -> list[tuple[Driver, np.dtype]]:
-    """Every driver of a module beside this one, with each dtype that it is made for."""
+DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def drivers(family: str) -> list[tuple[Twins, np.dtype]]:
+    """The twins of every driver of a module beside this one, with each dtype that they are made for."""
     module = importlib.import_module(f".{family}", __package__)
-    found = (driver for twins in vars(module).values() if isinstance(twins, Twins) for driver in twins)
-    return [(driver, dtype) for driver in found for dtype in driver.dtypes]
+    return [(found, dtype) for found in vars(module).values() if isinstance(found, Twins) for dtype in DTYPES]
 
 
 def compile_elsewhere(family: str) -> None:
@@ -42,10 +44,10 @@ def compile_elsewhere(family: str) -> None:
     says why.
     """
     wanted = drivers(family)
-    if all(driver.load(dtype) for driver, dtype in wanted):
+    if _load(wanted):
         return
     with _locked(Path(__file__).with_name(f"{family}.py")):
-        if all(driver.load(dtype) for driver, dtype in wanted):
+        if _load(wanted):
             return
         paths = os.pathsep.join(filter(None, sys.path))
         shares = min(os.cpu_count() or 1, MOST_PROCESSES)
@@ -64,6 +66,10 @@ def compile_elsewhere(family: str) -> None:
         finally:  # whoever interrupts this one means those too
             for process in processes:
                 process.kill()
+
+
+def _load(wanted: list[tuple[Twins, np.dtype]]) -> bool:
+    return all(driver.load(dtype) for twins, dtype in wanted for driver in twins)
 
 
 @contextlib.contextmanager
@@ -85,7 +91,6 @@ def _lock(file: IO[bytes]) -> None:
 
 if __name__ == "__main__":
     family, share, shares = sys.argv[1], *map(int, sys.argv[2:])
-    pairs = dict.fromkeys((driver.pair, dtype) for driver, dtype in drivers(family))  # twins compile together
-    for twins, dtype in list(pairs)[share::shares]:
+    for twins, dtype in drivers(family)[share::shares]:  # which have their tasks in common
         for driver in twins:
             driver[dtype]

@@ -1,9 +1,10 @@
-"""How the CPU kernels are compiled: one source for each driver, a sequential and a parallel twin, one dtype
-at a time.
+"""How the CPU kernels are compiled: drivers, tasks and bodies, one dtype at a time.
 
-A *body* does the work of one task; a *driver* is a thin loop over tasks that calls it. The tasks depend on
-the shape of the problem alone, and their partial results are combined in their order, so that the twins
-give the same bits whatever the number of threads.
+A *driver* is what the host calls: loops over tasks, in two twins, a sequential and a parallel one. A *task*
+is one piece of the work, given by its number; it calls *bodies*, which are parts of its code. Drivers reach
+a task by its address, so that both twins run the same code, and it is compiled once. The tasks depend on the
+shape of the problem alone, and their partial results are combined in their order, so that the twins give
+the same bits whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -19,13 +20,39 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import binding
 from numba import types
+from numba.core import cgutils
 from numba.core.compiler import Compiler
+from numba.extending import intrinsic
 
+# Tasks are shared by drivers, and compiled by one thread at a time.
+_LOCK = threading.RLock()
 # Vectorizes sums and contracts to fused multiply-adds, but assumes nothing about NaN and infinity, which
 # propagate.
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
 
+
+class Restrict(Compiler):  # type: ignore[misc]
+    """Numba's compiler, told that an array which is written shares no memory with another one.
+
+    Otherwise a loop that is vectorized begins with a test of every such pair, each time: on short rows these
+    tests take longer than the loop.
+    """
+
+    def define_pipelines(self) -> Any:
+        self.state.flags.noalias = True
+        return super().define_pipelines()
+
+
+# Called by compiled code alone.
+BODY: dict[str, Any] = {
+    **OPTIONS,
+    "pipeline_class": Restrict,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+}
 INT = types.int64
 DOUBLE = types.float64
 FLAG = types.boolean
@@ -42,28 +69,15 @@ def write(dtype: types.Type, ndim: int) -> types.Array:
     return types.Array(dtype, ndim, "C")
 
 
-class Restrict(Compiler):  # type: ignore[misc]
-    """Numba's compiler, told that an array which is written shares no memory with another one.
-
-    Otherwise a loop that is vectorized begins with a test of every such pair, each time: on short rows these
-    tests take longer than the loop.
-    """
-
-    def define_pipelines(self) -> Any:
-        self.state.flags.noalias = True
-        return super().define_pipelines()
-
-
 def body(function: Callable[..., Any], **more: Any) -> Any:
-    """Compile a function for the use of drivers. It is kept in their caches and has none of its own.
+    """Compile a function for the use of tasks. It is kept in their caches and has none of its own.
 
-    What it writes to must be no part of another argument. Like a driver, it counts no references to arrays:
-    it makes none and returns none, but hands on those that its caller holds.
+    What it writes to must be no part of another argument. With numba's runtime (nrt) the arrays of a call are
+    counted references, and every slice that is handed to a body costs two atomic operations: a third of the
+    time on rows of a hundred values. So it counts none: it makes and returns no arrays, but hands on those
+    that its caller holds.
     """
-    options = {"_nrt": False, **OPTIONS, **more}
-    return numba.njit(pipeline_class=Restrict, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(
-        function
-    )
+    return numba.njit(**{**BODY, **more})(function)
 
 
 def allocating(function: Callable[..., Any]) -> Any:
@@ -76,123 +90,176 @@ def as_written(function: Callable[..., Any]) -> Any:
     return body(function, fastmath=OPTIONS["fastmath"] - {"reassoc"})
 
 
-class Driver:
-    """A driver, compiled for a dtype when first asked for: ``driver[x.dtype](x, …)``.
+Signature = Callable[[types.Type], tuple]
+
+
+class _Cached:
+    """A function compiled for a dtype of x, and kept in numba's disk cache.
 
     The signature is explicit, hence the arrays must be contiguous and aligned (see ``arrays.contiguous``):
     numba checks the layout but silently accepts an unaligned array.
     """
 
-    def __init__(
-        self,
-        source: Callable[..., None],
-        signature: Callable[[types.Type], tuple],
-        parallel: bool,
-        twin: Driver | None = None,
-    ):
+    def __init__(self, source: Callable[..., None], signature: Signature, kind: str, options: dict[str, Any]):
         self._source = source
         self._signature = signature
-        self._parallel = parallel
+        self._kind = kind
+        self._options = options
         self._compiled: dict[np.dtype, Any] = {}
-        self._pair = (self,) if twin is None else (twin, self)
-        self._lock = threading.RLock()
-        for each in self._pair:
-            each._pair, each._lock = self._pair, self._lock
 
-    def __getitem__(self, dtype: np.dtype) -> Any:
-        try:
-            return self._compiled[dtype]
-        except KeyError:
-            self._load(dtype)
-            return self._compiled[dtype]
-
-    def _load(self, dtype: np.dtype) -> None:
-        """Take this twin from the cache; where it is not there, compile both.
-
-        In the process that compiles a driver, its calls of bodies reach the code of the bodies themselves; in
-        one that loads it, the copies that were saved with it, which LLVM has optimized once more. Either is
-        right, but their sums are grouped differently: a twin of each kind would differ in the last bits.
-        """
-        if dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 and "
-                "float64: convert x and its weight and bias"
-            )
-        with self._lock:
-            if dtype in self._compiled:
-                return
-            self._compiled[dtype] = self._compile(dtype, cached=True)
-            if self._compiled[dtype].stats.cache_hits:
-                return
-            for twin in self._pair:
-                if twin is not self:
-                    other = twin._compile(dtype, cached=True)
-                    hit = other.stats.cache_hits
-                    twin._compiled[dtype] = twin._compile(dtype, cached=False) if hit else other
-
-    def load(self, dtype: np.dtype) -> bool:
+    def _loaded(self, dtype: np.dtype) -> bool:
         """Take it from the disk cache; False where it is not there. Where there is no cache it may not be."""
-        with self._lock:
-            if dtype in self._compiled:
-                return True
-            dispatcher = self._dispatcher(dtype)
-            try:
-                dispatcher.enable_caching()
-            except RuntimeError:  # as below
-                return True
-            signature = self._signature(numba.from_dtype(dtype))
-            if dispatcher._cache.load_overload(signature, dispatcher.targetctx) is None:
-                return False
-            self._load(dtype)
+        if dtype in self._compiled:
             return True
+        dispatcher = self._dispatcher(dtype)
+        if not _enable_cache(dispatcher):
+            return True
+        signature = self._types(dtype)
+        if dispatcher._cache.load_overload(signature, dispatcher.targetctx) is None:
+            return False
+        self._compile(dtype)
+        return True
 
-    @property
-    def pair(self) -> tuple[Driver, ...]:
-        """Both twins of its source."""
-        return self._pair
+    def _compile(self, dtype: np.dtype) -> None:
+        """Compile it, or take it from the disk cache."""
+        if dtype not in self._compiled:
+            dispatcher = self._dispatcher(dtype)
+            _enable_cache(dispatcher)
+            dispatcher.compile(self._types(dtype))
+            dispatcher.disable_compile()
+            self._compiled[dtype] = dispatcher
 
-    @property
-    def dtypes(self) -> tuple[np.dtype, ...]:
-        """Those that make a difference to its types."""
-        single, double = np.dtype(np.float32), np.dtype(np.float64)
-        alike = self._signature(numba.from_dtype(single)) == self._signature(numba.from_dtype(double))
-        return (double,) if alike else (single, double)
+    def _types(self, dtype: np.dtype) -> tuple:
+        return self._signature(numba.from_dtype(dtype))
 
     def _dispatcher(self, dtype: np.dtype) -> Any:
-        # With numba's runtime (nrt) the arrays of a call are counted references, and every slice that is
-        # handed to a body costs two atomic operations: a third of the time on rows of a hundred values. The
-        # loops of a parallel driver are given no such arrays anyway, but do not compile without the runtime.
-        options = {"parallel": self._parallel, "_nrt": self._parallel, **OPTIONS}
-        return numba.njit(**options)(self._distinct_copy(dtype))
+        return numba.njit(**self._options)(self._distinct_copy(dtype))
 
-    def _compile(self, dtype: np.dtype, *, cached: bool) -> Any:
-        # The GIL is kept. It protects the workqueue threading layer, which aborts when two Python threads
-        # enter it; and without it a small kernel beside a busy Python thread is much slower.
-        dispatcher = self._dispatcher(dtype)
-        if cached:
-            with contextlib.suppress(RuntimeError):  # where no folder can be written, compile anew each time
-                dispatcher.enable_caching()
-        dispatcher.compile(self._signature(numba.from_dtype(dtype)))
-        dispatcher.disable_compile()
-        return dispatcher
+    def _name(self, dtype: np.dtype) -> str:
+        return f"{self._source.__name__}_{self._kind}_{np.dtype(dtype).name}_{_fingerprint()}"
 
     def _distinct_copy(self, dtype: np.dtype) -> FunctionType:
         """The source under a name of its own, because numba's disk cache goes by name and file.
 
-        Its key knows neither ``parallel`` nor the files that bodies come from: without the twin in the name
+        Its key knows neither ``parallel`` nor the files that bodies come from: without the kind in the name
         one twin would be loaded for the other, without the fingerprint old code would outlive a change of a
         body, and without the dtype two processes that save at once would write one index file.
         """
         source = self._source
         assert isinstance(source, FunctionType)
-        twin = "parallel" if self._parallel else "sequential"
-        name = f"{source.__name__}_{twin}_{np.dtype(dtype).name}_{_fingerprint()}"
+        name = self._name(dtype)
         copy = FunctionType(
             source.__code__, source.__globals__, name, source.__defaults__, source.__closure__
         )
         copy.__qualname__ = name
         copy.__module__ = source.__module__
         return copy
+
+
+def _enable_cache(dispatcher: Any) -> bool:
+    """Whether there is a cache: where no folder can be written, each process compiles anew."""
+    with contextlib.suppress(RuntimeError):
+        dispatcher.enable_caching()
+        return True
+    return False
+
+
+class Task(_Cached):
+    """One piece of the work of a driver, found by its numbers; the rest of its arguments are the driver's.
+
+    `call` stands for it in the source of drivers. It is compiled to a call of a symbol, whose address must be
+    known before the driver is compiled or loaded.
+    """
+
+    def __init__(self, source: Callable[..., None], signature: Signature, numbers: int):
+        super().__init__(source, lambda T: (INT,) * numbers + signature(T), "task", BODY)
+
+        @intrinsic
+        def call(_context: Any, *arguments: types.Type) -> Any:
+            dtype = next(each.dtype for each in arguments if isinstance(each, types.Array))
+            return self._typed(numba.np.numpy_support.as_dtype(dtype))
+
+        self.call = call
+
+    def _compile(self, dtype: np.dtype) -> None:
+        super()._compile(dtype)
+        (compiled,) = self._compiled[dtype].overloads.values()
+        address = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        binding.add_symbol(self._symbol(dtype), address)
+
+    def _symbol(self, dtype: np.dtype) -> str:
+        return f"{self._source.__module__}.{self._name(dtype)}"
+
+    def _typed(self, dtype: np.dtype) -> tuple[Any, Callable[..., Any]]:
+        """The signature of a call, and what makes its code."""
+        wanted = self._types(dtype)
+
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            convention = context.call_conv
+            function = cgutils.get_or_insert_function(
+                builder.module, convention.get_function_type(types.none, wanted), self._symbol(dtype)
+            )
+            values = cgutils.unpack_tuple(builder, arguments[0])
+            status, _ = convention.call_function(builder, function, types.none, wanted, values)
+            with cgutils.if_unlikely(builder, status.is_error):
+                convention.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.none(types.StarArgTuple(wanted)), codegen
+
+
+def task(signature: Signature, numbers: int = 1) -> Callable[[Callable[..., None]], Any]:
+    """Make a task of drivers of types ``signature(dtype)``: before their arguments it has so many numbers.
+
+    Like a body, it counts no references, and what it writes to must be no part of another argument. Of the
+    arrays that it is given the first is in the dtype.
+    """
+
+    def decorate(source: Callable[..., None]) -> Any:
+        if numba.config.DISABLE_JIT:
+            return source
+        made = Task(source, signature, numbers)
+        made.call.task = made
+        return made.call
+
+    return decorate
+
+
+class Driver(_Cached):
+    """A twin of a driver, compiled for a dtype when first asked for: ``driver[x.dtype](x, …)``."""
+
+    def __init__(
+        self, source: Callable[..., None], signature: Signature, parallel: bool, tasks: tuple[Task, ...]
+    ):
+        # The loops of a parallel driver are given no counted references, but do not compile without nrt. The
+        # GIL is kept. It protects the workqueue threading layer, which aborts when two Python threads enter
+        # it; and without it a small kernel beside a busy Python thread is much slower.
+        kind = "parallel" if parallel else "sequential"
+        super().__init__(source, signature, kind, {**OPTIONS, "parallel": parallel, "_nrt": parallel})
+        self._tasks = tasks
+
+    def __getitem__(self, dtype: np.dtype) -> Any:
+        try:
+            return self._compiled[dtype]
+        except KeyError:
+            if dtype not in (np.float32, np.float64):
+                raise TypeError(
+                    f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 "
+                    "and float64: convert x and its weight and bias"
+                ) from None
+            with _LOCK:
+                self._compile(dtype)
+            return self._compiled[dtype]
+
+    def load(self, dtype: np.dtype) -> bool:
+        """Take it from the disk cache; False where it is not there. Where there is no cache it may not be."""
+        with _LOCK:
+            return all(task._loaded(dtype) for task in self._tasks) and self._loaded(dtype)
+
+    def _compile(self, dtype: np.dtype) -> None:
+        for each in self._tasks:
+            each._compile(dtype)
+        super()._compile(dtype)
 
 
 class Twins(NamedTuple):
@@ -202,12 +269,12 @@ class Twins(NamedTuple):
     parallel: Driver
 
 
-def twins(signature: Callable[[types.Type], tuple]) -> Callable[[Callable[..., None]], Twins]:
-    """Make the twins of a driver of types ``signature(dtype)``, which loops over ``numba.prange``."""
+def twins(signature: Signature, *tasks: Any) -> Callable[[Callable[..., None]], Twins]:
+    """Make the twins of a driver of types ``signature(dtype)``, which loops over these tasks by prange."""
 
     def decorate(source: Callable[..., None]) -> Twins:
-        sequential = Driver(source, signature, False)
-        return Twins(sequential, Driver(source, signature, True, twin=sequential))
+        called = tuple(each.task for each in tasks if not numba.config.DISABLE_JIT)
+        return Twins(Driver(source, signature, False, called), Driver(source, signature, True, called))
 
     return decorate
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import prange, types
 
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, new_statistics
-from .jit import DOUBLE, FLAG, INT, Driver, allocating, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, task, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_out
 from .sums import (
@@ -66,6 +66,8 @@ LONG_PAIR = 1 << 15
 # The output of rows that are longer than this is made in such blocks too: with weight and bias, which all
 # rows share, they do not stay in the second-level cache.
 LONG_ROW = 1 << 16
+
+SIZES = types.UniTuple(INT, 3)
 
 
 @allocating
@@ -141,9 +143,16 @@ def normalize_columns(group, a, b, x, weight, bias, mean, variance, rstd, y):
             normalize_rows(0.0, first, row, weights, biases, means, variances, rstds, out)
 
 
+def forward_types(T):
+    return (
+        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG, FLAG),
+        *(write(T, 2), write(DOUBLE, 2)),
+    )
+
+
 @body
-def normalize_task(group, x, weight, bias, eps, centred, past, y, mean, variance, rstd):
-    """The statistics of a task's rows, and their output, unless that is made by blocks of columns."""
+def normalize(group, x, weight, bias, eps, centred, past, y, mean, variance, rstd):
+    """The statistics of rows, and their output, unless that is made by blocks of columns."""
     limits = limits_of(x)
     zero = x.dtype.type(0)
     in_range = find_statistics(zero, x, eps, centred, mean, variance, rstd)
@@ -161,28 +170,29 @@ def normalize_task(group, x, weight, bias, eps, centred, past, y, mean, variance
             normalize_rows(zero, group, x, weight, bias, mean, variance, rstd, y)
 
 
-@twins(
-    lambda T: (
-        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG, FLAG),
-        *(write(T, 2), write(DOUBLE, 2)),
-    )
-)
+@task(forward_types)
+def normalize_task(number, step, x, weight, bias, eps, centred, past, y, statistics):
+    a = number * step
+    b = min(a + step, x.shape[0])
+    mean, variance, rstd = statistics[0, a:b], statistics[1, a:b], statistics[2, a:b]
+    group = a % weight.shape[0]
+    normalize(group, x[a:b], weight, bias, eps, centred, past, y[a:b], mean, variance, rstd)
+
+
+@task(forward_types)
+def normalize_columns_task(number, step, x, weight, bias, eps, centred, past, y, statistics):
+    a = number * COLUMNS
+    b = min(a + COLUMNS, x.shape[1])
+    normalize_columns(0, a, b, x, weight, bias, statistics[0], statistics[1], statistics[2], y)
+
+
+@twins(forward_types, normalize_task, normalize_columns_task)
 def forward(step, x, weight, bias, eps, centred, past, y, statistics):
-    mean, variance, rstd = statistics[0], statistics[1], statistics[2]
-    for task in prange((x.shape[0] + step - 1) // step):
-        a = (
-            np.int64(task) * step
-        )  # as it comes, it has another type in each twin, and bodies one more variant
-        b = min(a + step, x.shape[0])
-        group = a % weight.shape[0]
-        out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
-        normalize_task(group, x[a:b], weight, bias, eps, centred, past, out, means, variances, rstds)
-    length = x.shape[1]
-    if length > LONG_ROW:
-        for task in prange((length + COLUMNS - 1) // COLUMNS):
-            a = np.int64(task) * COLUMNS
-            b = min(a + COLUMNS, length)
-            normalize_columns(np.int64(0), a, b, x, weight, bias, mean, variance, rstd, y)
+    for number in prange((x.shape[0] + step - 1) // step):
+        normalize_task(number, step, x, weight, bias, eps, centred, past, y, statistics)
+    if x.shape[1] > LONG_ROW:
+        for number in prange((x.shape[1] + COLUMNS - 1) // COLUMNS):
+            normalize_columns_task(number, step, x, weight, bias, eps, centred, past, y, statistics)
 
 
 @body
@@ -337,7 +347,7 @@ def differentiate_rows(
 
 
 @allocating
-def differentiate_task(
+def differentiate_samples(
     need_x, n, m, G, a, b, repeat, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias
 ):
     """Groups a … b − 1 of samples n … m − 1, in the dtype of x, and in float64 where that is too narrow."""
@@ -349,12 +359,12 @@ def differentiate_task(
     together = max(1, BLOCK // (2 * groups * length)) * 2 * groups
     sums, room = np.empty((2, together)), np.empty((together if past else 0, length), x.dtype)
     outside = np.empty((m - n) * groups, np.bool_)
-    task = (
+    given = (
         *(need_x, n, m, G, a, cotangent, x, weights, mean, rstd, centred),
         *(past, dx, dweights, dbiases, none, sums, room, outside),
     )
-    if differentiate_rows(x.dtype.type(0), False, *task):
-        differentiate_rows(0.0, True, *task)
+    if differentiate_rows(x.dtype.type(0), False, *given):
+        differentiate_rows(0.0, True, *given)
     contract(dweights.reshape(dweights.size), repeat, dweight[first:last])
     contract(dbiases.reshape(dbiases.size), repeat, dbias[first:last])
     if past:
@@ -375,7 +385,7 @@ def sum_again(repeat, cotangent, x, mean, rstd, dweight, dbias):
 
 
 @allocating
-def add_tasks(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbias):
+def add_partials(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbias):
     """dweight and dbias from those of the tasks."""
     totals = np.zeros((2, dweight.size))
     add_up(dweights, totals[0])
@@ -386,43 +396,52 @@ def add_tasks(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbia
         dweight[j], dbias[j] = totals[0, j], totals[1, j]
 
 
-@twins(
-    lambda T: (
-        *(FLAG, FLAG, INT, INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG, FLAG),
+def backward_types(T):
+    return (
+        *(FLAGS, SIZES, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG, FLAG),
         *(write(T, 2), write(T, 3), write(T, 1), write(T, 1)),
     )
-)
-def backward(
-    need_x,
-    need_affine,
-    step,
-    together,
-    repeat,
-    cotangent,
-    x,
-    weight,
-    statistics,
-    centred,
-    past,
-    dx,
-    partials,
-    dweight,
-    dbias,
+
+
+@body
+def shares_of(sizes, x, weight):
+    """How many samples and groups there are, and how many tasks for each."""
+    step, together, repeat = sizes
+    groups = weight.size * repeat // x.shape[1]
+    samples = x.shape[0] // groups
+    return samples, groups, (samples + step - 1) // step, (groups + together - 1) // together
+
+
+@task(backward_types)
+def differentiate_task(
+    number, need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias
 ):
-    mean, rstd = statistics[0], statistics[2]
-    dweights, dbiases = partials[0], partials[1]
-    G = weight.size * repeat // x.shape[1]
-    samples = x.shape[0] // G
-    across = (G + together - 1) // together
-    for task in prange((samples + step - 1) // step * across):
-        t, a = np.int64(task) // across, np.int64(task) % across * together
-        n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
-        dw, db = dweights[t], dbiases[t]
+    step, together, repeat = sizes
+    samples, G, _down, across = shares_of(sizes, x, weight)
+    t, a = number // across, number % across * together
+    n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
+    differentiate_samples(
+        *(need[0], n, m, G, a, b, repeat, cotangent, x, weight, statistics[0], statistics[2], centred),
+        *(past, dx, partials[0, t], partials[1, t]),
+    )
+
+
+@task(backward_types, numbers=0)
+def add_tasks(need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias):
+    add_partials(
+        sizes[2], cotangent, x, statistics[0], statistics[2], partials[0], partials[1], dweight, dbias
+    )
+
+
+@twins(backward_types, differentiate_task, add_tasks)
+def backward(need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias):
+    _samples, _groups, down, across = shares_of(sizes, x, weight)
+    for number in prange(down * across):
         differentiate_task(
-            need_x, n, m, G, a, b, repeat, cotangent, x, weight, mean, rstd, centred, past, dx, dw, db
+            number, need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias
         )
-    if need_affine:
-        add_tasks(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbias)
+    if need[1]:
+        add_tasks(need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias)
 
 
 @allocating
@@ -452,15 +471,6 @@ def sum_block(zero, a, b, repeat, cotangent, x, weight, mean, rstd, dweight, dbi
     return outside == 0 and is_finite(dweight[first:last].sum()) and is_finite(dbias[first:last].sum())
 
 
-@body
-def add_blocks(totals, moments):
-    """The sums of each row, in the place of those of its first block."""
-    for block in range(1, totals.shape[0]):
-        for r in range(totals.shape[1]):
-            totals[0, r] += totals[block, r]
-            moments[0, r] += moments[block, r]
-
-
 @allocating
 def differentiate_block(a, b, repeat, cotangent, x, weight, mean, rstd, centred, totals, moments, dx):
     """dx of columns a … b − 1 of each row, in the dtype of x or, if too narrow for it, in float64."""
@@ -482,33 +492,62 @@ def differentiate_block(a, b, repeat, cotangent, x, weight, mean, rstd, centred,
             differentiate(0.0, False, g, row, weights, means, rstds, shift, slope, none, out)
 
 
-@twins(
-    lambda T: (
+def long_types(T):
+    return (
         *(FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
         *(write(T, 2), write(DOUBLE, 3), write(T, 1), write(T, 1)),
     )
-)
+
+
+@task(long_types)
+def sum_block_task(
+    number, need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
+):
+    a = number * columns
+    b = min(a + columns, x.shape[1])
+    given = (
+        *(a, b, repeat, cotangent, x, weight, statistics[0], statistics[2]),
+        *(dweight, dbias, partials[0, number], partials[1, number]),
+    )
+    if not sum_block(x.dtype.type(0), *given):
+        sum_block(0.0, *given)
+
+
+@task(long_types, numbers=0)
+def add_blocks(
+    need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
+):
+    """The sums of each row, in the place of those of its first block."""
+    totals, moments = partials[0], partials[1]
+    for block in range(1, totals.shape[0]):
+        for r in range(totals.shape[1]):
+            totals[0, r] += totals[block, r]
+            moments[0, r] += moments[block, r]
+
+
+@task(long_types)
+def differentiate_block_task(
+    number, need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
+):
+    a = number * columns
+    b = min(a + columns, x.shape[1])
+    differentiate_block(
+        *(a, b, repeat, cotangent, x, weight, statistics[0], statistics[2]),
+        *(centred, partials[0, 0], partials[1, 0], dx),
+    )
+
+
+@twins(long_types, sum_block_task, add_blocks, differentiate_block_task)
 def backward_long(
     need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
 ):
-    mean, rstd = statistics[0], statistics[2]
-    totals, moments = partials[0], partials[1]
-    length = x.shape[1]
-    blocks = totals.shape[0]
-    for task in prange(blocks):
-        a = np.int64(task) * columns
-        b = min(a + columns, length)
-        zero = x.dtype.type(0)
-        total, moment = totals[task], moments[task]
-        if not sum_block(zero, a, b, repeat, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment):
-            sum_block(0.0, a, b, repeat, cotangent, x, weight, mean, rstd, dweight, dbias, total, moment)
+    given = (need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias)
+    for number in prange(partials.shape[1]):
+        sum_block_task(number, *given)
     if need_x:
-        add_blocks(totals, moments)
-        total, moment = totals[0], moments[0]
-        for task in prange(blocks):
-            a = np.int64(task) * columns
-            b = min(a + columns, length)
-            differentiate_block(a, b, repeat, cotangent, x, weight, mean, rstd, centred, total, moment, dx)
+        add_blocks(*given)
+        for number in prange(partials.shape[1]):
+            differentiate_block_task(number, *given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,8 +618,9 @@ class RowsKernel:
                 step += step % 2
                 partials = np.empty((2, -(-samples // step), plan.channels), x.dtype)
                 past = past_cache(dx, max(BLOCK, 2 * plan.length))
+                sizes = (step, together, plan.repeat)
                 self.backward_driver[x.dtype](
-                    need_x, need_affine, step, together, plan.repeat, *given, past, out, partials, *sums
+                    (need_x, need_affine), sizes, *given, past, out, partials, *sums
                 )
         return dx if need_x else None, dweight if needs[1] else None, dbias if needs[2] else None
 

@@ -213,7 +213,24 @@ def differentiate_runs(zero, L, training, cotangent, x, centre, scale, slope, sh
 
 @body
 def differentiate_statistics(
-    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias, scratch, room
+    zero,
+    z,
+    s,
+    e,
+    L,
+    training,
+    need,
+    cotangent,
+    x,
+    weight,
+    mean,
+    rstd,
+    past,
+    dx,
+    dweight,
+    dbias,
+    scratch,
+    room,
 ):
     """Statistics s … e − 1 of sample z.
 

@@ -4,8 +4,9 @@ An ordinary store first reads the line of memory that it changes, a third of the
 one array and writes another. Whole lines can be written without that (*non-temporal* stores). But whoever
 reads the output next finds it in memory alone, so that one which fits in the cache had better stay there.
 
-LLVM makes no such stores of a loop over values. Therefore a task has room for a piece of its output that stays
-in the second-level cache, fills it by the loops that otherwise write the output in its place, and copies it out::
+LLVM makes no such stores of a loop over values. Therefore a task has room for a piece of its output that
+stays in the second-level cache, fills it by the loops that otherwise write the output in its place, and
+copies it out::
 
     out = room[:n] if past else place
     …
