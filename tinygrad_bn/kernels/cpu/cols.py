@@ -33,7 +33,7 @@ from numba import prange, types
 from ..views import Cols, as_rows, remembered
 from . import rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, task, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_out
 from .sums import (
@@ -77,11 +77,11 @@ def tiles_of(x, layout):
 
 
 @body
-def tile_of(task, x, layout):
-    """The tile of a task: z, its number, first and last row, first and last column."""
+def tile_of(number, x, layout):
+    """The tile of a number: z, its number, first and last row, first and last column."""
     _M, _repeat, _members, width, columns = layout
     rows, down, across = tiles_of(x, layout)
-    block, t = task // down, task % down
+    block, t = number // down, number % down
     z, c = block // across, block % across * columns
     return z, t, t * TILE_ROWS, min((t + 1) * TILE_ROWS, rows), c, min(c + columns, width)
 
@@ -154,9 +154,9 @@ def choose_pivots(block, x, layout, mean):
 
 
 @allocating
-def tile_moments(zero, task, x, layout, mean, sums):
+def tile_moments(zero, tile, x, layout, mean, sums):
     """The sums of x − pivot and of its square over each channel of a tile; in mean stands the pivot."""
-    z, t, a, b, c, d = tile_of(task, x, layout)
+    z, t, a, b, c, d = tile_of(tile, x, layout)
     M, repeat, members, width, _columns = layout
     B = repeat * members
     pivot = np.empty(d - c, type(zero))
@@ -256,8 +256,8 @@ def forward_factors(block, x, layout, training, weight, bias, eps, mean, varianc
 
 
 @allocating
-def normalize_tile(zero, task, x, layout, training, factors, past, y):
-    z, _t, a, b, c, d = tile_of(task, x, layout)
+def normalize_tile(zero, tile, x, layout, training, factors, past, y):
+    z, _t, a, b, c, d = tile_of(tile, x, layout)
     _M, repeat, _members, width, _columns = layout
     rows = np.empty((4, d - c), type(zero))
     for p in range(3 if training else 4):
@@ -280,28 +280,28 @@ def normalize_tile(zero, task, x, layout, training, factors, past, y):
 
 
 @body
-def forward_task(
-    step, task, x, layout, training, weight, bias, eps, past, y, factors, sums, state, mean, variance, rstd
+def forward_step(
+    step, number, x, layout, training, weight, bias, eps, past, y, factors, sums, state, mean, variance, rstd
 ):
     """A step of a tile or a block; from it on all steps of a block that is one tile, so that x is read from
     memory once.
     """
     zero = x.dtype.type(0)
     down = sums.shape[1]
-    block = task // down if step % 2 else task
+    block = number // down if step % 2 else number
     for each in range(step, OUTPUT + 1 if down == 1 else step + 1):
         if each == PIVOTS:
             choose_pivots(block, x, layout, mean)
         elif each == SUMS:
-            tile_moments(zero, task, x, layout, mean, sums)
+            tile_moments(zero, number, x, layout, mean, sums)
         elif each == SUMS_AGAIN:
             if state[block] == AGAIN:
-                tile_moments(0.0, task, x, layout, mean, sums)
+                tile_moments(0.0, number, x, layout, mean, sums)
         elif each == OUTPUT:
             if state[block] == WIDE:
-                normalize_tile(0.0, task, x, layout, training, factors, past, y)
+                normalize_tile(0.0, number, x, layout, training, factors, past, y)
             else:
-                normalize_tile(zero, task, x, layout, training, factors, past, y)
+                normalize_tile(zero, number, x, layout, training, factors, past, y)
         elif each == STATISTICS or state[block] == AGAIN or not training:
             final = each == STATISTICS_AGAIN
             if not training or merge_statistics(final, block, x, layout, eps, sums, mean, variance):
@@ -312,44 +312,50 @@ def forward_task(
                 state[block] = AGAIN
 
 
-@twins(
-    lambda T: (
+def forward_types(T):
+    return (
         *(LAYOUT, FLAG, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG),
         *(write(T, 2), write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), write(DOUBLE, 2)),
     )
-)
+
+
+@task(forward_types, numbers=3)
+def forward_task(
+    first, step, number, layout, training, x, weight, bias, eps, past, y, factors, sums, state, statistics
+):
+    last = min(first + factors.shape[0], x.shape[0])
+    each = statistics.shape[1] // x.shape[0]
+    a, b = first * each, last * each
+    forward_step(
+        *(step, number, x[first:last], layout, training, weight, bias, eps, past, y[first:last], factors),
+        *(sums, state, statistics[0, a:b], statistics[1, a:b], statistics[2, a:b]),
+    )
+
+
+@twins(forward_types, forward_task)
 def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, state, statistics):
+    given = (training, x, weight, bias, eps, past, y, factors, sums, state, statistics)
     batch, down = factors.shape[0], sums.shape[1]
-    per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
-        last = min(first + batch, x.shape[0])
-        part, out = x[first:last], y[first:last]
-        mean, variance, rstd = statistics[0], statistics[1], statistics[2]
-        mean, variance = mean[first * per_z : last * per_z], variance[first * per_z : last * per_z]
-        rstd = rstd[first * per_z : last * per_z]
-        blocks = (last - first) * per_block
+        blocks = (min(first + batch, x.shape[0]) - first) * (state.size // batch)
         start = PIVOTS if training else STATISTICS_AGAIN
         for step in range(start, start + 1 if down == 1 else OUTPUT + 1):
             wanted = not training or (step != SUMS_AGAIN and step != STATISTICS_AGAIN)
             for block in range(blocks):
                 wanted |= state[block] == AGAIN
-            tasks = blocks * down if step % 2 else blocks
             if wanted:
-                for task in prange(tasks):
-                    forward_task(
-                        *(step, np.int64(task), part, layout, training, weight, bias, eps),
-                        *(past, out, factors, sums, state, mean, variance, rstd),
-                    )
+                for number in prange(blocks * down if step % 2 else blocks):
+                    forward_task(first, step, number, layout, *given)
 
 
 @allocating
-def tile_sums(zero, task, layout, cotangent, x, mean, sums):
+def tile_sums(zero, tile, layout, cotangent, x, mean, sums):
     """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
 
     Whether the dtype of x was wide enough for it is returned.
     """
     limits = limits_of(x)
-    z, t, a, b, c, d = tile_of(task, x, layout)
+    z, t, a, b, c, d = tile_of(tile, x, layout)
     M, repeat, members, width, _columns = layout
     B = repeat * members
     centre = np.empty(d - c, type(zero))
@@ -416,8 +422,8 @@ def backward_factors(block, x, layout, training, weight, mean, rstd, sums, facto
 
 
 @allocating
-def differentiate_tile(zero, task, layout, training, cotangent, x, factors, past, dx):
-    z, _t, a, b, c, d = tile_of(task, x, layout)
+def differentiate_tile(zero, tile, layout, training, cotangent, x, factors, past, dx):
+    z, _t, a, b, c, d = tile_of(tile, x, layout)
     _M, repeat, _members, width, _columns = layout
     rows = np.empty((4, d - c), type(zero))
     for p in range(4):
@@ -441,56 +447,86 @@ def differentiate_tile(zero, task, layout, training, cotangent, x, factors, past
 
 
 @body
-def backward_task(
-    step, task, layout, training, need, cotangent, x, weight, mean, rstd, factors, sums, state, past, dx
+def backward_step(
+    step, number, layout, need, training, cotangent, x, weight, mean, rstd, factors, sums, state, past, dx
 ):
     """A step of one tile, or of one block of tiles: sums, factors, dx; all of a block that is one tile."""
     zero = x.dtype.type(0)
     need_x, need_affine = need
     down = sums.shape[1]
-    block = task if step == 1 else task // down
+    block = number if step == 1 else number // down
     for each in range(step, 3 if down == 1 else step + 1):
         if each == 0:
-            if (training or need_affine) and not tile_sums(zero, task, layout, cotangent, x, mean, sums):
-                tile_sums(0.0, task, layout, cotangent, x, mean, sums)
+            if (training or need_affine) and not tile_sums(zero, number, layout, cotangent, x, mean, sums):
+                tile_sums(0.0, number, layout, cotangent, x, mean, sums)
         elif each == 1:
             good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
             state[block] = NARROW if good else WIDE
         elif need_x and state[block] == WIDE:
-            differentiate_tile(0.0, task, layout, training, cotangent, x, factors, past, dx)
+            differentiate_tile(0.0, number, layout, training, cotangent, x, factors, past, dx)
         elif need_x:
-            differentiate_tile(zero, task, layout, training, cotangent, x, factors, past, dx)
+            differentiate_tile(zero, number, layout, training, cotangent, x, factors, past, dx)
 
 
-@twins(
-    lambda T: (
-        *(LAYOUT, FLAG, FLAGS, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
+def backward_types(T):
+    return (
+        *(LAYOUT, FLAGS, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
         *(write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), FLAG, write(T, 2), write(DOUBLE, 3)),
     )
-)
-def backward(
-    layout, training, need, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals
+
+
+@task(backward_types, numbers=3)
+def backward_task(
+    first,
+    step,
+    number,
+    layout,
+    need,
+    training,
+    cotangent,
+    x,
+    weight,
+    statistics,
+    factors,
+    sums,
+    state,
+    past,
+    dx,
+    totals,
 ):
+    last = min(first + factors.shape[0], x.shape[0])
+    each = statistics.shape[1] // x.shape[0]
+    a, b = first * each, last * each
+    backward_step(
+        *(step, number, layout, need, training, cotangent[first:last], x[first:last], weight),
+        *(statistics[0, a:b], statistics[2, a:b], factors, sums, state, past, dx[first:last]),
+    )
+
+
+@task(backward_types, numbers=1)
+def add_sums(
+    first, layout, need, training, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals
+):
+    """Add the sums of the z of a batch to the totals."""
+    for z in range(min(factors.shape[0], x.shape[0] - first)):
+        for p in range(2):
+            total, piece = totals[1 - p, 0], sums[z, 0, p]
+            for j in range(piece.size):
+                total[j] += piece[j]
+
+
+@twins(backward_types, backward_task, add_sums)
+def backward(
+    layout, need, training, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals
+):
+    given = (training, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals)
     batch, down = factors.shape[0], sums.shape[1]
-    per_z, per_block = statistics.shape[1] // x.shape[0], state.size // batch
     for first in range(0, x.shape[0], batch):
-        last = min(first + batch, x.shape[0])
-        part, g, out = x[first:last], cotangent[first:last], dx[first:last]
-        mean, rstd = statistics[0], statistics[2]
-        mean, rstd = mean[first * per_z : last * per_z], rstd[first * per_z : last * per_z]
-        blocks = (last - first) * per_block
+        blocks = (min(first + batch, x.shape[0]) - first) * (state.size // batch)
         for step in range(1 if down == 1 else 3):
-            tasks = blocks if step == 1 else blocks * down
-            for task in prange(tasks):
-                backward_task(
-                    *(step, np.int64(task), layout, training, need, g, part, weight),
-                    *(mean, rstd, factors, sums, state, past, out),
-                )
-        for z in range(last - first):
-            for p in range(2):
-                total, piece = totals[1 - p, 0], sums[z, 0, p]
-                for j in range(piece.size):
-                    total[j] += piece[j]
+            for number in prange(blocks if step == 1 else blocks * down):
+                backward_task(first, step, number, layout, need, *given)
+        add_sums(first, layout, need, *given)
 
 
 @remembered
@@ -576,8 +612,8 @@ class ColsKernel:
             shape = (plan.Z, plan.A * plan.M)
             self.backward_driver[x.dtype](
                 layout_of(plan),
-                self.training,
                 (need_x, need_affine),
+                self.training,
                 contiguous(cotangent, shape),
                 contiguous(x, shape),
                 affine(weight, 1, x.dtype, (plan.channels,)),

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
 from ..views import Rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, new_statistics
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, task, twins, write
+from .jit import DOUBLE, FLAG, INT, Driver, allocating, body, read, task, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_out
 from .sums import (
@@ -66,8 +66,6 @@ LONG_PAIR = 1 << 15
 # The output of rows that are longer than this is made in such blocks too: with weight and bias, which all
 # rows share, they do not stay in the second-level cache.
 LONG_ROW = 1 << 16
-
-SIZES = types.UniTuple(INT, 3)
 
 
 @allocating
@@ -188,11 +186,12 @@ def normalize_columns_task(number, step, x, weight, bias, eps, centred, past, y,
 
 @twins(forward_types, normalize_task, normalize_columns_task)
 def forward(step, x, weight, bias, eps, centred, past, y, statistics):
+    given = (step, x, weight, bias, eps, centred, past, y, statistics)
     for number in prange((x.shape[0] + step - 1) // step):
-        normalize_task(number, step, x, weight, bias, eps, centred, past, y, statistics)
+        normalize_task(number, *given)
     if x.shape[1] > LONG_ROW:
         for number in prange((x.shape[1] + COLUMNS - 1) // COLUMNS):
-            normalize_columns_task(number, step, x, weight, bias, eps, centred, past, y, statistics)
+            normalize_columns_task(number, *given)
 
 
 @body
@@ -290,7 +289,6 @@ def differentiate(zero, only_marked, cotangent, x, weight, mean, rstd, shift, sl
 def differentiate_rows(
     zero,
     again,
-    need_x,
     n,
     m,
     G,
@@ -337,7 +335,7 @@ def differentiate_rows(
             totals, moments = total[p : p + size], moment[p : p + size]
             if not again:
                 number += mark_outside(x, rstds, totals, moments, marks)
-            if need_x:
+            if dx.size != 0:
                 to_factors(zero, length, centred, means, rstds, totals, moments)
                 g, rows, place = cotangent[r:end], x[r:end], dx[r:end]
                 out = room[:size] if aside else place
@@ -348,7 +346,7 @@ def differentiate_rows(
 
 @allocating
 def differentiate_samples(
-    need_x, n, m, G, a, b, repeat, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias
+    n, m, G, a, b, repeat, cotangent, x, weight, mean, rstd, centred, past, dx, dweight, dbias
 ):
     """Groups a … b − 1 of samples n … m − 1, in the dtype of x, and in float64 where that is too narrow."""
     groups, length = b - a, x.shape[1]
@@ -360,7 +358,7 @@ def differentiate_samples(
     sums, room = np.empty((2, together)), np.empty((together if past else 0, length), x.dtype)
     outside = np.empty((m - n) * groups, np.bool_)
     given = (
-        *(need_x, n, m, G, a, cotangent, x, weights, mean, rstd, centred),
+        *(n, m, G, a, cotangent, x, weights, mean, rstd, centred),
         *(past, dx, dweights, dbiases, none, sums, room, outside),
     )
     if differentiate_rows(x.dtype.type(0), False, *given):
@@ -385,11 +383,10 @@ def sum_again(repeat, cotangent, x, mean, rstd, dweight, dbias):
 
 
 @allocating
-def add_partials(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, dbias):
-    """dweight and dbias from those of the tasks."""
+def add_partials(repeat, cotangent, x, mean, rstd, partials, dweight, dbias):
     totals = np.zeros((2, dweight.size))
-    add_up(dweights, totals[0])
-    add_up(dbiases, totals[1])
+    add_up(partials[0], totals[0])
+    add_up(partials[1], totals[1])
     if not (is_finite(totals[0].sum()) and is_finite(totals[1].sum())):
         sum_again(repeat, cotangent, x, mean, rstd, totals[0], totals[1])
     for j in range(dweight.size):
@@ -398,15 +395,14 @@ def add_partials(repeat, cotangent, x, mean, rstd, dweights, dbiases, dweight, d
 
 def backward_types(T):
     return (
-        *(FLAGS, SIZES, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG, FLAG),
+        *(INT, INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG, FLAG),
         *(write(T, 2), write(T, 3), write(T, 1), write(T, 1)),
     )
 
 
 @body
-def shares_of(sizes, x, weight):
+def shares_of(step, together, repeat, x, weight):
     """How many samples and groups there are, and how many tasks for each."""
-    step, together, repeat = sizes
     groups = weight.size * repeat // x.shape[1]
     samples = x.shape[0] // groups
     return samples, groups, (samples + step - 1) // step, (groups + together - 1) // together
@@ -414,34 +410,50 @@ def shares_of(sizes, x, weight):
 
 @task(backward_types)
 def differentiate_task(
-    number, need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias
+    number,
+    step,
+    together,
+    repeat,
+    cotangent,
+    x,
+    weight,
+    statistics,
+    centred,
+    past,
+    dx,
+    partials,
+    dweight,
+    dbias,
 ):
-    step, together, repeat = sizes
-    samples, G, _down, across = shares_of(sizes, x, weight)
+    samples, G, _down, across = shares_of(step, together, repeat, x, weight)
     t, a = number // across, number % across * together
     n, m, b = t * step, min(t * step + step, samples), min(a + together, G)
     differentiate_samples(
-        *(need[0], n, m, G, a, b, repeat, cotangent, x, weight, statistics[0], statistics[2], centred),
+        *(n, m, G, a, b, repeat, cotangent, x, weight, statistics[0], statistics[2], centred),
         *(past, dx, partials[0, t], partials[1, t]),
     )
 
 
 @task(backward_types, numbers=0)
-def add_tasks(need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias):
-    add_partials(
-        sizes[2], cotangent, x, statistics[0], statistics[2], partials[0], partials[1], dweight, dbias
-    )
+def add_tasks(
+    step, together, repeat, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias
+):
+    """dweight and dbias from those of the tasks."""
+    add_partials(repeat, cotangent, x, statistics[0], statistics[2], partials, dweight, dbias)
 
 
 @twins(backward_types, differentiate_task, add_tasks)
-def backward(need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias):
-    _samples, _groups, down, across = shares_of(sizes, x, weight)
+def backward(
+    step, together, repeat, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias
+):
+    given = (
+        *(step, together, repeat, cotangent, x, weight, statistics, centred, past),
+        *(dx, partials, dweight, dbias),
+    )
+    _samples, _groups, down, across = shares_of(step, together, repeat, x, weight)
     for number in prange(down * across):
-        differentiate_task(
-            number, need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias
-        )
-    if need[1]:
-        add_tasks(need, sizes, cotangent, x, weight, statistics, centred, past, dx, partials, dweight, dbias)
+        differentiate_task(number, *given)
+    add_tasks(*given)
 
 
 @allocating
@@ -494,14 +506,14 @@ def differentiate_block(a, b, repeat, cotangent, x, weight, mean, rstd, centred,
 
 def long_types(T):
     return (
-        *(FLAG, INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
+        *(INT, INT, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2), FLAG),
         *(write(T, 2), write(DOUBLE, 3), write(T, 1), write(T, 1)),
     )
 
 
 @task(long_types)
 def sum_block_task(
-    number, need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
+    number, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
 ):
     a = number * columns
     b = min(a + columns, x.shape[1])
@@ -514,9 +526,7 @@ def sum_block_task(
 
 
 @task(long_types, numbers=0)
-def add_blocks(
-    need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
-):
+def add_blocks(columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias):
     """The sums of each row, in the place of those of its first block."""
     totals, moments = partials[0], partials[1]
     for block in range(1, totals.shape[0]):
@@ -527,7 +537,7 @@ def add_blocks(
 
 @task(long_types)
 def differentiate_block_task(
-    number, need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
+    number, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
 ):
     a = number * columns
     b = min(a + columns, x.shape[1])
@@ -538,13 +548,11 @@ def differentiate_block_task(
 
 
 @twins(long_types, sum_block_task, add_blocks, differentiate_block_task)
-def backward_long(
-    need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias
-):
-    given = (need_x, columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias)
+def backward_long(columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias):
+    given = (columns, repeat, cotangent, x, weight, statistics, centred, dx, partials, dweight, dbias)
     for number in prange(partials.shape[1]):
         sum_block_task(number, *given)
-    if need_x:
+    if dx.size != 0:
         add_blocks(*given)
         for number in prange(partials.shape[1]):
             differentiate_block_task(number, *given)
@@ -588,9 +596,8 @@ class RowsKernel:
         aux: Statistics,
     ) -> Gradients:
         x, weight, bias = arrays
-        need_x, need_affine = needs[0], needs[1] or needs[2]
         new = empty if x.size else np.zeros
-        dx = empty(x.shape if need_x else (0,), x.dtype)
+        dx = empty(x.shape if needs[0] else (0,), x.dtype)
         like = bias if weight is None else weight
         shape = (plan.channels,) if like is None else like.shape
         dweight, dbias = new(shape, x.dtype), new(shape, x.dtype)
@@ -602,13 +609,13 @@ class RowsKernel:
                 aux,
                 plan.centred,
             )
-            out = dx.reshape(plan.shape if need_x else (0, plan.length))
+            out = dx.reshape(plan.shape if needs[0] else (0, plan.length))
             sums = (dweight.reshape(plan.channels), dbias.reshape(plan.channels))
             most = COLUMNS if plan.rows < 4 * BACKWARD_TASKS else LONG_PAIR
             if plan.length > most and plan.rows <= MOST_BACKWARD_ROWS and plan.groups == 1:
                 columns = COLUMNS // plan.repeat * plan.repeat
                 partials = np.empty((2, -(-plan.length // columns), plan.rows + plan.rows % 2))
-                self.long_driver[x.dtype](need_x, columns, plan.repeat, *given, out, partials, *sums)
+                self.long_driver[x.dtype](columns, plan.repeat, *given, out, partials, *sums)
             else:
                 # As many groups of a sample as stay in the first-level cache.
                 together = min(max(1, BLOCK // (2 * plan.length)), plan.groups)
@@ -618,11 +625,8 @@ class RowsKernel:
                 step += step % 2
                 partials = np.empty((2, -(-samples // step), plan.channels), x.dtype)
                 past = past_cache(dx, max(BLOCK, 2 * plan.length))
-                sizes = (step, together, plan.repeat)
-                self.backward_driver[x.dtype](
-                    (need_x, need_affine), sizes, *given, past, out, partials, *sums
-                )
-        return dx if need_x else None, dweight if needs[1] else None, dbias if needs[2] else None
+                self.backward_driver[x.dtype](step, together, plan.repeat, *given, past, out, partials, *sums)
+        return dx if needs[0] else None, dweight if needs[1] else None, dbias if needs[2] else None
 
 
 sequential = RowsKernel(forward.sequential, backward.sequential, backward_long.sequential)

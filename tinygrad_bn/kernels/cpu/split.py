@@ -36,7 +36,7 @@ from .arrays import (
     gradients,
     new_statistics,
 )
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, twins, write
+from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, task, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_out
 from .sums import (
@@ -68,6 +68,14 @@ def blocks_of(x):
     S, size = x.shape[2], x.shape[3]
     together = min(MOST_TOGETHER, TASK // (x.shape[1] * size)) if size <= CHUNK else 1
     return S if together <= 1 else (S + together - 1) // together
+
+
+@body
+def block_of(number, x):
+    """The block of a task: the sample, and the first and the last of its statistics."""
+    S, blocks = x.shape[2], blocks_of(x)
+    block = number % blocks
+    return number // blocks, block * S // blocks, (block + 1) * S // blocks
 
 
 @allocating
@@ -150,26 +158,32 @@ def normalize_statistics(
 @allocating
 def normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd):
     """As normalize_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
-    task = (L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
+    given = (L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
     scratch, room = np.empty((4, (e - s) * (x.shape[3] // L))), room_for(past, s, e, x)
-    if normalize_statistics(x.dtype.type(0), z, s, e, *task, scratch, room):
+    if normalize_statistics(x.dtype.type(0), z, s, e, *given, scratch, room):
         again = np.empty((4, x.shape[3] // L))
         for r in range(e - s):
             if scratch[3, r] != 0:
-                normalize_statistics(0.0, z, s + r, s + r + 1, *task, again, room)
+                normalize_statistics(0.0, z, s + r, s + r + 1, *given, again, room)
     if past:
         fence()
 
 
-@twins(lambda T: (INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE, FLAG, write(T, 4), write(DOUBLE, 2)))
-def forward(L, training, x, weight, bias, eps, past, y, statistics):
+def forward_types(T):
+    return INT, FLAG, read(T, 4), read(T, 1), read(T, 1), DOUBLE, FLAG, write(T, 4), write(DOUBLE, 2)
+
+
+@task(forward_types)
+def normalize_task(number, L, training, x, weight, bias, eps, past, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
-    S = x.shape[2]
-    blocks = blocks_of(x)
-    for task in prange(x.shape[0] * blocks):
-        z, block = task // blocks, task % blocks
-        s, e = block * S // blocks, (block + 1) * S // blocks
-        normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
+    z, s, e = block_of(number, x)
+    normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
+
+
+@twins(forward_types, normalize_task)
+def forward(L, training, x, weight, bias, eps, past, y, statistics):
+    for number in prange(x.shape[0] * blocks_of(x)):
+        normalize_task(number, L, training, x, weight, bias, eps, past, y, statistics)
 
 
 @body
@@ -289,34 +303,37 @@ def differentiate_block(
     z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias
 ):
     """As differentiate_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
-    task = (L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias)
+    given = (L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias)
     scratch, room = np.empty((5, (e - s) * (x.shape[3] // L))), room_for(past, s, e, x)
-    if differentiate_statistics(x.dtype.type(0), z, s, e, *task, scratch, room):
+    if differentiate_statistics(x.dtype.type(0), z, s, e, *given, scratch, room):
         again = np.empty((5, x.shape[3] // L))
         for r in range(e - s):
             if scratch[4, r] != 0:
-                differentiate_statistics(0.0, z, s + r, s + r + 1, *task, again, room)
+                differentiate_statistics(0.0, z, s + r, s + r + 1, *given, again, room)
     if past:
         fence()
 
 
-@twins(
-    lambda T: (
+def backward_types(T):
+    return (
         *(INT, FLAG, FLAGS, read(T, 4), read(T, 4), read(T, 1), read(DOUBLE, 2), FLAG),
         *(write(T, 4), write(DOUBLE, 3)),
     )
-)
-def backward(L, training, need, cotangent, x, weight, statistics, past, dx, sums):
+
+
+@task(backward_types)
+def differentiate_task(number, L, training, need, cotangent, x, weight, statistics, past, dx, sums):
     mean, rstd = statistics[0], statistics[2]
-    dweight, dbias = sums[0], sums[1]
-    S = x.shape[2]
-    blocks = blocks_of(x)
-    for task in prange(x.shape[0] * blocks):
-        z, block = task // blocks, task % blocks
-        s, e = block * S // blocks, (block + 1) * S // blocks
-        differentiate_block(
-            z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias
-        )
+    z, s, e = block_of(number, x)
+    differentiate_block(
+        *(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, sums[0], sums[1])
+    )
+
+
+@twins(backward_types, differentiate_task)
+def backward(L, training, need, cotangent, x, weight, statistics, past, dx, sums):
+    for number in prange(x.shape[0] * blocks_of(x)):
+        differentiate_task(number, L, training, need, cotangent, x, weight, statistics, past, dx, sums)
 
 
 @dataclass(frozen=True, slots=True)
