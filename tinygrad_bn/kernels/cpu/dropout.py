@@ -20,7 +20,7 @@ from ..masks import Mask, Scale, runs
 from ..philox import ONE, SEVEN, SIX, SIXTEEN
 from .arrays import Array, contiguous
 from .decisions import decide_by_16, decide_by_32, scale_or_zero
-from .jit import FLAG, INT, Driver, read, twins, write
+from .jit import FLAG, INT, Driver, read, task, twins, write
 from .memory import empty
 
 TASK = 1 << 16  # decisions that one task draws, and elements that one task expands them over; whole words
@@ -28,6 +28,17 @@ ZERO, LAST, SIXTY_FOUR = np.uint64(0), np.uint64(63), np.uint64(64)
 WORDS = np.dtype(np.uint64)
 KEPT, NOTHING = np.array([2**64 - 1], WORDS), np.empty(0, WORDS)
 KEY = types.UniTuple(types.uint64, 3)
+
+
+def types_of(T):
+    return (
+        *(KEY, read(T, 1), write(T, 1), T, read(INT, 1), read(INT, 1)),
+        *(read(types.uint64, 1), write(types.uint64, 1), types.uint64, FLAG),
+    )
+
+
+# The sign of a zero, and all else, is that of one multiplication.
+exact = task(types_of, fastmath=False)
 
 # Left to itself LLVM calls a function of this size, and does not vectorize the loop around it.
 inlined = numba.njit(inline="always")
@@ -42,11 +53,12 @@ def decide(number, key, kept, wide):
     return decide_by_16(number, seed, stream, call, kept)
 
 
-@numba.njit
-def draw(words, first, key, kept, wide):
-    """Words first, first + 1, … of the packed mask."""
-    for i in range(words.size):
-        words[i] = decide(np.uint64(first + i), key, kept, wide)
+@exact
+def draw(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
+    """The words of a task."""
+    first, last = number * (TASK // 64), min((number + 1) * (TASK // 64), drawn.size)
+    for i in range(np.uint64(first), np.uint64(last)):
+        drawn[i] = decide(i, key, kept, wide)
 
 
 # Unsigned indices below: for signed ones numba asks whether they count from the end, in every iteration.
@@ -86,7 +98,14 @@ def expand_shared(x, keep, y, start, stop, scale):
             y[j] = 0
 
 
-@numba.njit(_nrt=True)  # its driver is compiled without numba's runtime, which `place` needs
+@exact
+def expand(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
+    """The elements of a task."""
+    start = number * TASK
+    expand_part(x, words, y, scale, lengths, steps, start, min(start + TASK, x.size))
+
+
+@numba.njit(_nrt=True)
 def expand_part(x, words, y, scale, lengths, steps, start, stop):
     """Elements start … stop − 1: walk the last run again and again, counting the others like an odometer."""
     outer = lengths.size - 1
@@ -115,13 +134,14 @@ def expand_part(x, words, y, scale, lengths, steps, start, stop):
             axis -= 1
 
 
-@numba.njit
-def draw_and_expand(x, drawn, y, scale, start, stop, key, kept, wide):
-    """Elements start … stop − 1, each with a decision of its own; start is a multiple of 64.
+@exact
+def draw_and_expand(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
+    """The elements of a task, where each has a decision of its own.
 
     Drawing and expanding by turns, so few at a time that the core has several of both begun at once: it draws
     while it waits for x.
     """
+    start, stop = number * TASK, min((number + 1) * TASK, x.size)
     first, last = np.uint64(start // 64), np.uint64(stop // 64)
     for number in range(first, last):
         word = decide(number, key, kept, wide)
@@ -133,29 +153,22 @@ def draw_and_expand(x, drawn, y, scale, start, stop, key, kept, wide):
         expand_own(x, drawn, stop - stop % 64, y, stop - stop % 64, stop, scale)
 
 
-@twins(
-    lambda dtype: (
-        *(read(dtype, 1), write(dtype, 1), dtype, read(INT, 1), read(INT, 1)),
-        *(read(types.uint64, 1), write(types.uint64, 1), KEY, types.uint64, FLAG),
-    )
-)
-def multiply(x, y, scale, lengths, steps, words, drawn, key, kept, wide):
+@twins(types_of, draw_and_expand, draw, expand)
+def multiply(key, x, y, scale, lengths, steps, words, drawn, kept, wide):
     """y = x * scale where the bits keep, +0 where they drop; first draw them, where `drawn` is `words`.
 
     Otherwise `drawn` is empty. It is the same memory for writing: bits that are kept may be read-only.
     """
+    given = (x, y, scale, lengths, steps, words, drawn, kept, wide)
+    tasks = (x.size + TASK - 1) // TASK
     if drawn.size != 0 and lengths.size == 1 and steps[0] != 0:
-        for task in numba.prange((x.size + TASK - 1) // TASK):
-            start = task * TASK
-            draw_and_expand(x, drawn, y, scale, start, min(start + TASK, x.size), key, kept, wide)
+        for number in numba.prange(tasks):
+            draw_and_expand(number, key, *given)
     else:
-        chunk = TASK // 64
-        for task in numba.prange((drawn.size + chunk - 1) // chunk):
-            first = task * chunk
-            draw(drawn[first : min(first + chunk, drawn.size)], first, key, kept, wide)
-        for task in numba.prange((x.size + TASK - 1) // TASK):
-            start = task * TASK
-            expand_part(x, words, y, scale, lengths, steps, start, min(start + TASK, x.size))
+        for number in numba.prange((64 * drawn.size + TASK - 1) // TASK):
+            draw(number, key, *given)
+        for number in numba.prange(tasks):
+            expand(number, key, *given)
 
 
 @lru_cache(maxsize=1024)
@@ -186,13 +199,13 @@ class DropoutKernel:
         y = empty(x.shape, x.dtype)
         quantised = plan.quantised
         self.driver[x.dtype](
+            (plan.seed, plan.stream, plan.call),
             contiguous(x, (x.size,)),
             y.reshape(-1),
             plan.scale,
             *lengths_and_steps(plan.shape, plan.mask_shape),
             words,
             drawn,
-            (plan.seed, plan.stream, plan.call),
             quantised.kept,
             quantised.lane_bits == 32,
         )
@@ -208,13 +221,13 @@ class ScaleKernel:
     def forward(self, plan: Scale, x: Array) -> tuple[Array, tuple[()]]:
         y = empty(x.shape, x.dtype)
         self.driver[x.dtype](
+            (0, 0, 0),
             contiguous(x, (x.size,)),
             y.reshape(-1),
             plan.factor,
             *lengths_and_steps((x.size,), (1,)),
             KEPT,
             NOTHING,
-            (0, 0, 0),
             0,
             False,
         )

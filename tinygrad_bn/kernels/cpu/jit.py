@@ -171,8 +171,10 @@ class Task(_Cached):
     known before the driver is compiled or loaded.
     """
 
-    def __init__(self, source: Callable[..., None], signature: Signature, numbers: int):
-        super().__init__(source, lambda T: (INT,) * numbers + signature(T), "task", BODY)
+    def __init__(
+        self, source: Callable[..., None], signature: Signature, numbers: int, options: dict[str, Any]
+    ):
+        super().__init__(source, lambda T: (INT,) * numbers + signature(T), "task", options)
 
         @intrinsic
         def call(_context: Any, *arguments: types.Type) -> Any:
@@ -208,7 +210,7 @@ class Task(_Cached):
         return types.none(types.StarArgTuple(wanted)), codegen
 
 
-def task(signature: Signature, numbers: int = 1) -> Callable[[Callable[..., None]], Any]:
+def task(signature: Signature, numbers: int = 1, **more: Any) -> Callable[[Callable[..., None]], Any]:
     """Make a task of drivers of types ``signature(dtype)``: before their arguments it has so many numbers.
 
     Like a body, it counts no references, and what it writes to must be no part of another argument. Of the
@@ -218,7 +220,7 @@ def task(signature: Signature, numbers: int = 1) -> Callable[[Callable[..., None
     def decorate(source: Callable[..., None]) -> Any:
         if numba.config.DISABLE_JIT:
             return source
-        made = Task(source, signature, numbers)
+        made = Task(source, signature, numbers, {**BODY, **more})
         made.call.task = made
         return made.call
 
