@@ -16,9 +16,6 @@ steps while the tile is in the cache. Many small z go through the steps in batch
 with g the cotangent times the weight; in inference μ and σ² are constants, so that dx = rstd g. Sums and
 factors near the ends of the range of float32 are done in float64: ``sums`` says how, and what
 range that gives.
-
-A *layout* is how x[z] is read: the number of columns M; how many neighbours along M are one channel, of one
-weight; how many channels have one statistic; the width of a row; and the columns of a tile.
 """
 
 from __future__ import annotations
@@ -28,12 +25,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import prange, types
+from numba import prange
 
-from ..views import Cols, as_rows, remembered
+from ..views import Cols, as_rows
 from . import rows
 from .arrays import Array, Gradients, Statistics, affine, contiguous, gradients, new_statistics
-from .jit import DOUBLE, FLAG, FLAGS, INT, Driver, allocating, body, read, task, twins, write
+from .cols_backward import backward
+from .jit import DOUBLE, FLAG, INT, Driver, allocating, body, read, task, twins, write
 from .memory import empty
 from .stores import fence, past_cache, write_out
 from .sums import (
@@ -42,89 +40,30 @@ from .sums import (
     constant,
     contract,
     expand,
-    fits,
     is_finite,
     limits_of,
     multiply_add,
     reliable,
     samples,
     settled,
-    times_rest,
     two_parts,
 )
+from .tiles import (
+    AGAIN,
+    LAYOUT,
+    NARROW,
+    WIDE,
+    add_tiles,
+    block_of,
+    gather,
+    layout_of,
+    scratch,
+    spread,
+    tile_of,
+)
 
-# Sums of a tile are in the dtype of x, which may be float32: over no more rows than these.
-TILE_ROWS = 128
-TILE_COLUMNS = 1024
-# Rows of a small M are joined up to about this length.
-JOINED = 512
-# A batch has about so many values of x: enough for several threads, and little room for factors and sums.
-BATCH = 1 << 18
-
-LAYOUT = types.UniTuple(INT, 5)
 # The steps of a forward pass: tasks are blocks in those of even number, and tiles in the others.
 PIVOTS, SUMS, STATISTICS, SUMS_AGAIN, STATISTICS_AGAIN, OUTPUT = range(6)
-# How a block stands: its sums are to be taken again, or x's dtype is wide enough for its factors, or not.
-AGAIN, NARROW, WIDE = 0, 1, 2
-
-
-@body
-def tiles_of(x, layout):
-    """How many rows x[z] has, and how many tiles lie below each other and beside each other."""
-    _M, _repeat, _members, width, columns = layout
-    rows = (x.shape[1] + width - 1) // width
-    return rows, (rows + TILE_ROWS - 1) // TILE_ROWS, (width + columns - 1) // columns
-
-
-@body
-def tile_of(number, x, layout):
-    """The tile of a number: z, its number, first and last row, first and last column."""
-    _M, _repeat, _members, width, columns = layout
-    rows, down, across = tiles_of(x, layout)
-    block, t = number // down, number % down
-    z, c = block // across, block % across * columns
-    return z, t, t * TILE_ROWS, min((t + 1) * TILE_ROWS, rows), c, min(c + columns, width)
-
-
-@body
-def block_of(block, x, layout):
-    """What lies in a column of tiles: z, first and last channel, first and last statistic."""
-    M, repeat, members, width, columns = layout
-    across = (width + columns - 1) // columns
-    z, c = block // across, block % across * columns
-    k, end = c // repeat, min(c + columns, M) // repeat
-    return z, k, end, k // members, end // members
-
-
-@body
-def spread(values, times, layout, c, d, row):
-    """Fill a row with the values, each for so many neighbours, that belong to columns c … d − 1."""
-    M = layout[0]
-    expand(values[c // times : min(d, M) // times], times, row)
-    for j in range(M, row.size):
-        row[j] = row[j - M]
-
-
-@body
-def gather(row, layout, c, result):
-    """Add up the columns, from c on, of each channel."""
-    M, repeat, _members, _width, _columns = layout
-    for start in range(M, row.size, M):
-        part = row[start : start + M]
-        for j in range(part.size):
-            row[j] += part[j]
-    contract(row, repeat, result[c // repeat : (c + min(row.size, M)) // repeat])
-
-
-@allocating
-def add_tiles(z, k, end, sums):
-    """The two sums of channels k … end − 1 of one z, from those of its tiles."""
-    for t in range(1, sums.shape[1]):
-        for p in range(2):
-            total, part = sums[z, 0, p, k:end], sums[z, t, p, k:end]
-            for j in range(part.size):
-                total[j] += part[j]
-    return sums[z, 0, 0, k:end], sums[z, 0, 1, k:end]
 
 
 @body
@@ -346,217 +285,6 @@ def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, stat
             if wanted:
                 for number in prange(blocks * down if step % 2 else blocks):
                     forward_task(first, step, number, layout, *given)
-
-
-@allocating
-def tile_sums(zero, tile, layout, cotangent, x, mean, sums):
-    """The sums of cotangent and of cotangent * (x − mean) over each channel of a tile, the mean in x's dtype.
-
-    Whether the dtype of x was wide enough for it is returned.
-    """
-    limits = limits_of(x)
-    z, t, a, b, c, d = tile_of(tile, x, layout)
-    M, repeat, members, width, _columns = layout
-    B = repeat * members
-    centre = np.empty(d - c, type(zero))
-    spread(mean[z * (M // B) : (z + 1) * (M // B)], B, layout, c, d, centre)
-    for j in range(centre.size):
-        centre[j] = x.dtype.type(centre[j])
-    total, moment = np.full(d - c, zero), np.full(d - c, zero)
-    for r in range(a, b):
-        g, row = cotangent[z, r * width + c : r * width + d], x[z, r * width + c : r * width + d]
-        for j in range(g.size):
-            total[j] += g[j]
-            moment[j] += g[j] * (row[j] - centre[j])
-    gather(total, layout, c, sums[z, t, 0])
-    gather(moment, layout, c, sums[z, t, 1])
-    k, end = c // repeat, min(d, M) // repeat
-    totals, moments = sums[z, t, 0, k:end], sums[z, t, 1, k:end]
-    outside = 0
-    for j in range(totals.size):
-        if not (is_finite(totals[j]) and reliable(moments[j], limits)):
-            outside += 1
-    return outside == 0
-
-
-@allocating
-def backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors):
-    """Of each channel of a block, so that dx is cotangent · factor 1 + (x − factor 0) · factor 2 + factor 3,
-    in inference without x. The sums of the first tile become those of dbias and dweight of its z.
-
-    Whether the dtype of x is wide enough for dx is returned.
-    """
-    limits = limits_of(x)
-    M, repeat, members, _width, _columns = layout
-    z, k, end, s, last = block_of(block, x, layout)
-    n = x.shape[1] // M * repeat * members
-    i = z * (M // (repeat * members)) + s
-    means, rstds = mean[i : i + last - s], rstd[i : i + last - s]
-    plain, moments = add_tiles(z, k, end, sums)
-    centre, scale = factors[z, 0, k:end], factors[z, 1, k:end]
-    slope, shift, weights = factors[z, 2, k:end], factors[z, 3, k:end], weight[k:end]
-    expand(means, members, centre)
-    expand(rstds, members, scale)
-    outside = 0
-    for j in range(centre.size):
-        rounded = x.dtype.type(centre[j])
-        moments[j] = (moments[j] + times_rest(rounded - centre[j], plain[j])) * scale[j]
-        slope[j] = weights[j] * moments[j]
-        shift[j] = weights[j] * plain[j]
-        factor = scale[j] * weights[j]
-        if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)):
-            outside += 1
-        centre[j] = rounded
-        scale[j] = factor
-    along, offset = np.empty(last - s), np.empty(last - s)
-    contract(slope, members, along)
-    contract(shift, members, offset)
-    for j in range(along.size):
-        along[j] *= -rstds[j] * rstds[j] / n
-        offset[j] = times_rest(x.dtype.type(means[j]) - means[j], along[j]) - rstds[j] * offset[j] / n
-        if training and not (fits(along[j], limits) and abs(offset[j]) < limits[1]):
-            outside += 1
-    expand(along, members, slope)
-    expand(offset, members, shift)
-    return outside == 0
-
-
-@allocating
-def differentiate_tile(zero, tile, layout, training, cotangent, x, factors, past, dx):
-    z, _t, a, b, c, d = tile_of(tile, x, layout)
-    _M, repeat, _members, width, _columns = layout
-    rows = np.empty((4, d - c), type(zero))
-    for p in range(4):
-        spread(factors[z, p], repeat, layout, c, d, rows[p])
-    centre, scale, slope, shift = rows[0], rows[1], rows[2], rows[3]
-    room = np.empty(d - c, x.dtype)
-    for r in range(a, b):
-        g = cotangent[z, r * width + c : r * width + d]
-        row = x[z, r * width + c : r * width + d]
-        place = dx[z, r * width + c : r * width + d]
-        out = room[: row.size] if past else place
-        if training:
-            for j in range(g.size):
-                out[j] = g[j] * scale[j] + ((row[j] - centre[j]) * slope[j] + shift[j])
-        else:
-            for j in range(g.size):
-                out[j] = g[j] * scale[j]
-        write_out(past, out, place)
-    if past:
-        fence()
-
-
-@body
-def backward_step(
-    step, number, layout, need, training, cotangent, x, weight, mean, rstd, factors, sums, state, past, dx
-):
-    """A step of one tile, or of one block of tiles: sums, factors, dx; all of a block that is one tile."""
-    zero = x.dtype.type(0)
-    need_x, need_affine = need
-    down = sums.shape[1]
-    block = number if step == 1 else number // down
-    for each in range(step, 3 if down == 1 else step + 1):
-        if each == 0:
-            if (training or need_affine) and not tile_sums(zero, number, layout, cotangent, x, mean, sums):
-                tile_sums(0.0, number, layout, cotangent, x, mean, sums)
-        elif each == 1:
-            good = backward_factors(block, x, layout, training, weight, mean, rstd, sums, factors)
-            state[block] = NARROW if good else WIDE
-        elif need_x and state[block] == WIDE:
-            differentiate_tile(0.0, number, layout, training, cotangent, x, factors, past, dx)
-        elif need_x:
-            differentiate_tile(zero, number, layout, training, cotangent, x, factors, past, dx)
-
-
-def backward_types(T):
-    return (
-        *(LAYOUT, FLAGS, FLAG, read(T, 2), read(T, 2), read(T, 1), read(DOUBLE, 2)),
-        *(write(DOUBLE, 3), write(DOUBLE, 4), write(INT, 1), FLAG, write(T, 2), write(DOUBLE, 3)),
-    )
-
-
-@task(backward_types, numbers=3)
-def backward_task(
-    first,
-    step,
-    number,
-    layout,
-    need,
-    training,
-    cotangent,
-    x,
-    weight,
-    statistics,
-    factors,
-    sums,
-    state,
-    past,
-    dx,
-    totals,
-):
-    last = min(first + factors.shape[0], x.shape[0])
-    each = statistics.shape[1] // x.shape[0]
-    a, b = first * each, last * each
-    backward_step(
-        *(step, number, layout, need, training, cotangent[first:last], x[first:last], weight),
-        *(statistics[0, a:b], statistics[2, a:b], factors, sums, state, past, dx[first:last]),
-    )
-
-
-@task(backward_types, numbers=1)
-def add_sums(
-    first, layout, need, training, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals
-):
-    """Add the sums of the z of a batch to the totals."""
-    for z in range(min(factors.shape[0], x.shape[0] - first)):
-        for p in range(2):
-            total, piece = totals[1 - p, 0], sums[z, 0, p]
-            for j in range(piece.size):
-                total[j] += piece[j]
-
-
-@twins(backward_types, backward_task, add_sums)
-def backward(
-    layout, need, training, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals
-):
-    given = (training, cotangent, x, weight, statistics, factors, sums, state, past, dx, totals)
-    batch, down = factors.shape[0], sums.shape[1]
-    for first in range(0, x.shape[0], batch):
-        blocks = (min(first + batch, x.shape[0]) - first) * (state.size // batch)
-        for step in range(1 if down == 1 else 3):
-            for number in prange(blocks if step == 1 else blocks * down):
-                backward_task(first, step, number, layout, need, *given)
-        add_sums(first, layout, need, *given)
-
-
-@remembered
-def layout_of(plan: Cols) -> tuple[int, int, int, int, int]:
-    """The layout of a view: rows are M long, or the largest multiple of a small M up to JOINED."""
-    width = plan.M * max(1, min(JOINED // plan.M, plan.A))
-    most = TILE_COLUMNS if plan.A <= TILE_ROWS else 2 * TILE_COLUMNS
-    columns = width if width > plan.M else max(1, most // plan.B) * plan.B
-    return plan.M, plan.repeat, plan.B // plan.repeat, width, columns
-
-
-@remembered
-def batch_of(plan: Cols) -> tuple[int, int, int]:
-    """How many z a batch has, and how many tiles one z has below each other and beside each other."""
-    _M, _repeat, _members, width, columns = layout_of(plan)
-    rows = -(-plan.A * plan.M // width)
-    batch = min(plan.Z, max(1, BATCH // (plan.A * plan.M)))
-    return batch, -(-rows // TILE_ROWS), -(-width // columns)
-
-
-def scratch(plan: Cols, count: int) -> tuple[Array, Array, Array]:
-    """Room for a batch: factors [z, count, channels], sums [z, tiles, 2, channels], which are 0 where a pass
-    takes none, and how each block stands.
-    """
-    batch, down, across = batch_of(plan)
-    return (
-        np.empty((batch, count, plan.channels)),
-        np.zeros((batch, down, 2, plan.channels)),
-        np.zeros(batch * across, np.int64),
-    )
 
 
 @dataclass(frozen=True, slots=True)

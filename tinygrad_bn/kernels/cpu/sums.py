@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import as_written, body
+from .jit import allocating, as_written, body
 
 # A chunk stays in the first-level cache for a second pass, and is short enough for sums in float32, which are
 # made in dozens of lanes.
@@ -269,6 +269,12 @@ def contract(values, times, result):
             for j in range(part.size):
                 total += part[j]
             result[k] = total
+
+
+@allocating
+def one_row(values):
+    """A run of values as an array of one row."""
+    return np.expand_dims(values, 0)
 
 
 @body
