@@ -28,20 +28,24 @@ from tinygrad_bn.kernels import masks, philox, views
 from tinygrad_bn.kernels.cpu import jit, sums
 
 FOLDER = Path(jit.__file__).parent
-FILES = ("rows", "split", "cols", "dropout")
-ONE_IN = {"rows": 16, "split": 14, "cols": 24, "dropout": 7}  # about a dozen edits of each file
-# It runs only where sums overflow float32, which no cotangent of a check does.
-SKIPPED = ("sum_again",)
+# The files of each family, in the order of their imports; the last has the kernel objects.
+FAMILIES = {
+    "rows": ("rows_backward", "rows"),
+    "split": ("split",),
+    "cols": ("tiles", "cols_backward", "cols"),
+    "dropout": ("dropout",),
+}
+ONE_IN = {"rows": 16, "split": 14, "cols": 24, "dropout": 7}  # about a dozen edits of each family
+# The types of arguments; and what runs only where sums overflow float32, which no cotangent of a check does.
+SKIPPED = ("_types", "sum_again")
 CAUGHT = (Verdict.FAIL, Verdict.ERROR)
 TINY = 1 + 1e-6
 LONGEST = 2.0  # seconds of a processor for one case: an edited loop may never end
 # Small pieces, so that small arrays have several of them, with a shorter last one.
 PIECES = {
     "sums": {"CHUNK": 4},
-    "rows": {
-        "CHUNK": 4,
-        "FORWARD_TASK": 16,
-        "LONG_ROW": 16,
+    "rows": {"CHUNK": 4, "FORWARD_TASK": 16, "LONG_ROW": 16},
+    "rows_backward": {
         "MOST_BACKWARD_ROWS": 8,
         "BACKWARD_TASKS": 1,
         "LEAST_BACKWARD_ROWS": 2,
@@ -49,7 +53,9 @@ PIECES = {
         "COLUMNS": 16,
     },
     "split": {"CHUNK": 4, "TASK": 16, "MOST_TOGETHER": 2},
-    "cols": {"TILE_ROWS": 5, "TILE_COLUMNS": 2, "JOINED": 4, "BATCH": 35},
+    "tiles": {"TILE_ROWS": 5, "TILE_COLUMNS": 2, "JOINED": 4, "BATCH": 35},
+    "cols": {},
+    "cols_backward": {},
     "dropout": {"TASK": 128},
 }
 
@@ -66,8 +72,8 @@ NAMED = (
     ("rows", "normalize_rows", "group + 1 if", "group if"),
     ("rows", "sum_rows", "= weights[k], ", "= weights[0], "),
     ("rows", "differentiate", "group + 1 if", "group if"),
-    ("rows", "forward", "a % weight.shape[0]", "0"),
-    ("rows", "differentiate_task", "weight[first:last]", "weight[: last - first]"),
+    ("rows", "normalize_task", "a % weight.shape[0]", "0"),
+    ("rows", "differentiate_samples", "weight[first:last]", "weight[: last - first]"),
     ("rows", "sum_rows", "= total0, total1", "= total1, total0"),
     ("split", "normalize_statistics", "bias[s * K + c]", "bias[s + c]"),
     ("split", "normalize_statistics", "squares / count", "squares / (count - 1)"),
@@ -85,7 +91,7 @@ NAMED = (
     ("cols", "backward_factors", "* offset[j] / n", "* offset[j] / (n + 1)"),
     ("cols", "backward_factors", "times_rest(rounded - centre[j], plain[j])", "(rounded - centre[j])"),
     ("cols", "differentiate_tile", "* scale[j] + (", "* scale[0] + ("),
-    ("dropout", "draw", "first + i", "first"),
+    ("dropout", "draw", "drawn[i] = ", "drawn[first] = "),
     ("dropout", "decide", "if wide", "if not wide"),
     ("dropout", "draw_and_expand", "drawn[number] = word", "drawn[first] = word"),
     ("dropout", "draw_and_expand", "expand_own(x, drawn, stop - stop % 64", "expand_own(x, drawn, 0"),
@@ -104,32 +110,38 @@ SWAPS: dict[type, type] = {
 
 
 class Mutant(NamedTuple):
-    """A source with one edit; the name says where and which, whatever else stands in the file."""
+    """A family with one edit in a file; the name says where and which, whatever else stands there."""
 
+    family: str
     file: str
     name: str
     tree: ast.Module
 
 
-def mutants(file: str) -> Iterator[Mutant]:
-    """The named edits of a file, and those automatic ones that the checksum of their name chooses."""
-    source = (FOLDER / f"{file}.py").read_text(encoding="utf-8")
+def mutants(family: str) -> Iterator[Mutant]:
+    """The named edits of a family, and those automatic ones that the checksum of their name chooses."""
     for where, function, old, new in NAMED:
-        if where == file:
-            before, start, after = source.partition(f"def {function}(")
+        if where == family:
+            file = next(file for file in FAMILIES[family] if f"def {function}(" in _source(file))
+            before, start, after = _source(file).partition(f"def {function}(")
             assert old in after, f"the source of {function} has changed: plant another edit for {old!r}"
-            edited = before + start + after.replace(old, new, 1)
+            edited = ast.parse(before + start + after.replace(old, new, 1))
             yield Mutant(
-                file, f"{function}: {' '.join(old.split())} → {' '.join(new.split())}", ast.parse(edited)
+                family, file, f"{function}: {' '.join(old.split())} → {' '.join(new.split())}", edited
             )
-    yield from _automatic(file, ast.parse(source))
+    for file in FAMILIES[family]:
+        yield from _automatic(family, file, ast.parse(_source(file)))
 
 
-def _automatic(file: str, tree: ast.Module) -> Iterator[Mutant]:
+def _source(file: str) -> str:
+    return (FOLDER / f"{file}.py").read_text(encoding="utf-8")
+
+
+def _automatic(family: str, file: str, tree: ast.Module) -> Iterator[Mutant]:
     """Single edits of the compiled functions; host code and signatures are not touched."""
     seen: Counter[str] = Counter()
     for function in tree.body:
-        if not isinstance(function, ast.FunctionDef) or function.name in SKIPPED:
+        if not isinstance(function, ast.FunctionDef) or function.name.endswith(SKIPPED):
             continue
         for node in list(_inside(function)):
             for field, new in list(_edits(node)):
@@ -139,8 +151,8 @@ def _automatic(file: str, tree: ast.Module) -> Iterator[Mutant]:
                 seen[name] += 1
                 if seen[name] > 1:
                     name += f" ({seen[name]})"
-                if zlib.crc32(name.encode()) % ONE_IN[file] == 0:
-                    yield Mutant(file, name, copy.deepcopy(tree))
+                if zlib.crc32(name.encode()) % ONE_IN[family] == 0:
+                    yield Mutant(family, file, name, copy.deepcopy(tree))
                 setattr(node, field, old)
 
 
@@ -183,16 +195,18 @@ class _Double(ast.NodeTransformer):
 
 
 def load(mutant: Mutant) -> types.ModuleType:
-    """The edited module, uncompiled, over small pieces."""
-    module = types.ModuleType(f"{jit.__package__}.{mutant.file}_mutant")
-    module.__package__ = jit.__package__
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    tree = ast.fix_missing_locations(_Double().visit(copy.deepcopy(mutant.tree)))
-    exec(compile(tree, str(FOLDER / f"{mutant.file}.py"), "exec"), vars(module))
-    vars(module).update(PIECES[mutant.file])
-    if mutant.file == "dropout":
-        vars(module).update(DECISIONS)
-    vars(module).update(STORES)
+    """The edited module, or what has the kernel objects of its family, uncompiled, over small pieces."""
+    for file in FAMILIES.get(mutant.family, (mutant.file,)):
+        module = types.ModuleType(f"{jit.__package__}.{file}")
+        module.__package__ = jit.__package__
+        sys.modules[module.__name__] = module  # where the next file of the family finds it
+        tree = mutant.tree if file == mutant.file else ast.parse(_source(file))
+        tree = ast.fix_missing_locations(_Double().visit(copy.deepcopy(tree)))
+        exec(compile(tree, str(FOLDER / f"{file}.py"), "exec"), vars(module))
+        vars(module).update(PIECES[file])
+        if file == "dropout":
+            vars(module).update(DECISIONS)
+        vars(module).update(STORES)
     return module
 
 
@@ -227,7 +241,7 @@ def _write_past(values: np.ndarray, out: np.ndarray) -> None:
 STORES: dict[str, Any] = {
     "past_cache": lambda y, _piece: y.dtype == np.float64,
     "write_past": _write_past,
-    "write_out": lambda past, made, out: _write_past(made, out) if past else None,
+    "write_out": lambda past, out, place: _write_past(out, place) if past else None,
     "fence": lambda: None,
 }
 
@@ -246,10 +260,10 @@ class Case(NamedTuple):
     needs: tuple[bool, ...] = (True, True, True)
 
 
-def cases(file: str) -> Iterator[Case]:
+def cases(family: str) -> Iterator[Case]:
     """Several pieces and short last ones; no weight; single gradients; float32 at the ends of its range."""
     rng = np.random.default_rng(0)
-    if file == "dropout":
+    if family == "dropout":
         yield from _mask_cases(rng)
         return
     plans: dict[str, list[Any]] = {
@@ -281,13 +295,13 @@ def cases(file: str) -> Iterator[Case]:
             views.Cols(1, 5, 6, 3, EPS, repeat=3),
         ],
     }
-    for plan in plans[file]:
+    for plan in plans[family]:
         size = plan.channels
         x, weight, bias = rng.normal(size=plan.shape) + 3, rng.normal(size=size), rng.normal(size=size)
         yield Case("sequential", plan, (x, weight, bias))
         yield Case("sequential", plan, (x, weight, None), needs=(True, False, False))
         yield Case("sequential", plan, (x, weight, bias), needs=(False, True, True))
-        if file != "rows" and plan.Z == 1:
+        if family != "rows" and plan.Z == 1:
             running = (rng.normal(size=size), rng.uniform(0.5, 2, size))
             yield Case("sequential_inference", plan, (x, weight, bias), running)
             yield Case("sequential_inference", plan, (x, weight, bias), running, needs=(True, False, False))
@@ -382,14 +396,14 @@ def prepare() -> None:
     """Nothing is compiled: drivers hand out their source, and sums run as the edited modules do."""
     jit.Driver.__getitem__ = lambda self, dtype: self._source  # type: ignore[method-assign]
     np.empty = _empty  # type: ignore[assignment]
-    vars(sums).update(vars(load(unchanged("sums"))))
+    vars(sums).update(vars(load(unchanged("sums", "sums"))))
     findings.find = lambda *_, **__: ()  # that an edit is seen is enough: not where, and in which term
     signal.signal(signal.SIGPROF, _does_not_end)  # raised inside the kernel, and so a verdict
 
 
-def unchanged(file: str) -> Mutant:
+def unchanged(family: str, file: str) -> Mutant:
     """A file as it is."""
-    return Mutant(file, "unchanged", ast.parse((FOLDER / f"{file}.py").read_text(encoding="utf-8")))
+    return Mutant(family, file, "unchanged", ast.parse(_source(file)))
 
 
 def complaint(mutant: Mutant, case: Case) -> str:
@@ -409,10 +423,10 @@ def _does_not_end(*_: object) -> None:
 def main() -> None:
     """Check the kernels as they are, then every mutant until one of its cases catches it."""
     prepare()
-    for file in FILES:
-        for mutant in (unchanged(file), *mutants(file)):
-            found = (complaint(mutant, case) for case in cases(file))
-            print(json.dumps([file, mutant.name, next(filter(None, found), "")]))
+    for family, files in FAMILIES.items():
+        for mutant in (unchanged(family, files[-1]), *mutants(family)):
+            found = (complaint(mutant, case) for case in cases(family))
+            print(json.dumps([family, mutant.name, next(filter(None, found), "")]))
 
 
 if __name__ == "__main__":

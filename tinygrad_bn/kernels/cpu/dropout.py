@@ -30,7 +30,7 @@ KEPT, NOTHING = np.array([2**64 - 1], WORDS), np.empty(0, WORDS)
 KEY = types.UniTuple(types.uint64, 3)
 
 
-def types_of(T):
+def multiply_types(T):
     return (
         *(KEY, read(T, 1), write(T, 1), T, read(INT, 1), read(INT, 1)),
         *(read(types.uint64, 1), write(types.uint64, 1), types.uint64, FLAG),
@@ -38,7 +38,7 @@ def types_of(T):
 
 
 # The sign of a zero, and all else, is that of one multiplication.
-exact = task(types_of, fastmath=False)
+exact = task(multiply_types, fastmath=False)
 
 # Left to itself LLVM calls a function of this size, and does not vectorize the loop around it.
 inlined = numba.njit(inline="always")
@@ -153,7 +153,7 @@ def draw_and_expand(number, key, x, y, scale, lengths, steps, words, drawn, kept
         expand_own(x, drawn, stop - stop % 64, y, stop - stop % 64, stop, scale)
 
 
-@twins(types_of, draw_and_expand, draw, expand)
+@twins(multiply_types, draw_and_expand, draw, expand)
 def multiply(key, x, y, scale, lengths, steps, words, drawn, kept, wide):
     """y = x * scale where the bits keep, +0 where they drop; first draw them, where `drawn` is `words`.
 

@@ -176,7 +176,7 @@ class Task(_Cached):
     ):
         super().__init__(source, lambda T: (INT,) * numbers + signature(T), "task", options)
 
-        @intrinsic
+        @intrinsic  # type: ignore[untyped-decorator]
         def call(_context: Any, *arguments: types.Type) -> Any:
             dtype = next(each.dtype for each in arguments if isinstance(each, types.Array))
             return self._typed(numba.np.numpy_support.as_dtype(dtype))
