@@ -146,11 +146,11 @@ PIECES = {
     "chunks": ("sums.py", "add_moments", *CHUNKS, "layer_norm shape=8,2053 tail=1"),
     "the merge": ("sums.py", "merge_moments", "delta * delta * (", "0 * (", "layer_norm shape=8,2053 tail=1"),
     "blocks of a long row": (
-        "rows.py", "add_blocks", "totals[0, r] += totals[block, r]", "totals[0, r] += 0",
+        "rows_backward.py", "add_blocks", "totals[0, r] += totals[block, r]", "totals[0, r] += 0",
         "layer_norm shape=8,2053 tail=1",
     ),
     "blocks of rows": (
-        "rows.py", "differentiate_rows", "range(n, m, step)", "range(n, n + 1, step)",
+        "rows_backward.py", "differentiate_rows", "range(n, m, step)", "range(n, n + 1, step)",
         "layer_norm shape=19,523 tail=1",
     ),
     "rows of columns, two at a time": (
@@ -158,7 +158,7 @@ PIECES = {
         "batch_norm shape=1101,3 channel_axis=1",
     ),
     "tiles below each other": (
-        "cols.py", "add_tiles", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
+        "tiles.py", "add_tiles", "range(1, sums.shape[1])", "range(2, sums.shape[1])",
         "batch_norm shape=133,259 channel_axis=1",
     ),
     "sums of short stretches": (
@@ -166,7 +166,7 @@ PIECES = {
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "short stretches": (
-        "cols.py", "spread", "values[c // times : min(d, M) // times]", "values[: (min(d, M) - c) // times]",
+        "tiles.py", "spread", "values[c // times : min(d, M) // times]", "values[: (min(d, M) - c) // times]",
         "batch_norm shape=17,349,3 channel_axis=1",
     ),
     "chunks backwards": (
@@ -175,19 +175,19 @@ PIECES = {
     ),
     "tasks of rows": ("rows.py", "forward", *ROWS, "layer_norm shape=19,523 tail=1"),
     "tasks of rows backwards": (
-        "rows.py", "backward", "(samples + step - 1) // step", "max(1, samples // step)",
+        "rows_backward.py", "shares_of", "(samples + step - 1) // step", "max(1, samples // step)",
         "layer_norm shape=1101,3 tail=1",
     ),
     "blocks of groups": (
-        "rows.py", "differentiate_task", "weight[first:last]", "weight[: last - first]",
+        "rows_backward.py", "differentiate_samples", "weight[first:last]", "weight[: last - first]",
         "group_norm shape=17,1370,3 channel_axis=1 groups=685",
     ),
     "weights of a group": (
-        "rows.py", "sum_rows", "= weights[k], ", "= weights[0], ",
+        "rows_backward.py", "sum_rows", "= weights[k], ", "= weights[0], ",
         "group_norm shape=17,1370,3 channel_axis=1 groups=685",
     ),
     "tiles": (
-        "cols.py", "tile_of", "block % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
+        "tiles.py", "tile_of", "block % across * columns", "0", "batch_norm shape=3,1027 channel_axis=1",
     ),
     "tasks of a mask": (
         "dropout.py", "multiply", "(x.size + TASK - 1) // TASK", "max(1, x.size // TASK)",
@@ -196,9 +196,11 @@ PIECES = {
 }  # fmt: skip
 SHORT = {
     "rows": "layer_norm shape=3,5 tail=1",
+    "rows_backward": "layer_norm shape=3,5 tail=1",
     "sums": FAMILIES["rows"],
     "split": FAMILIES["split of one channel"],
     "cols": FAMILIES["cols of one channel"],
+    "tiles": FAMILIES["cols of one channel"],
     "dropout": FAMILIES["dropout"],
 }
 

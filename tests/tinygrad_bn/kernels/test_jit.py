@@ -138,7 +138,7 @@ def fill(part):
 
 @pytest.mark.parametrize("kind", ["task", "sequential driver"])
 def test_neither_a_task_nor_a_sequential_driver_counts_references(kind):
-    """Two atomic operations for each slice that is handed to a body cost a third of the time on short rows."""
+    """Two atomic operations for each slice that a body is given take a third of the time on short rows."""
     types = (jit.INT, jit.write(numba.float32, 1))
     made = jit.task(lambda T: types, numbers=0)(touch).task
     if kind != "task":

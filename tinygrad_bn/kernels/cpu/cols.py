@@ -282,8 +282,9 @@ def forward(layout, training, x, weight, bias, eps, past, y, factors, sums, stat
             wanted = not training or (step != SUMS_AGAIN and step != STATISTICS_AGAIN)
             for block in range(blocks):
                 wanted |= state[block] == AGAIN
+            tasks = blocks * down if step % 2 else blocks
             if wanted:
-                for number in prange(blocks * down if step % 2 else blocks):
+                for number in prange(tasks):
                     forward_task(first, step, number, layout, *given)
 
 

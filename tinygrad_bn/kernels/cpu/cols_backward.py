@@ -187,6 +187,7 @@ def backward(
     for first in range(0, x.shape[0], batch):
         blocks = (min(first + batch, x.shape[0]) - first) * (state.size // batch)
         for step in range(1 if down == 1 else 3):
-            for number in prange(blocks if step == 1 else blocks * down):
+            tasks = blocks if step == 1 else blocks * down
+            for number in prange(tasks):
                 backward_task(first, step, number, layout, need, *given)
         add_sums(first, layout, need, *given)

@@ -53,12 +53,17 @@ def decide(number, key, kept, wide):
     return decide_by_16(number, seed, stream, call, kept)
 
 
+@numba.njit
+def draw(words, first, key, kept, wide):
+    """Words first, first + 1, … of the packed mask."""
+    for i in range(words.size):
+        words[i] = decide(np.uint64(first + i), key, kept, wide)
+
+
 @exact
-def draw(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
-    """The words of a task."""
-    first, last = number * (TASK // 64), min((number + 1) * (TASK // 64), drawn.size)
-    for i in range(np.uint64(first), np.uint64(last)):
-        drawn[i] = decide(i, key, kept, wide)
+def draw_task(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
+    first = number * (TASK // 64)
+    draw(drawn[first : min(first + TASK // 64, drawn.size)], first, key, kept, wide)
 
 
 # Unsigned indices below: for signed ones numba asks whether they count from the end, in every iteration.
@@ -98,13 +103,6 @@ def expand_shared(x, keep, y, start, stop, scale):
             y[j] = 0
 
 
-@exact
-def expand(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
-    """The elements of a task."""
-    start = number * TASK
-    expand_part(x, words, y, scale, lengths, steps, start, min(start + TASK, x.size))
-
-
 @numba.njit(_nrt=True)
 def expand_part(x, words, y, scale, lengths, steps, start, stop):
     """Elements start … stop − 1: walk the last run again and again, counting the others like an odometer."""
@@ -135,7 +133,13 @@ def expand_part(x, words, y, scale, lengths, steps, start, stop):
 
 
 @exact
-def draw_and_expand(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
+def expand_task(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
+    start = number * TASK
+    expand_part(x, words, y, scale, lengths, steps, start, min(start + TASK, x.size))
+
+
+@exact
+def draw_and_expand_task(number, key, x, y, scale, lengths, steps, words, drawn, kept, wide):
     """The elements of a task, where each has a decision of its own.
 
     Drawing and expanding by turns, so few at a time that the core has several of both begun at once: it draws
@@ -153,7 +157,7 @@ def draw_and_expand(number, key, x, y, scale, lengths, steps, words, drawn, kept
         expand_own(x, drawn, stop - stop % 64, y, stop - stop % 64, stop, scale)
 
 
-@twins(multiply_types, draw_and_expand, draw, expand)
+@twins(multiply_types, draw_and_expand_task, draw_task, expand_task)
 def multiply(key, x, y, scale, lengths, steps, words, drawn, kept, wide):
     """y = x * scale where the bits keep, +0 where they drop; first draw them, where `drawn` is `words`.
 
@@ -163,12 +167,12 @@ def multiply(key, x, y, scale, lengths, steps, words, drawn, kept, wide):
     tasks = (x.size + TASK - 1) // TASK
     if drawn.size != 0 and lengths.size == 1 and steps[0] != 0:
         for number in numba.prange(tasks):
-            draw_and_expand(number, key, *given)
+            draw_and_expand_task(number, key, *given)
     else:
         for number in numba.prange((64 * drawn.size + TASK - 1) // TASK):
-            draw(number, key, *given)
+            draw_task(number, key, *given)
         for number in numba.prange(tasks):
-            expand(number, key, *given)
+            expand_task(number, key, *given)
 
 
 @lru_cache(maxsize=1024)

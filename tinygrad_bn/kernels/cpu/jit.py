@@ -25,6 +25,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
+from numba.np.numpy_support import as_dtype
 
 # Tasks are shared by drivers, and compiled by one thread at a time.
 _LOCK = threading.RLock()
@@ -179,7 +180,7 @@ class Task(_Cached):
         @intrinsic  # type: ignore[untyped-decorator]
         def call(_context: Any, *arguments: types.Type) -> Any:
             dtype = next(each.dtype for each in arguments if isinstance(each, types.Array))
-            return self._typed(numba.np.numpy_support.as_dtype(dtype))
+            return self._typed(as_dtype(dtype))
 
         self.call = call
 
@@ -275,7 +276,7 @@ def twins(signature: Signature, *tasks: Any) -> Callable[[Callable[..., None]], 
     """Make the twins of a driver of types ``signature(dtype)``, which loops over these tasks by prange."""
 
     def decorate(source: Callable[..., None]) -> Twins:
-        called = tuple(each.task for each in tasks if not numba.config.DISABLE_JIT)
+        called = () if numba.config.DISABLE_JIT else tuple(each.task for each in tasks)
         return Twins(Driver(source, signature, False, called), Driver(source, signature, True, called))
 
     return decorate
