@@ -50,6 +50,10 @@ INVISIBLE = {
     "if (training or need_affine) or not tile_sums(zero, number, layout, cotangent, x, mean, sums):": (
         "sums in float64 are right as well"
     ),
+    "draw_and_expand_task: start, stop = (number * TASK, min((number + 1) * TASK, x.size)) → "
+    "start, stop = (number / TASK, min((number + 1) * TASK, x.size))": (
+        "a task does what those before it did once more"
+    ),
     "forward_factors: if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[j] == 0)): "
     "→ if not (reliable(scale[j], limits) and (reliable(factor, limits) or weights[0] == 0)):": WIDER,
     "backward_factors: moments[j] = (moments[j] + times_rest(rounded - centre[j], plain[j])) * scale[j] → "
