@@ -42,10 +42,9 @@ def grad(
     edges = [edge_of(value, "grad (inputs)") for value in inputs]
     retain = create_graph if retain_graph is None else retain_graph
     found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)
-    gradients = []
-    for position, edge in enumerate(edges):
-        gradients.append(found.get(edge))
-        if gradients[-1] is None and not allow_unused:
+    gradients = [found.get(edge) for edge in edges]
+    for position, gradient in enumerate(gradients):
+        if gradient is None and not allow_unused:
             raise RuntimeError(
                 f"grad: no output depends on input {position} (shape {inputs[position].shape}); "
                 "leave it out, or pass allow_unused=True to get None for it"
@@ -114,8 +113,8 @@ def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[
     return output, derivative if isinstance(output, (tuple, list)) else derivative[0]
 
 
-def _sequence(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (tuple, list)) else [value]
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else [value]
 
 
 def _fresh(value: Any) -> Tensor:
