@@ -138,7 +138,7 @@ def unwrap(
         array = convert(value)
         arrays.append(array)
         edges.append(None)
-        known = type(array) is np.ndarray or devices.is_array(array)
+        known = array is not None and (type(array) is np.ndarray or devices.is_array(array))
         avals.append(aval_of(array) if known else array)
     if lists is not None:
         for array in arrays:
