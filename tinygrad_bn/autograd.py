@@ -42,13 +42,15 @@ def grad(
     edges = [edge_of(value, "grad (inputs)") for value in inputs]
     retain = create_graph if retain_graph is None else retain_graph
     found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)
-    gradients = [found.get(edge) for edge in edges]
-    for position, gradient in enumerate(gradients):
+    gradients = []
+    for position, edge in enumerate(edges):
+        gradient = found.get(edge)
         if gradient is None and not allow_unused:
             raise RuntimeError(
                 f"grad: no output depends on input {position} (shape {inputs[position].shape}); "
                 "leave it out, or pass allow_unused=True to get None for it"
             )
+        gradients.append(gradient)
     return tuple(own_gradients(gradients, seeds))
 
 

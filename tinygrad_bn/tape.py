@@ -152,8 +152,9 @@ def _sweep(
     found = {}
     for edge in [(node, 0) for node in arrived] if wanted is None else wanted:
         node, index = edge
-        if node in arrived and arrived[node][index] is not None:
-            found[edge] = arrived[node][index]
+        cotangent = arrived[node][index] if node in arrived else None
+        if cotangent is not None:
+            found[edge] = cotangent
     return found
 
 
