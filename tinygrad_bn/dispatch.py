@@ -132,7 +132,7 @@ def unwrap(
             edges.append(value._edge)
             avals.append(value._aval or value.aval)
             continue
-        if isinstance(value, (list, tuple)):
+        if type(value) is not np.ndarray and isinstance(value, (list, tuple)):
             lists = [*(lists or ()), len(arrays)]
             value = np.asarray(value)
         array = convert(value)

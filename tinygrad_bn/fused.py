@@ -500,10 +500,11 @@ def _shapes(arrays: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
 
 def _native(value: Any) -> Any:
     """An input that is no tensor as an array of this machine's byte order; None where it is absent."""
-    if value is None:
-        return None
-    array = devices.as_array(value)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if type(value) is not np.ndarray:
+        if value is None:
+            return None
+        value = devices.as_array(value)
+    return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
 
 
 def _device(array: Any) -> str:

@@ -144,7 +144,7 @@ class Running:
 
     def _check(self, name: str, value: Any) -> None:
         array = array_of(value)
-        if not is_array(array) or array.dtype.kind != "f":
+        if not (type(array) is np.ndarray or is_array(array)) or array.dtype.kind != "f":
             got = array.dtype if is_array(array) else type(value).__name__
             raise TypeError(f"{self.operation}: {name} is {got}, wanted an array or Tensor of floats")
 
