@@ -66,7 +66,7 @@ NAMED = (
     ("rows", "normalize_rows", "group + 1 if", "group if"),
     ("rows", "sum_rows", "= weights[k], ", "= weights[0], "),
     ("rows", "differentiate", "group + 1 if", "group if"),
-    ("rows", "forward", "a % weight.shape[0]", "0"),
+    ("rows", "forward", "a % groups", "0"),
     ("rows", "differentiate_task", "weight[first:last]", "weight[: last - first]"),
     ("rows", "sum_rows", "= total0, total1", "= total1, total0"),
     ("split", "normalize_statistics", "bias[s * K + c]", "bias[s + c]"),

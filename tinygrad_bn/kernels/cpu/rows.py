@@ -163,26 +163,28 @@ def normalize_task(group, x, weight, bias, eps, centred, past, y, mean, variance
 
 @twins(
     lambda T: (
-        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG, FLAG),
+        *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG, FLAG),
         *(write(T, 2), write(DOUBLE, 2)),
     )
 )
 def forward(step, x, weight, bias, eps, centred, past, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
+    groups = weight.size // x.shape[1]
+    weights, biases = weight.reshape(groups, x.shape[1]), bias.reshape(groups, x.shape[1])
     for task in prange((x.shape[0] + step - 1) // step):
         a = (
             np.int64(task) * step
         )  # as it comes, it has another type in each twin, and bodies one more variant
         b = min(a + step, x.shape[0])
-        group = a % weight.shape[0]
+        group = a % groups
         out, means, variances, rstds = y[a:b], mean[a:b], variance[a:b], rstd[a:b]
-        normalize_task(group, x[a:b], weight, bias, eps, centred, past, out, means, variances, rstds)
+        normalize_task(group, x[a:b], weights, biases, eps, centred, past, out, means, variances, rstds)
     length = x.shape[1]
     if length > LONG_ROW:
         for task in prange((length + COLUMNS - 1) // COLUMNS):
             a = np.int64(task) * COLUMNS
             b = min(a + COLUMNS, length)
-            normalize_columns(np.int64(0), a, b, x, weight, bias, mean, variance, rstd, y)
+            normalize_columns(np.int64(0), a, b, x, weights, biases, mean, variance, rstd, y)
 
 
 @body
@@ -523,15 +525,15 @@ class RowsKernel:
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
         shape, length, dtype = plan.shape, plan.length, x.dtype
-        groups = (plan.groups, length)
+        weights = (plan.groups * length,)
         y = empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
             self.forward_driver[dtype](
                 FORWARD_TASK // length if length <= CHUNK else 1,
                 contiguous(x, shape),
-                affine(weight, 1, dtype, groups, plan.repeat),
-                affine(bias, 0, dtype, groups, plan.repeat),
+                affine(weight, 1, dtype, weights, plan.repeat),
+                affine(bias, 0, dtype, weights, plan.repeat),
                 plan.eps,
                 plan.centred,
                 past_cache(y, max(FORWARD_TASK, length)),
