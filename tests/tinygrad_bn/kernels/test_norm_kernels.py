@@ -347,7 +347,7 @@ def test_float32_values_whose_squares_are_out_of_range(view, training, eps, scal
     """The statistics, what is made of them, and a result too large for float32, which is infinite."""
     if not training and (isinstance(view, Rows) or view.Z > 1):
         return
-    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": eps})
+    view = replace(view, eps=eps)
     x, weight, bias, cotangent = draw(view, np.float64)
     x = (x * scale).astype(np.float32)
     weight, bias, cotangent = (array.astype(np.float32) for array in (weight, bias, cotangent))
