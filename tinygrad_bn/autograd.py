@@ -37,8 +37,9 @@ def grad(
     if len(cotangents) != len(outputs):
         raise ValueError(f"grad: got {len(cotangents)} grad_outputs for {len(outputs)} outputs")
     seeds = []
-    for output, cotangent in zip(outputs, cotangents, strict=True):
-        seeds.append((edge_of(output, "grad"), cotangent_for(output, cotangent, "grad", create_graph)))
+    for position, output in enumerate(outputs):
+        edge = edge_of(output, "grad")
+        seeds.append((edge, cotangent_for(output, cotangents[position], "grad", create_graph)))
     edges = [edge_of(value, "grad (inputs)") for value in inputs]
     retain = create_graph if retain_graph is None else retain_graph
     found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)

@@ -500,12 +500,12 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
             )
         given = devices.full(output.shape, 1.0, made.dtype, like=made)
     array = array_of(given)
-    if type(array) is not np.ndarray and not devices.is_array(array):  # numbers have no place yet
-        array = given = devices.send(np.asarray(array, made.dtype), output.device)
+    if type(array) is not np.ndarray or type(made) is not np.ndarray:
+        if not devices.is_array(array):  # numbers have no place yet
+            array = given = devices.send(np.asarray(array, made.dtype), output.device)
+        devices.one_device(operation, (("output", made), ("cotangent", array)))
     if array.shape != made.shape:
         raise ValueError(f"{operation}: the cotangent has shape {array.shape}, the output has {output.shape}")
-    if type(array) is not np.ndarray or type(made) is not np.ndarray:
-        devices.one_device(operation, (("output", made), ("cotangent", array)))
     if create_graph:
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
@@ -525,11 +525,12 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
             continue
         recorded = type(cotangent) is Tensor
         array = cotangent._array if recorded else cotangent
-        if id(array) in taken or not owns(array):
+        place = id(array)
+        if place in taken or not owns(array):
             results.append(Tensor.wrap(array.copy(), cotangent._edge if recorded else None))
         else:
             results.append(cotangent if recorded else Tensor.wrap(array))
-        taken.add(id(array))
+        taken.add(place)
     return results
 
 
