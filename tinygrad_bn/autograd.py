@@ -37,19 +37,21 @@ def grad(
     if len(cotangents) != len(outputs):
         raise ValueError(f"grad: got {len(cotangents)} grad_outputs for {len(outputs)} outputs")
     seeds = []
-    for output, cotangent in zip(outputs, cotangents, strict=True):
-        seeds.append((edge_of(output, "grad"), cotangent_for(output, cotangent, "grad", create_graph)))
+    for position, output in enumerate(outputs):
+        edge = edge_of(output, "grad")
+        seeds.append((edge, cotangent_for(output, cotangents[position], "grad", create_graph)))
     edges = [edge_of(value, "grad (inputs)") for value in inputs]
     retain = create_graph if retain_graph is None else retain_graph
     found = sweep(seeds, edges, retain_graph=retain, create_graph=create_graph)
     gradients = []
     for position, edge in enumerate(edges):
-        gradients.append(found.get(edge))
-        if gradients[-1] is None and not allow_unused:
+        gradient = found.get(edge)
+        if gradient is None and not allow_unused:
             raise RuntimeError(
                 f"grad: no output depends on input {position} (shape {inputs[position].shape}); "
                 "leave it out, or pass allow_unused=True to get None for it"
             )
+        gradients.append(gradient)
     return tuple(own_gradients(gradients, seeds))
 
 
@@ -114,8 +116,8 @@ def jvp(function: Callable[..., Any], inputs: Sequence[Any], tangents: Sequence[
     return output, derivative if isinstance(output, (tuple, list)) else derivative[0]
 
 
-def _sequence(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (tuple, list)) else [value]
+def _sequence(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else [value]
 
 
 def _fresh(value: Any) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from . import devices, namespace, trace
 from .registry import REGISTRY, OpSpec, Registry
-from .rules import Aval, aval, restore
+from .rules import Aval, restore
 from .tape import Edge, Node, is_grad_enabled
-from .tensor import Tensor
+from .tensor import Tensor, aval_of
 
 __all__ = [
     "Primitive",
@@ -132,32 +132,33 @@ def unwrap(
             edges.append(value._edge)
             avals.append(value._aval or value.aval)
             continue
-        if isinstance(value, (list, tuple)):
+        if type(value) is not np.ndarray and isinstance(value, (list, tuple)):
             lists = [*(lists or ()), len(arrays)]
             value = np.asarray(value)
         array = convert(value)
         arrays.append(array)
         edges.append(None)
-        known = type(array) is np.ndarray or devices.is_array(array)
-        avals.append(aval(array.shape, array.dtype) if known else array)
+        known = array is not None and (type(array) is np.ndarray or devices.is_array(array))
+        avals.append(aval_of(array) if known else array)
     if lists is not None:
         for array in arrays:
             if type(array) is not np.ndarray and devices.on_device(array):
                 for position in lists:
                     arrays[position] = devices.send(arrays[position], devices.device_of(array))
+                    avals[position] = aval_of(arrays[position])
                 break
     return arrays, edges, avals
 
 
 def keep(
-    values: Sequence[Any], arrays: Sequence[Any], avals: Sequence[Any], read: Iterable[int]
-) -> tuple[list[Any], list[tuple[int, list[int], int]]]:
-    """What a node saves of its inputs, of which those at the positions `read` are read again; and the
-    versions of the tensors among these.
+    values: Sequence[Any], arrays: Sequence[Any], kept: list[Any], read: Iterable[int]
+) -> list[tuple[int, list[int], int]]:
+    """Make of the avals `kept` what a node saves of its inputs: arrays, at the positions `read`, which are
+    read again. The versions of the tensors among these.
 
     An array that is not a tensor's has no version by which a change could be noticed, so the tape keeps a
     copy of its own."""
-    kept, versions = list(avals), []
+    versions = []
     for position in read:
         value = values[position]
         if type(value) is Tensor:
@@ -166,7 +167,7 @@ def keep(
             versions.append((position, version, version[0]))
         elif type(kept[position]) is Aval:
             kept[position] = arrays[position].copy()
-    return kept, versions
+    return versions
 
 
 def operand(value: Any) -> Any:
@@ -187,7 +188,9 @@ class Primitive:
         self._arity = len(spec.inputs)
         self._variadic = spec.variadic
         self._ruleless = [] if spec.variadic else [p for p, rule in enumerate(spec.vjps) if rule is None]
-        self._all_read = None if spec.keeps is None else {p for read in spec.keeps for p in read}
+        self._all_read: Collection[int] | None = None  # what `_read` gives where all inputs are on the tape
+        if spec.keeps is not None:
+            self._all_read = {p for read in spec.keeps for p in read}
         self._attributes = [p.name for p in parameters]
         self._defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
@@ -218,14 +221,16 @@ class Primitive:
         for position in self._ruleless:
             edges[position] = None
         if any(edges) and is_grad_enabled():
-            read = self._all_read if all(edges) else self._read(edges)
-            kept, versions = keep(values, arrays, avals, range(len(values)) if read is None else read)
+            read = self._all_read if all(edges) else None
+            if read is None:
+                read = self._read(edges)
+            versions = keep(values, arrays, avals, read) if read else []
             output = None
             if self.spec.keeps_output:
                 output = result._array
-                versions.append((len(kept), result._version, result._version[0]))
+                versions.append((len(avals), result._version, result._version[0]))
             kept_attributes = attributes if attributes is self._defaults else owned(attributes)
-            saved = Saved(kept, kept_attributes, versions, output)
+            saved = Saved(avals, kept_attributes, versions, output)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(tracing, "forward", self.name, "primitive", arrays, result._array, saved, start)
@@ -274,15 +279,15 @@ class Primitive:
         result._version = value._version
         return result
 
-    def _read(self, edges: Sequence[Edge | None]) -> set[int] | None:
-        """The positions of the inputs that the rules of those on the tape read; None: all."""
+    def _read(self, edges: Sequence[Edge | None]) -> Collection[int]:
+        """The positions of the inputs that the rules of those on the tape read."""
         keeps = self.spec.keeps
         if keeps is None:
-            return None
+            return range(len(edges))
         return {p for edge, read in zip(edges, keeps, strict=False) if edge is not None for p in read}
 
     def pull(
-        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+        self, node: Node, cotangents: Sequence[Any], needs: tuple[bool, ...], create_graph: bool
     ) -> list[Any]:
         """Apply the rules of the inputs that need a cotangent."""
         spec, saved = self.spec, node.saved

@@ -59,14 +59,11 @@ class _Run:
         plan = self.plan.drawn(**attributes)
         return _Run(self.kernel, self.target, plan, {**self.attributes, **attributes}, self.shape)
 
-    def __call__(self, operation: str, method: str, array: Any, *arguments: Any) -> Any:
+    def elsewhere(self, operation: str, method: str, array: Any, *arguments: Any) -> Any:
         """What a method of the kernel gives, on the device of an array, which need not be the one in use."""
-        function = getattr(self.target, method)
-        if type(array) is np.ndarray:
-            return function(*arguments)
         try:
             with devices.in_use(array):
-                return function(*arguments)
+                return getattr(self.target, method)(self.plan, *arguments)
         except MemoryError as error:
             raise MemoryError(
                 f"{operation}: no memory is left on {devices.device_of(array)} for "
@@ -145,13 +142,16 @@ class Fused:
         draw: gives, once everything is checked, those attributes that differ from call to call. No kernel is
             chosen by them; the plan takes them by a method `drawn`.
         """
-        arrays, edges, avals = self._arrays(inputs)
-        key = (attributes, _device(arrays[0]), kernel, *avals, *arguments, *map(type, arguments))
+        arrays, edges, avals = unwrap(inputs, _native)
+        if self._constant:
+            self._check_constant(edges)
+        key = (attributes, kernel, *avals, *arguments, *map(type, arguments))
         try:
             run = self._runs.get(key)
         except TypeError:  # an argument has no hash: most likely it is wrong, and the check says so
             key, run = (), None
         if run is None:
+            self._check_inputs(arrays)
             run = self._resolved(arrays, attributes(_shapes(arrays), *arguments), kernel)
             if len(self._runs) >= MOST_REMEMBERED:
                 self._runs.clear()
@@ -173,7 +173,7 @@ class Fused:
         inputs: tuple[Any, ...],
         arrays: Sequence[Any],
         edges: Sequence[Edge | None],
-        avals: Sequence[Any],
+        avals: list[Any],
         run: _Run,
     ) -> tuple[Tensor, Sequence[Any]]:
         """The output and the auxiliary arrays, on the tape."""
@@ -181,13 +181,18 @@ class Fused:
             return self._defined(inputs, arrays, run.attributes)
         tracing = trace.current()
         start = perf_counter() if tracing is not None else 0.0
-        output, aux = run(self.name, "forward", arrays[0], run.plan, *arrays)
-        self._check(output, run, "forward", run.shape, arrays[0].dtype, arrays[0])
+        array = arrays[0]
+        if type(array) is np.ndarray:
+            output, aux = run.target.forward(run.plan, *arrays)
+        else:
+            output, aux = run.elsewhere(self.name, "forward", array, *arrays)
+        if output.shape != run.shape or output.dtype != array.dtype or type(output) is not type(array):
+            self._check(output, run, "forward", run.shape, array.dtype, array)
         result = Tensor.wrap(output)
         saved = None
         if any(edges) and is_grad_enabled():
-            kept, versions = keep(inputs, arrays, avals, self._read)
-            saved = Saved(kept, run.attributes, versions, None, aux, run)
+            versions = keep(inputs, arrays, avals, self._read)
+            saved = Saved(avals, run.attributes, versions, None, aux, run)
             result._edge = (Node(self, tuple(edges), saved), 0)
         if tracing is not None:
             write_trace(
@@ -254,12 +259,23 @@ class Fused:
                 f"{spec.name}: got {len(inputs)} inputs, wanted {len(spec.inputs)}: {', '.join(spec.inputs)}"
             )
         arrays, edges, avals = unwrap(inputs, _native)
+        self._check_inputs(arrays)
+        self._check_constant(edges)
+        return arrays, edges, avals
+
+    def _check_inputs(self, arrays: Sequence[Any]) -> None:
+        """The first input is present, and all are on its device."""
+        spec = self.spec
         if arrays[0] is None:
             raise TypeError(f"{spec.name}: {spec.inputs[0]} is None, wanted a Tensor or an array")
         for array in arrays:
             if type(array) is not np.ndarray and array is not None:
                 devices.one_device(spec.name, zip(spec.inputs, arrays, strict=True))
-                break
+                return
+
+    def _check_constant(self, edges: Sequence[Edge | None]) -> None:
+        """Nobody asks for the gradient of an input that has none."""
+        spec = self.spec
         for position in self._constant:
             if edges[position] is not None and is_grad_enabled():
                 name = spec.inputs[position]
@@ -267,7 +283,6 @@ class Fused:
                     f"{spec.name}: {name} requires a gradient, but the operation has none for it; pass "
                     f"{name}.detach()"
                 )
-        return arrays, edges, avals
 
     def _check_dtypes(self, arrays: Sequence[Any]) -> None:
         """Inputs that have a gradient share the dtype of the first."""
@@ -299,7 +314,7 @@ class Fused:
         return bound
 
     def pull(
-        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+        self, node: Node, cotangents: Sequence[Any], needs: tuple[bool, ...], create_graph: bool
     ) -> Sequence[Any]:
         """Run the kernel's vjp; record it where the pass is recorded."""
         spec, saved = self.spec, node.saved
@@ -311,10 +326,13 @@ class Fused:
         run = saved.run
         aux = saved.aux
         arrays = tuple([None if type(value) is Aval else value for value in saved.inputs])
-        results = list(run(self.name, "vjp", array, run.plan, tuple(needs), array, arrays, aux))
+        if type(array) is np.ndarray:
+            results = list(run.target.vjp(run.plan, needs, array, arrays, aux))
+        else:
+            results = list(run.elsewhere(self.name, "vjp", array, needs, array, arrays, aux))
         results += [None] * (len(needs) - len(results))
         held = {id(aux), *map(id, arrays)}
-        if type(aux) is tuple or not devices.is_array(aux):
+        if type(aux) is not type(array):
             held.update(map(id, aux))
         for position, given in enumerate(saved.inputs):
             if needs[position]:
@@ -337,7 +355,7 @@ class Fused:
             return results
         versions = [*saved.versions, (len(needs), cotangent._version, cotangent._version[0])]
         parents = (*node.parents, cotangent._edge)
-        kept = Saved((*saved.inputs, array), saved.attributes, versions, needs=tuple(needs))
+        kept = Saved((*saved.inputs, array), saved.attributes, versions, needs=needs)
         recorded = Node(self._vjp, parents, kept, outputs=len(results))
         return [
             None if result is None else Tensor.wrap(result, (recorded, position))
@@ -376,7 +394,7 @@ class _FusedVjp:
         self.name = f"vjp of {spec.name}"
 
     def pull(
-        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+        self, node: Node, cotangents: Sequence[Any], needs: tuple[bool, ...], create_graph: bool
     ) -> Sequence[Any]:
         """Differentiate the definition twice: once for the gradients that were recorded, once along
         `cotangents`.
@@ -482,10 +500,11 @@ def _shapes(arrays: Sequence[Any]) -> tuple[tuple[int, ...] | None, ...]:
 
 def _native(value: Any) -> Any:
     """An input that is no tensor as an array of this machine's byte order; None where it is absent."""
-    if value is None:
-        return None
-    array = devices.as_array(value)
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if type(value) is not np.ndarray:
+        if value is None:
+            return None
+        value = devices.as_array(value)
+    return value if value.dtype.isnative else value.astype(value.dtype.newbyteorder("="))
 
 
 def _device(array: Any) -> str:

@@ -13,11 +13,12 @@ __all__ = ["Aval", "aval", "restore"]
 class Aval:
     """What is left of an input whose values the backward pass does not read (an *abstract value*)."""
 
-    __slots__ = ("dtype", "shape")
+    __slots__ = ("device", "dtype", "shape")
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, device: str):
         self.shape = shape
         self.dtype = dtype
+        self.device = device
 
     @property
     def ndim(self) -> int:
@@ -25,7 +26,9 @@ class Aval:
 
 
 aval = lru_cache(maxsize=1024)(Aval)
-"""`aval(shape, dtype)` is an `Aval`, the same one for equal arguments: most calls repeat an earlier one."""
+"""`aval(shape, dtype, device)` is an `Aval`, the same one for equal arguments: most calls repeat an earlier
+one.
+"""
 
 
 def restore(xp: Any, cotangent: Any, shape: tuple[int, ...], dtype: Any) -> Any:

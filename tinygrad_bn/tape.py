@@ -14,7 +14,7 @@ tests use them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from itertools import count
@@ -31,7 +31,7 @@ class Op(Protocol):
     def name(self) -> str: ...
 
     def pull(
-        self, node: Node, cotangents: Sequence[Any], needs: Sequence[bool], create_graph: bool
+        self, node: Node, cotangents: Sequence[Any], needs: tuple[bool, ...], create_graph: bool
     ) -> Sequence[Any]:
         """Return one cotangent per parent (None where `needs` is False, or where the derivative is zero).
 
@@ -50,6 +50,7 @@ class _Leaf:
 
 LEAF = _Leaf()
 _positions = count()
+_position = attrgetter("position")
 
 
 class Node:
@@ -84,8 +85,8 @@ Edge = tuple[Node, int]
 
 
 def sweep(
-    seeds: Iterable[tuple[Edge, Any]],
-    wanted: Iterable[Edge] | None = None,
+    seeds: Sequence[tuple[Edge, Any]],
+    wanted: Sequence[Edge] | None = None,
     *,
     retain_graph: bool = False,
     create_graph: bool = False,
@@ -102,13 +103,13 @@ def sweep(
     """
     token = _grad_enabled.set(create_graph)
     try:
-        return _sweep(list(seeds), None if wanted is None else list(wanted), retain_graph, create_graph)
+        return _sweep(seeds, wanted, retain_graph, create_graph)
     finally:
         _grad_enabled.reset(token)
 
 
 def _sweep(
-    seeds: list[tuple[Edge, Any]], wanted: list[Edge] | None, retain_graph: bool, create_graph: bool
+    seeds: Sequence[tuple[Edge, Any]], wanted: Sequence[Edge] | None, retain_graph: bool, create_graph: bool
 ) -> dict[Edge, Any]:
     if wanted is not None and not wanted:
         return {}
@@ -121,16 +122,18 @@ def _sweep(
             _add(arrived, edge, cotangent)
 
     for node in reversed(tape):
-        if node not in arrived:
+        cotangents = arrived.get(node)
+        if cotangents is None:
             continue
-        is_kept = node in kept or (useful is None and node.op is LEAF)
-        cotangents = arrived[node] if is_kept else arrived.pop(node)
+        if not (node in kept or (useful is None and node.op is LEAF)):
+            del arrived[node]
         if node.hooks:
             _run_hooks(node, cotangents)
+        parents = node.parents
         if useful is None:
-            needs = [parent is not None for parent in node.parents]
+            needs = tuple([parent is not None for parent in parents])
         else:
-            needs = [parent is not None and parent[0] in useful for parent in node.parents]
+            needs = tuple([parent is not None and parent[0] in useful for parent in parents])
         if True not in needs:
             continue
         if node.released:
@@ -139,7 +142,7 @@ def _sweep(
                 "pass retain_graph=True to the first one to go through the graph twice"
             )
         for parent, needed, cotangent in zip(
-            node.parents, needs, node.op.pull(node, cotangents, needs, create_graph), strict=True
+            parents, needs, node.op.pull(node, cotangents, needs, create_graph), strict=True
         ):
             if needed and parent is not None and cotangent is not None:
                 _add(arrived, parent, cotangent)
@@ -149,8 +152,9 @@ def _sweep(
     found = {}
     for edge in [(node, 0) for node in arrived] if wanted is None else wanted:
         node, index = edge
-        if node in arrived and arrived[node][index] is not None:
-            found[edge] = arrived[node][index]
+        cotangent = arrived[node][index] if node in arrived else None
+        if cotangent is not None:
+            found[edge] = cotangent
     return found
 
 
@@ -164,7 +168,7 @@ def _add(arrived: dict[Node, list[Any]], edge: Edge, cotangent: Any) -> None:
     cotangents[index] = cotangent if before is None else before + cotangent
 
 
-def _reachable(seeds: list[tuple[Edge, Any]], floor: int) -> list[Node]:
+def _reachable(seeds: Sequence[tuple[Edge, Any]], floor: int) -> list[Node]:
     """Every node at or above position `floor` that a seed depends on, by rising position.
 
     Left out are the ends, leaves without a hook: what arrives there only has to be added up.
@@ -179,7 +183,7 @@ def _reachable(seeds: list[tuple[Edge, Any]], floor: int) -> list[Node]:
             if node.position >= floor and (node.op is not LEAF or node.hooks) and node not in seen:
                 seen.add(node)
                 stack.append(node)
-    return sorted(seen, key=attrgetter("position"))
+    return sorted(seen, key=_position)
 
 
 def _leading_to(kept: set[Node], tape: list[Node]) -> set[Node]:

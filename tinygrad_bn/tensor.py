@@ -114,7 +114,7 @@ class Tensor:
     def aval(self) -> Aval:
         """What is left of this tensor where its values are not kept: the same object for equal ones."""
         if self._aval is None:
-            self._aval = aval(self._array.shape, self._array.dtype)
+            self._aval = aval_of(self._array)
         return self._aval
 
     @property
@@ -471,6 +471,12 @@ def array_of(value: Any) -> Any:
     return value._array if isinstance(value, Tensor) else value
 
 
+def aval_of(array: Any) -> Aval:
+    """What is left of an array: the same object for equal ones."""
+    device = devices.CPU if type(array) is np.ndarray else devices.device_of(array)
+    return aval(array.shape, array.dtype, device)
+
+
 def edge_of(value: Any, operation: str) -> Edge:
     """The tensor's place on the tape, or an error that says why it has none."""
     if not isinstance(value, Tensor):
@@ -494,12 +500,12 @@ def cotangent_for(output: Tensor, given: Any, operation: str, create_graph: bool
             )
         given = devices.full(output.shape, 1.0, made.dtype, like=made)
     array = array_of(given)
-    if not devices.is_array(array):  # numbers have no place yet
-        array = given = devices.send(np.asarray(array, made.dtype), output.device)
+    if type(array) is not np.ndarray or type(made) is not np.ndarray:
+        if not devices.is_array(array):  # numbers have no place yet
+            array = given = devices.send(np.asarray(array, made.dtype), output.device)
+        devices.one_device(operation, (("output", made), ("cotangent", array)))
     if array.shape != made.shape:
         raise ValueError(f"{operation}: the cotangent has shape {array.shape}, the output has {output.shape}")
-    if type(array) is not np.ndarray or type(made) is not np.ndarray:
-        devices.one_device(operation, (("output", made), ("cotangent", array)))
     if create_graph:
         given = given if isinstance(given, Tensor) else Tensor(given, output.dtype)
         return given if given.dtype == output.dtype else given.astype(output.dtype)
@@ -519,11 +525,12 @@ def own_gradients(found: Sequence[Any], seeds: Sequence[tuple[Edge, Any]]) -> li
             continue
         recorded = type(cotangent) is Tensor
         array = cotangent._array if recorded else cotangent
-        if not owns(array) or id(array) in taken:
+        place = id(array)
+        if place in taken or not owns(array):
             results.append(Tensor.wrap(array.copy(), cotangent._edge if recorded else None))
         else:
             results.append(cotangent if recorded else Tensor.wrap(array))
-        taken.add(id(array))
+        taken.add(place)
     return results
 
 

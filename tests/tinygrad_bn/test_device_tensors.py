@@ -337,6 +337,13 @@ def test_tensors_on_two_devices_are_an_error(call, message):
     assert caught.match(message)
 
 
+def test_a_call_that_is_remembered_for_one_device_is_refused_on_two():
+    a, b = there(x), tensor(y)
+    F.layer_norm(b, 3, b[0])
+    with pytest.raises(ValueError, match="the inputs are on different devices"):
+        F.layer_norm(b, 3, a[0])
+
+
 def test_numbers_and_lists_have_no_place_yet():
     a = there(x, requires_grad=True)
     (a * a).backward([[1.0] * 3] * 2)

@@ -15,7 +15,7 @@ Cols   [Z, A, M]          A and B neighbours along M   [Z * M // B], index m // 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 
 # A model makes the same few calls again and again, and the view of a small one would cost more than its
@@ -30,7 +30,7 @@ SHORT, LONG = 256, 1024
 VERY_SHORT, MANY = 32, 16
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """x as ``[rows, length]``: each row is normalized; ``centred=False`` is RMSNorm.
 
@@ -45,20 +45,20 @@ class Rows:
     groups: int = 1
     repeat: int = 1
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         return (self.rows, self.length)
 
-    @property
+    @cached_property
     def statistics(self) -> int:
         return self.rows
 
-    @property
+    @cached_property
     def channels(self) -> int:
         return self.groups * self.length // self.repeat
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Split:
     """x as ``[Z, A, S, K, L]``, one statistic for each (z, s): channels first."""
 
@@ -69,20 +69,20 @@ class Split:
     L: int
     eps: float
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int, int, int]:
         return (self.Z, self.A, self.S, self.K, self.L)
 
-    @property
+    @cached_property
     def statistics(self) -> int:
         return self.Z * self.S
 
-    @property
+    @cached_property
     def channels(self) -> int:
         return self.S * self.K
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Cols:
     """x as ``[Z, A, M]``, one statistic for each z and each B neighbours along M: channels last.
 
@@ -97,15 +97,15 @@ class Cols:
     eps: float
     repeat: int = 1
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         return (self.Z, self.A, self.M)
 
-    @property
+    @cached_property
     def statistics(self) -> int:
         return self.Z * (self.M // self.B)
 
-    @property
+    @cached_property
     def channels(self) -> int:
         return self.M // self.repeat
 

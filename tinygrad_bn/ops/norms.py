@@ -343,14 +343,7 @@ def batch_norm(
     """
     name = "batch_norm"
     check_input(name, input)
-    running = Running(
-        name,
-        running_mean,
-        running_var,
-        momentum=momentum,
-        convention=convention,
-        num_batches_tracked=num_batches_tracked,
-    )
+    running = Running(name, running_mean, running_var, momentum, convention, num_batches_tracked)
     if not training:
         if not running.present:
             raise ValueError(
@@ -358,11 +351,10 @@ def batch_norm(
                 "training=True"
             )
         inputs = (input, weight, bias, running_mean, running_var)
-        return _batch_norm_inference.remembered(
-            inputs, norm_arguments.inference, (name, 2, channel_axis, eps), kernel
-        )[0]
+        given = (name, 2, channel_axis, eps, momentum, convention)
+        return _batch_norm_inference.remembered(inputs, norm_arguments.inference, given, kernel)[0]
     running.check_writable(input)
-    arguments = (name, channel_axis, eps, running.shapes)
+    arguments = (name, channel_axis, eps, running.shapes, momentum, convention)
     output, aux = _batch_norm.remembered((input, weight, bias), norm_arguments.batch, arguments, kernel)
     if running.present:
         channels = output.shape[channel_axis]
@@ -432,25 +424,17 @@ def instance_norm(
     """
     name = "instance_norm"
     check_input(name, input)
-    running = Running(
-        name,
-        running_mean,
-        running_var,
-        momentum=momentum,
-        convention=convention,
-        num_batches_tracked=num_batches_tracked,
-    )
+    running = Running(name, running_mean, running_var, momentum, convention, num_batches_tracked)
     if not use_input_stats:
         if not running.present:
             raise ValueError(
                 f"{name}: running_mean and running_var are None, but use_input_stats=False needs them"
             )
         inputs = (input, weight, bias, running_mean, running_var)
-        return _batch_norm_inference.remembered(
-            inputs, norm_arguments.inference, (name, 3, channel_axis, eps), kernel
-        )[0]
+        given = (name, 3, channel_axis, eps, momentum, convention)
+        return _batch_norm_inference.remembered(inputs, norm_arguments.inference, given, kernel)[0]
     running.check_writable(input)
-    arguments = (name, channel_axis, eps, running.shapes)
+    arguments = (name, channel_axis, eps, running.shapes, momentum, convention)
     output, aux = _instance_norm.remembered((input, weight, bias), norm_arguments.instance, arguments, kernel)
     shape = output.shape
     if running.present and shape[0]:

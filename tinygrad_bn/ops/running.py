@@ -24,7 +24,7 @@ from ..devices import is_array, one_device
 from ..tensor import Tensor, array_of
 from .checks import as_index, is_number
 
-__all__ = ["CONVENTIONS", "Running", "check_running"]
+__all__ = ["CONVENTIONS", "Running", "check_running", "check_update"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,23 @@ def check_running(operation: str, shapes: Sequence[Any], wanted: tuple[int, ...]
             raise ValueError(f"{operation}: {name} has shape {shape}, wanted {wanted}, one value per channel")
 
 
+def check_update(operation: str, momentum: Any, convention: Any) -> None:
+    """`momentum` and `convention` are among those that there are."""
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
+        raise ValueError(
+            f"{operation}: convention is {convention!r}, wanted {' or '.join(map(repr, CONVENTIONS))}"
+        )
+    if momentum is None or (type(momentum) is str and momentum == "default"):
+        return
+    if not is_number(momentum) or not 0 <= momentum <= 1:
+        raise ValueError(
+            f"{operation}: momentum is {momentum!r}, wanted a number from 0 to 1, 'default', or None"
+        )
+
+
 class Running:
-    """The running statistics of one call: checked when made, written by `update` after the operation
-    succeeded.
+    """The running statistics of one call: checked when made, but for `check_update`; written by `update`
+    after the operation succeeded.
     """
 
     def __init__(
@@ -59,22 +73,24 @@ class Running:
         operation: str,
         mean: Any,
         variance: Any,
-        *,
-        momentum: float | str | None = "default",
-        convention: str = "torch",
-        num_batches_tracked: Any = None,
+        momentum: float | str | None,
+        convention: str,
+        num_batches_tracked: Any,
     ):
-        if (mean is None) != (variance is None):
+        self.operation = operation
+        self.mean, self.variance = mean, variance
+        self._momentum, self._convention, self._batches = momentum, convention, 0
+        if mean is None and variance is None:
+            return
+        if mean is None or variance is None:
             given, missing = (
                 ("running_mean", "running_var") if variance is None else ("running_var", "running_mean")
             )
             raise ValueError(f"{operation}: {given} was given without {missing}; pass both or neither")
-        self.operation = operation
-        self.mean, self.variance = mean, variance
-        if mean is not None:
-            self._check("running_mean", mean)
-            self._check("running_var", variance)
-        self._weight, self._unbiased = self._reading(momentum, convention, num_batches_tracked)
+        self._check("running_mean", mean)
+        self._check("running_var", variance)
+        if momentum is None:
+            self._batches = self._counted(num_batches_tracked)
 
     @property
     def present(self) -> bool:
@@ -110,45 +126,39 @@ class Running:
         """
         if count == 0:
             return
-        unbiased = count / (count - 1) if self._unbiased and count > 1 else 1.0
+        convention = CONVENTIONS[self._convention]
+        unbiased = count / (count - 1) if convention.unbiased and count > 1 else 1.0
+        weight = self._weight(convention)
         for target, batch, factor in ((self.mean, mean, 1.0), (self.variance, variance, unbiased)):
-            new = np.multiply(array_of(target), 1 - self._weight, dtype=np.float64)
-            new += batch * (self._weight * factor)
+            new = np.multiply(array_of(target), 1 - weight, dtype=np.float64)
+            new += batch * (weight * factor)
             target[...] = new
+
+    def _weight(self, convention: Convention) -> float:
+        """That of the batch."""
+        momentum = self._momentum
+        if momentum is None:
+            return 1.0 / (self._batches + 1)
+        value = convention.momentum if isinstance(momentum, str) else momentum
+        return value if convention.of_batch else 1 - value
 
     def _check(self, name: str, value: Any) -> None:
         array = array_of(value)
-        if not is_array(array) or array.dtype.kind != "f":
+        if not (type(array) is np.ndarray or is_array(array)) or array.dtype.kind != "f":
             got = array.dtype if is_array(array) else type(value).__name__
             raise TypeError(f"{self.operation}: {name} is {got}, wanted an array or Tensor of floats")
 
-    def _reading(self, momentum: Any, convention: str, num_batches_tracked: Any) -> tuple[float, bool]:
-        """The weight of the batch, and whether the variance stored is the unbiased one."""
-        if not isinstance(convention, str) or convention not in CONVENTIONS:
+    def _counted(self, batches: Any) -> int:
+        """The number of batches that the statistics hold."""
+        if batches is None:
             raise ValueError(
-                f"{self.operation}: convention is {convention!r}, wanted "
-                f"{' or '.join(map(repr, CONVENTIONS))}"
+                f"{self.operation}: momentum=None is the cumulative average, which needs "
+                "num_batches_tracked=, the number of batches that running_mean and running_var "
+                "already hold (0 for the first)"
             )
-        chosen = CONVENTIONS[convention]
-        if momentum is None:
-            if not self.present:
-                return 1.0, chosen.unbiased
-            if num_batches_tracked is None:
-                raise ValueError(
-                    f"{self.operation}: momentum=None is the cumulative average, which needs "
-                    "num_batches_tracked=, the number of batches that running_mean and running_var "
-                    "already hold (0 for the first)"
-                )
-            counted = num_batches_tracked
-            if is_array(counted) and counted.size == 1:  # as torch's layers hold it
-                counted = counted.item()
-            batches = as_index(self.operation, "num_batches_tracked", counted, "an integer")
-            if batches < 0:
-                raise ValueError(f"{self.operation}: num_batches_tracked is {batches}, wanted 0 or more")
-            return 1.0 / (batches + 1), chosen.unbiased
-        value = chosen.momentum if type(momentum) is str and momentum == "default" else momentum
-        if not (type(value) is float or is_number(value)) or not 0 <= value <= 1:
-            raise ValueError(
-                f"{self.operation}: momentum is {value!r}, wanted a number from 0 to 1, 'default', or None"
-            )
-        return (value if chosen.of_batch else 1 - value), chosen.unbiased
+        if is_array(batches) and batches.size == 1:  # as torch's layers hold it
+            batches = batches.item()
+        counted = as_index(self.operation, "num_batches_tracked", batches, "an integer")
+        if counted < 0:
+            raise ValueError(f"{self.operation}: num_batches_tracked is {counted}, wanted 0 or more")
+        return counted

@@ -72,7 +72,7 @@ NAMED = (
     ("rows", "normalize_rows", "group + 1 if", "group if"),
     ("rows", "sum_rows", "= weights[k], ", "= weights[0], "),
     ("rows", "differentiate", "group + 1 if", "group if"),
-    ("rows", "normalize_task", "a % weight.shape[0]", "0"),
+    ("rows", "normalize_task", "a % groups", "0"),
     ("rows", "differentiate_samples", "weight[first:last]", "weight[: last - first]"),
     ("rows", "sum_rows", "= total0, total1", "= total1, total0"),
     ("split", "normalize_statistics", "bias[s * K + c]", "bias[s + c]"),

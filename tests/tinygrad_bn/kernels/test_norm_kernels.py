@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -331,7 +331,7 @@ def test_inference_keeps_nan_and_infinity_to_their_element(view):
 
 @pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
 def test_eps_zero(view):
-    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": 0.0})
+    view = replace(view, eps=0.0)
     x, weight, bias, cotangent = draw(view, np.float64)
     assert_matches(view, kernel(view), (x, weight, bias), cotangent, np.float64)
     y, (_, _, rstd) = kernel(view).forward(view, np.zeros_like(x), weight, bias)
@@ -347,7 +347,7 @@ def test_float32_values_whose_squares_are_out_of_range(view, training, eps, scal
     """The statistics, what is made of them, and a result too large for float32, which is infinite."""
     if not training and (isinstance(view, Rows) or view.Z > 1):
         return
-    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": eps})
+    view = replace(view, eps=eps)
     x, weight, bias, cotangent = draw(view, np.float64)
     x = (x * scale).astype(np.float32)
     weight, bias, cotangent = (array.astype(np.float32) for array in (weight, bias, cotangent))
@@ -435,7 +435,7 @@ def test_a_dead_channel_is_no_reason_for_float64(view, twin):
 @pytest.mark.parametrize(("scale", "cotangents"), [(1e15, 1e30), (1e-30, 1e-20)])
 @pytest.mark.parametrize("view", ONE_OF_EACH, ids=str)
 def test_cotangents_whose_products_are_out_of_range(view, scale, cotangents, twin):
-    view = type(view)(**{name: getattr(view, name) for name in view.__slots__} | {"eps": 0.0})
+    view = replace(view, eps=0.0)
     x, weight, bias, cotangent = draw(view, np.float32)
     x, cotangent = x * np.float32(scale), cotangent * np.float32(cotangents)
     assert_matches(view, kernel(view, twin), (x, weight, bias), cotangent, np.float32)

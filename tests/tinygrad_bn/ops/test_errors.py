@@ -71,15 +71,20 @@ def test_arguments_of_a_wrong_type(name: str, arguments: dict[str, Any], match: 
         ({"momentum": None, "num_batches_tracked": 1.5}, TypeError, "num_batches_tracked is 1.5"),
         ({"momentum": None, "num_batches_tracked": np.array([2, 3])}, TypeError, "num_batches_tracked is"),
         ({"momentum": [0.1]}, ValueError, r"momentum is \[0.1\]"),
+        ({"momentum": True}, ValueError, "momentum is True"),
         ({"convention": ["torch"]}, ValueError, r"convention is \['torch'\]"),
         ({"eps": True}, ValueError, "eps is True"),
     ],
 )
 def test_settings_of_a_wrong_type(arguments: dict[str, Any], raises: type[Exception], match: str):
-    with pytest.raises(raises, match=f"batch_norm: {match}"):
+    def call(**arguments):
         tinygrad_bn.functional.batch_norm(
             np.ones((4, 3)), np.zeros(3), np.ones(3), training=True, **arguments
         )
+
+    call(momentum=1, eps=1)  # which is remembered, and True == 1
+    with pytest.raises(raises, match=f"batch_norm: {match}"):
+        call(**{"momentum": 1, "eps": 1, **arguments})
 
 
 def test_numpy_integers_are_integers():

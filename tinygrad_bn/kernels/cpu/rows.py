@@ -123,7 +123,7 @@ def normalize_columns(group, a, b, x, weight, bias, mean, variance, rstd, y):
 
 def forward_types(T):
     return (
-        *(INT, read(T, 2), read(T, 2), read(T, 2), DOUBLE, FLAG, FLAG),
+        *(INT, read(T, 2), read(T, 1), read(T, 1), DOUBLE, FLAG, FLAG),
         *(write(T, 2), write(DOUBLE, 2)),
     )
 
@@ -153,15 +153,20 @@ def normalize_task(number, step, x, weight, bias, eps, centred, past, y, statist
     a = number * step
     b = min(a + step, x.shape[0])
     mean, variance, rstd = statistics[0, a:b], statistics[1, a:b], statistics[2, a:b]
-    group = a % weight.shape[0]
-    normalize(group, x[a:b], weight, bias, eps, centred, past, y[a:b], mean, variance, rstd)
+    length = x.shape[1]
+    groups = weight.size // length
+    weights, biases = weight.reshape(groups, length), bias.reshape(groups, length)
+    normalize(a % groups, x[a:b], weights, biases, eps, centred, past, y[a:b], mean, variance, rstd)
 
 
 @task(forward_types)
 def normalize_columns_task(number, step, x, weight, bias, eps, centred, past, y, statistics):
+    length = x.shape[1]
+    groups = weight.size // length
+    weights, biases = weight.reshape(groups, length), bias.reshape(groups, length)
     a = number * COLUMNS
-    b = min(a + COLUMNS, x.shape[1])
-    normalize_columns(0, a, b, x, weight, bias, statistics[0], statistics[1], statistics[2], y)
+    b = min(a + COLUMNS, length)
+    normalize_columns(0, a, b, x, weights, biases, statistics[0], statistics[1], statistics[2], y)
 
 
 @twins(forward_types, normalize_task, normalize_columns_task)
@@ -186,15 +191,15 @@ class RowsKernel:
         self, plan: Rows, x: Array, weight: Array | None, bias: Array | None
     ) -> tuple[Array, Statistics]:
         shape, length, dtype = plan.shape, plan.length, x.dtype
-        groups = (plan.groups, length)
+        weights = (plan.groups * length,)
         y = empty(x.shape, dtype)
         statistics = new_statistics(plan.rows, x)
         if x.size:
             self.forward_driver[dtype](
                 FORWARD_TASK // length if length <= CHUNK else 1,
                 contiguous(x, shape),
-                affine(weight, 1, dtype, groups, plan.repeat),
-                affine(bias, 0, dtype, groups, plan.repeat),
+                affine(weight, 1, dtype, weights, plan.repeat),
+                affine(bias, 0, dtype, weights, plan.repeat),
                 plan.eps,
                 plan.centred,
                 past_cache(y, max(FORWARD_TASK, length)),
