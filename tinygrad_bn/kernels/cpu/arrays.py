@@ -55,13 +55,14 @@ def new_statistics(count: int, x: Array, running: Sequence[Array] = ()) -> Stati
 def gradients(
     needs: Sequence[bool], dx: Array, sums: Array, weight: Array | None, bias: Array | None
 ) -> Gradients:
-    """The gradients that are needed, from dx and the sums [2, Z, channels] of dweight and dbias.
+    """The gradients that are needed, from dx and the sums [2, 1 or more, channels], of which the first are
+    dweight and dbias.
 
     dweight and dbias get the shape of weight, or of bias where weight is absent.
     """
     dtype = dx.dtype
     like = bias if weight is None else weight
-    totals = sums[:, 0] if sums.shape[1] == 1 else sums.sum(axis=1)
+    totals = sums[:, 0]
     if like is not None and like.ndim != 1:
         totals = totals.reshape(2, *like.shape)
     return (

@@ -330,10 +330,21 @@ def differentiate_task(number, L, training, need, cotangent, x, weight, statisti
     )
 
 
-@twins(backward_types, differentiate_task)
+@task(backward_types, numbers=0)
+def add_samples(L, training, need, cotangent, x, weight, statistics, past, dx, sums):
+    """The sums over all samples, in the place of those of the first."""
+    for z in range(1, x.shape[0]):
+        for p in range(2):
+            total, part = sums[p, 0], sums[p, z]
+            for c in range(part.size):
+                total[c] += part[c]
+
+
+@twins(backward_types, differentiate_task, add_samples)
 def backward(L, training, need, cotangent, x, weight, statistics, past, dx, sums):
     for number in prange(x.shape[0] * blocks_of(x)):
         differentiate_task(number, L, training, need, cotangent, x, weight, statistics, past, dx, sums)
+    add_samples(L, training, need, cotangent, x, weight, statistics, past, dx, sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +394,7 @@ class SplitKernel:
         x, weight, bias = arrays[:3]
         need = (needs[0], needs[1] or needs[2])
         dx = empty(x.shape if needs[0] else (0,), x.dtype)
-        sums = np.zeros((2, plan.Z, plan.channels))
+        sums = np.zeros((2, max(1, plan.Z), plan.channels))
         if x.size and any(need):
             shape = (plan.Z, plan.A, plan.S, plan.K * plan.L)
             self.backward_driver[x.dtype](
