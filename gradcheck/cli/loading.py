@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from gradcheck.cli.streams import aside
+
 __all__ = ["Unloadable", "loaded", "one_line"]
 
 
@@ -45,7 +47,8 @@ def loaded(path: str) -> Iterator[ModuleType]:
     sys.path.insert(0, str(file.parent))
     try:
         try:
-            spec.loader.exec_module(module)
+            with aside():
+                spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             raise Unloadable(f"{path} does not import: {one_line(error)}", _trace(error, file)) from None
         yield module

@@ -125,7 +125,9 @@ def test_a_shape_takes_no_memory(run):
         (("explain", "batch_norm_inference", "--attribute", "eps=-1"), "eps is -1, wanted"),
         (("explain", "instance_norm", "--shape", "2,3"), "wanted rank 3 to 5"),
         (("explain", "dropout", "--attribute", "p=1.5"), "p must be in [0, 1], got 1.5"),
-        (("dance",), "No such command 'dance'."),
+        (("dance",), "no command 'dance'; wanted explain, list or show"),
+        (("lst",), "no command 'lst'; did you mean list?"),
+        ((), "no command; wanted explain, list or show; --help says more"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(refused, words, message):
