@@ -85,8 +85,8 @@ class Worker:
         elif case.spec.rng:
             _check_mask(case, found[0], found[1])
         else:
-            # Gradients of a norm are about as large as the cotangent, which is drawn of size 1. Where they are
-            # far smaller, as those of rows of one value, rounding is all that cancellation has left.
+            # Gradients of a norm are about as large as the cotangents, which are drawn of size 1. Where they
+            # are far smaller, as of rows of one value, rounding is all that cancellation has left.
             least = 1.0 if (case.spec.terms or "").endswith("norm") else 0.0
             for position, array in enumerate(found):
                 wanted = np.load(Path(expected, f"{position}.npy"), mmap_mode="r")
