@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def loaded(path: str) -> Iterator[ModuleType]:
         Unloadable: there is no such file, or running it raises.
     """
     file = Path(path).resolve()
-    if not file.is_file():
+    if not os.path.isfile(file):  # that of pathlib raises on a name that is too long
         raise Unloadable(f"there is no file {path}")
     if file.suffix != ".py":
         raise Unloadable(f"{path} is no Python module; wanted a file such as my_norm.py")

@@ -261,6 +261,8 @@ SCALE = "my_numpy.py:scale,scale_backward"
         ((SCALE, *PAIR, "--dtype", "float64", "--dtype", "float32"), "has one, not float64 and float32"),
         (("none.py:f", "--shape", 3), "--target: there is no file none.py"),
         (("mine.npz:f", "--shape", 3), "--target: there is no file mine.npz"),
+        ((f"{300 * 'x'}.py:f", "--shape", 3), f"--target: there is no file {300 * 'x'}.py"),
+        ((SCALE, "--shape", "4,,3", "--shape", 3), "--shape is '4,,3', wanted lengths such as 4,3,5"),
         (("readme.txt:f", "--shape", 3), "--target: readme.txt is no Python module; wanted a file such as"),
         (("numpy.py:f", "--shape", 3), "numpy.py has the name of a module that is in use, numpy; rename"),
         (("my_numpy.py:sclae,forgetful", *PAIR), "has no function 'sclae'; did you mean scale?"),
