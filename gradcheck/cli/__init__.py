@@ -65,6 +65,15 @@ class Group(click.Group):
             raise click.UsageError(f"no command {name!r}; {hint}")
         return super().resolve_command(context, args)
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # click would end each after 45 characters
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(limit=200))
+                    for name, command in sorted(self.commands.items())
+                ]
+            )
+
     def _known(self, context: click.Context) -> str:
         *others, last = self.list_commands(context)
         return f"{', '.join(others)} or {last}"

@@ -132,3 +132,9 @@ def test_a_shape_takes_no_memory(run):
 )
 def test_wrong_usage_is_one_clear_line(refused, words, message):
     assert message in refused("ops", *words)
+
+
+@pytest.mark.parametrize("group", ["ops", "calibrate", "bench"])
+def test_the_help_of_a_group_tells_its_commands_in_whole_sentences(run, group):
+    commands = run(group, "--help").stdout.partition("\nCommands:\n")[2]
+    assert commands.count(".\n") >= 3 and "..." not in commands
