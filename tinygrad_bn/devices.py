@@ -105,10 +105,7 @@ def _problem_of_simulator() -> str | None:
     if not _simulates():
         return f"numba's simulator is off; start Python with {VARIABLE}=1 in the environment"
     if not _installed("greenlet"):
-        return (
-            "greenlet, which runs the simulator's threads, is not installed; pip install "
-            "'tinygrad-bn[cuda-sim]'"
-        )
+        return "greenlet, which runs the simulator's threads, is not installed; pip install greenlet"
     return None
 
 

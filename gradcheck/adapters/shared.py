@@ -67,7 +67,7 @@ def import_framework(name: str) -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"to check functions of {name}, gradcheck needs {name}, which cannot be imported ({error}); "
-            f"install it, for instance with pip install 'tinygrad-bn[{name}]'"
+            f"install it, for instance with pip install {name}"
         ) from error
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
-__all__ = ["ARGUMENTS", "cli", "main", "program"]
+from gradcheck.cli import streams
+
+__all__ = ["ARGUMENTS", "Group", "cli", "main", "program"]
 
 # Where each command stands, and its line in `--help`, which so imports none of them.
 COMMANDS = {
@@ -25,7 +27,7 @@ COMMANDS = {
     "doctor": ("gradcheck.cli.doctor:doctor", "What is installed here, what is missing, and how to mend it."),
     "ops": ("gradcheck.cli.ops:ops", "The operations: list them, show one, explain which kernel runs."),
 }
-INTERNAL_ERROR, INTERRUPTED, UNREAD = 3, 130, 141
+INTERNAL_ERROR, INTERRUPTED = 3, 130
 
 ARGUMENTS = "gradcheck.arguments"
 """Where a context keeps the words of the command line."""
@@ -45,7 +47,39 @@ def _one_line() -> Iterator[None]:
         raise click.UsageError(" ".join(error.format_message().split())) from None
 
 
-class _Lazy(click.Group):
+class Group(click.Group):
+    """A group of which a call without a command, or with another, is told the commands that there are."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if not args and not self.invoke_without_command:
+            raise click.UsageError(f"no command; wanted {self._known(context)}; --help says more")
+        return super().parse_args(context, args)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(context, name) is None:
+            close = difflib.get_close_matches(name, self.list_commands(context), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"wanted {self._known(context)}"
+            raise click.UsageError(f"no command {name!r}; {hint}")
+        return super().resolve_command(context, args)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # click would end each after 45 characters
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(limit=200))
+                    for name, command in sorted(self.commands.items())
+                ]
+            )
+
+    def _known(self, context: click.Context) -> str:
+        *others, last = self.list_commands(context)
+        return f"{', '.join(others)} or {last}"
+
+
+class _Lazy(Group):
     """A group whose commands are imported when they are called."""
 
     def make_context(
@@ -77,9 +111,6 @@ class _Lazy(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             context.exit(INTERRUPTED)
-        except BrokenPipeError:  # as into `head`; click's exit status would be 1, that of a check that failed
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
-            context.exit(UNREAD)
 
 
 def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -90,7 +121,7 @@ def _version(context: click.Context, parameter: click.Parameter, wanted: bool) -
         context.exit()
 
 
-@click.group(cls=_Lazy, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
 )
@@ -105,6 +136,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; an unexpected exception is an internal error: traceback and exit status 3."""
+    streams.guard()
     try:
         cli(prog_name=program())
     except Exception:

@@ -34,7 +34,7 @@ class Batch:
 def lengths(text: str, *, least: int) -> tuple[int, ...]:
     """The value of --shape: lengths with commas between. Raises click.UsageError."""
     try:
-        found = tuple(int(part) for part in text.split(",") if part.strip())
+        found = tuple(map(int, text.removesuffix(",").split(","))) if text.strip() else ()
     except ValueError:
         raise click.UsageError(f"--shape is {text!r}, wanted lengths such as 4,3,5") from None
     if any(n < least for n in found):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradcheck.axes import DTYPES
+from gradcheck.cli import Group
 from gradcheck.judge import Verdict
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SEED = click.option(
 HEADER = "".join(f"{verdict!s:>14}" for verdict in Verdict)
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Group)
 def calibrate() -> None:
     """How far the checker itself can be trusted: false alarms, hard cases, the error bar, the cost."""
 

@@ -15,6 +15,7 @@ from gradcheck.cli import arrays, executing, placing, plugins, program, reports,
 from gradcheck.cli.executing import Execution
 from gradcheck.cli.reports import Reports
 from gradcheck.cli.selection import Job, NothingSelected, Selection
+from gradcheck.cli.streams import aside
 from gradcheck.cli.sweeping import swept
 from gradcheck.cli.target import Target
 from gradcheck.judge import Verdict
@@ -203,6 +204,7 @@ def _tasks(
         from gradcheck.adapters.tinygrad_bn import cases
 
         for spec, source in operations:
-            samples = (SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed, device))
+            with aside():
+                samples = [SampleCase(spec.name, case.name, case.dtype) for case in cases(spec, seed, device)]
             tasks += [Task(sample, seed, source, program(), device) for sample in samples]
     return list(dict.fromkeys(tasks))

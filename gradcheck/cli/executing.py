@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from gradcheck.cli.streams import aside
 from gradcheck.sweep import Result, SweepStopped, Task, run
 
 __all__ = ["Execution", "Stopped", "options"]
@@ -84,8 +85,10 @@ def _here(tasks: Sequence[Task]) -> Results:
 
     perform = Performer()
     for task in tasks:
-        perform.prepare(task)
-        yield perform(task)
+        with aside():
+            perform.prepare(task)
+            result = perform(task)
+        yield result
 
 
 @contextlib.contextmanager

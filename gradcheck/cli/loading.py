@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+
+from gradcheck.cli.streams import aside
 
 __all__ = ["Unloadable", "loaded", "one_line"]
 
@@ -29,7 +32,7 @@ def loaded(path: str) -> Iterator[ModuleType]:
         Unloadable: there is no such file, or running it raises.
     """
     file = Path(path).resolve()
-    if not file.is_file():
+    if not os.path.isfile(file):  # that of pathlib raises on a name that is too long
         raise Unloadable(f"there is no file {path}")
     if file.suffix != ".py":
         raise Unloadable(f"{path} is no Python module; wanted a file such as my_norm.py")
@@ -45,7 +48,8 @@ def loaded(path: str) -> Iterator[ModuleType]:
     sys.path.insert(0, str(file.parent))
     try:
         try:
-            spec.loader.exec_module(module)
+            with aside():
+                spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             raise Unloadable(f"{path} does not import: {one_line(error)}", _trace(error, file)) from None
         yield module

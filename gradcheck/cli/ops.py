@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from gradcheck.cli import arrays, placing, plugins
+from gradcheck.cli import Group, arrays, placing, plugins
 from tinygrad_bn.registry import REGISTRY, OpSpec, RegistryError
 
 __all__ = ["ops", "setting"]
@@ -20,7 +20,7 @@ WIDTH = 110
 NO_KERNEL = "no kernel has this name"
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Group)
 def ops() -> None:
     """The operations: list them, show one, explain which kernel runs."""
 
@@ -137,12 +137,13 @@ def explain(
     try:
         x = np.broadcast_to(np.zeros((), dtype), lengths)  # of any size without its memory
         _validate(spec, x, attributes)
-        click.echo(str(explain_call(spec.name, x, *others, kernel=kernel, device=device, **attributes)))
+        explained = explain_call(spec.name, x, *others, kernel=kernel, device=device, **attributes)
     except Exception as problem:  # the operation's own, about attributes that it was not made for
         shown = ", ".join(f"{key}={value!r}" for key, value in attributes.items())
         raise click.UsageError(
             f"{spec.name} cannot be called on shape {lengths} with {shown}: {problem}"
         ) from None
+    click.echo(str(explained))
 
 
 def _validate(spec: OpSpec, x: np.ndarray, attributes: dict[str, Any]) -> None:

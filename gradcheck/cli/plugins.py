@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradcheck.cli.loading import Unloadable, loaded, one_line
+from gradcheck.cli.streams import aside
 
 if TYPE_CHECKING:
     from tinygrad_bn.registry import OpSpec
@@ -84,7 +85,8 @@ def _declare(module: ModuleType) -> None:
 
     declare = getattr(module, "declare", None)
     if callable(declare):
-        declare(REGISTRY)
+        with aside():
+            declare(REGISTRY)
 
 
 def registered(name: str) -> OpSpec:

@@ -17,6 +17,7 @@ import numpy as np
 from gradcheck.adapters import shared
 from gradcheck.cli import arrays, program
 from gradcheck.cli.loading import Unloadable, loaded
+from gradcheck.cli.streams import aside
 from gradcheck.sweep import Result, SampleCase
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Target:
         """Make the inputs, load the file, and check. Raises click.UsageError for what cannot be checked."""
         inputs = self._inputs(seed)
         try:
-            with loaded(self._path) as module:
+            with loaded(self._path) as module, aside():
                 report = self._check(module, inputs, seed)
         except Unloadable as problem:
             if problem.trace:

@@ -37,8 +37,8 @@ def render(report: Report) -> str:
 
 def spent(report: Report) -> str:
     """What the report cost, and what it could not see."""
-    calls = f"{report.evaluations} forward and {report.vjps} backward calls, {1e3 * report.seconds:.1f} ms"
-    text = f"{calls}; seed {report.seed}"
+    time = f"{1e3 * report.seconds:.1f} ms" if report.seconds < 1 else f"{report.seconds:.1f} s"
+    text = f"{report.evaluations} forward and {report.vjps} backward calls, {time}; seed {report.seed}"
     if report.unseen is None:
         return text
     rate = f"{100 * report.unseen:.2g} %"

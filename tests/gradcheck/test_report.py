@@ -75,6 +75,11 @@ def test_the_last_line_says_how_rare_a_race_stays_unseen():
     assert rate == "  a race in fewer than 12 % of the runs would not be seen (stress= repeats more)"
 
 
+def test_a_long_check_tells_its_time_in_seconds():
+    *_, spent = str(dataclasses.replace(report(GRADIENT), seconds=279.07)).splitlines()
+    assert spent.endswith("backward calls, 279.1 s; seed 7")
+
+
 @pytest.mark.parametrize(
     ("coefficient", "text"),
     [

@@ -78,7 +78,9 @@ def measure(
         except Unserved:
             return None
         except Failed as failed:
-            failures.append(Failure(case, workers.threads, library, str(failed)))
+            alike = library == OURS and len(case.spec.inputs) > 1 and case.spec.call_at is None
+            hint = "; all inputs had the shape of the first, declare others by call_at=" if alike else ""
+            failures.append(Failure(case, workers.threads, library, f"{failed}{hint}"))
             return None
 
     estimates: dict[str, dict[str, float]] = {}

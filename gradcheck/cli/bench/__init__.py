@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from gradcheck.cli import plugins
+from gradcheck.cli import Group, plugins
 from gradcheck.cli.bench import others
 from gradcheck.cli.bench.options import (
     BROKEN,
@@ -31,7 +31,7 @@ SLOWER = 1
 FEWEST_ROUNDS = 5
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Group, invoke_without_command=True)
 @options(
     "op", "shape", "attribute", "plugin", "device", "graph", "against", "threads", "dtype", "rounds", "seed"
 )

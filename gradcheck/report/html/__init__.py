@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MISSING", "available", "fragment", "page"]
 
-MISSING = "HTML needs jinja2, which is not installed; pip install 'tinygrad-bn[report]'"
+MISSING = "HTML needs jinja2, which is not installed; pip install jinja2"
 SHOWN = 40
 """How many failures are shown with their pictures: of each operation those that differ in kind come first."""
 

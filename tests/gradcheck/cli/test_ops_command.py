@@ -125,8 +125,16 @@ def test_a_shape_takes_no_memory(run):
         (("explain", "batch_norm_inference", "--attribute", "eps=-1"), "eps is -1, wanted"),
         (("explain", "instance_norm", "--shape", "2,3"), "wanted rank 3 to 5"),
         (("explain", "dropout", "--attribute", "p=1.5"), "p must be in [0, 1], got 1.5"),
-        (("dance",), "No such command 'dance'."),
+        (("dance",), "no command 'dance'; wanted explain, list or show"),
+        (("lst",), "no command 'lst'; did you mean list?"),
+        ((), "no command; wanted explain, list or show; --help says more"),
     ],
 )
 def test_wrong_usage_is_one_clear_line(refused, words, message):
     assert message in refused("ops", *words)
+
+
+@pytest.mark.parametrize("group", ["ops", "calibrate", "bench"])
+def test_the_help_of_a_group_tells_its_commands_in_whole_sentences(run, group):
+    commands = run(group, "--help").stdout.partition("\nCommands:\n")[2]
+    assert commands.count(".\n") >= 3 and "..." not in commands

@@ -73,6 +73,19 @@ def test_the_samples_of_a_plugin_are_checked(run, plugin):
     assert "squares" not in sys.modules
 
 
+def test_what_a_plugin_prints_is_not_in_the_report(run, plugin):
+    chatty = SOURCE
+    for place in ("    for shape in", "    kernels =", '        return x * x * plan["factor"], ()'):
+        indent = place[: len(place) - len(place.lstrip())]
+        chatty = chatty.replace(place, f"{indent}print('said {place.split()[0]}')\n{place}")
+    result = run(
+        "gradcheck", "--plugin", plugin("chatty", "print('said import')\n" + chatty), "--format", "json"
+    )
+    assert {entry["verdict"] for entry in checks(result)} == {"PASS"}
+    said = {line.removeprefix("said ") for line in result.stderr.splitlines() if line.startswith("said ")}
+    assert said == {"import", "for", "kernels", "return"}
+
+
 def test_a_wrong_kernel_of_a_plugin_fails_and_the_command_repeats_it(run, plugin):
     words = ("gradcheck", "--plugin", plugin("thrice", wrong="3"), "--op", "square", "--seed", 4)
     result = run(*words)

@@ -52,14 +52,41 @@ def test_wrong_usage_from_the_shell():
     assert err == "Error: --op: no operation 'layer_norn'; did you mean layer_norm?\n"
 
 
+def into(stdout, words):
+    command = (sys.executable, "-W", "error", "cli.py", *words)
+    done = subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+# What click writes before a command begins, what it writes in one, and what rich writes.
+WRITERS = pytest.mark.parametrize(
+    "words", [("--help",), ("ops", "explain", "layer_norm"), ("gradcheck", *CASE)], ids=lambda words: words[0]
+)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes without a reader")
-def test_a_reader_that_went_away_is_no_failed_check():
+@WRITERS
+def test_a_reader_that_went_away_is_no_failed_check(words):
     nobody, stdout = os.pipe()
     os.close(nobody)
-    words = (sys.executable, "-W", "error", "cli.py", "ops", "list")
-    done = subprocess.run(words, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(stdout)
-    assert (done.returncode, done.stderr) == (141, "")
+    try:
+        assert into(stdout, words) == (141, "")
+    finally:
+        os.close(stdout)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+@WRITERS
+def test_stdout_on_a_full_device_is_one_line(words):
+    with open("/dev/full", "w") as stdout:
+        status, err = into(stdout, words)
+    assert status == 2
+    assert err == "Error: stdout cannot be written (No space left on device); send it elsewhere\n"
+
+
+def test_what_goes_into_a_pipe_is_utf_8_whatever_the_locale():
+    status, out, err = finish(start("ops", "show", "layer_norm", PYTHONIOENCODING="cp1252"))
+    assert (status, err) == (0, "") and "√(Var[x] + ε)" in out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

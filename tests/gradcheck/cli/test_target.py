@@ -78,10 +78,18 @@ def test_the_inputs_are_gaussian_and_follow_from_the_seed(run, folder):
     (folder / "shown.py").write_text(
         "def f(x):\n    print(*x)\n    return x, None\ndef b(_, c):\n    return (c,)"
     )
-    first = check(run, "shown.py:f,b", "--shape", "2", "--seed", 5).stdout.splitlines()[0]
+    first = check(run, "shown.py:f,b", "--shape", "2", "--seed", 5).stderr.splitlines()[0]
     assert [float(word) for word in first.split()] == pytest.approx(
         np.random.default_rng(5).standard_normal(2)
     )
+
+
+def test_what_the_file_prints_is_not_in_the_report(run, folder):
+    says = "print('loading')\ndef f(x):\n    return 1 * x, None\n"
+    (folder / "chatty.py").write_text(says + "def b(_, c):\n    print('back')\n    return (1 * c,)\n")
+    result = check(run, "chatty.py:f,b", "--shape", "2", "--format", "json")
+    assert json.loads(result.stdout)["checks"][0]["verdict"] == "PASS"
+    assert result.stderr.startswith("loading\nback\n")
 
 
 def test_the_inputs_may_come_from_a_file(run, folder):
@@ -253,6 +261,8 @@ SCALE = "my_numpy.py:scale,scale_backward"
         ((SCALE, *PAIR, "--dtype", "float64", "--dtype", "float32"), "has one, not float64 and float32"),
         (("none.py:f", "--shape", 3), "--target: there is no file none.py"),
         (("mine.npz:f", "--shape", 3), "--target: there is no file mine.npz"),
+        ((f"{300 * 'x'}.py:f", "--shape", 3), f"--target: there is no file {300 * 'x'}.py"),
+        ((SCALE, "--shape", "4,,3", "--shape", 3), "--shape is '4,,3', wanted lengths such as 4,3,5"),
         (("readme.txt:f", "--shape", 3), "--target: readme.txt is no Python module; wanted a file such as"),
         (("numpy.py:f", "--shape", 3), "numpy.py has the name of a module that is in use, numpy; rename"),
         (("my_numpy.py:sclae,forgetful", *PAIR), "has no function 'sclae'; did you mean scale?"),

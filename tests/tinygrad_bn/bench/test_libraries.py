@@ -69,6 +69,15 @@ def test_a_peer_gives_our_results_of_primitives(library, tmp_path):
         results(library, case, tmp_path, expected=True)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (2,)], ids=str)
+@pytest.mark.parametrize("library", ["torch", "jax", "numpy"])
+def test_what_rounding_leaves_of_a_gradient_is_not_compared(library, shape, tmp_path):
+    pytest.importorskip(library)
+    case = Case("norm::layer_norm", shape)
+    results("tinygrad_bn", case, tmp_path, save=True)
+    results(library, case, tmp_path, expected=True)
+
+
 def test_a_wrong_peer_is_refused(tmp_path):
     case = Case("norm::layer_norm", (4, 7))
     results("tinygrad_bn", case, tmp_path, save=True)

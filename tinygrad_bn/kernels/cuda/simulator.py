@@ -26,8 +26,7 @@ try:
     from greenlet import getcurrent, greenlet
 except ImportError as error:
     raise ImportError(
-        "numba's simulator of CUDA is used here with the package greenlet; "
-        "pip install 'tinygrad-bn[cuda-sim]'"
+        "numba's simulator of CUDA is used here with the package greenlet; pip install greenlet"
     ) from error
 
 __all__ = ["DivergentBarrier", "Memory", "install", "simulate", "thread_order"]
