@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,6 +171,8 @@ def plant_in_source(monkeypatch, folder, file, function, old, new):
     assert old in after, f"the source of {function} has changed: plant another error"
     path.write_text(before + start + after.replace(old, new, 1), encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
+    driver = importlib.import_module(f"{package}.cpu.jit").Driver
+    driver._compile = functools.partialmethod(_compile, driver._compile, function)
     real = registry._resolve
 
     def resolve(target):
@@ -177,3 +180,22 @@ def plant_in_source(monkeypatch, folder, file, function, old, new):
 
     monkeypatch.setattr(registry, "_resolve", resolve)
     forget_calls(monkeypatch)
+
+
+def _compile(driver, real, edited, dtype):
+    """Compile a driver if it reaches the edited function; else take the real one, which is compiled."""
+    source = driver._source
+    if _reaches(source, edited):
+        real(driver, dtype)
+    else:
+        module = importlib.import_module(f"{kernels.__name__}.cpu.{source.__module__.rpartition('.')[2]}")
+        driver._compiled[dtype] = getattr(module, source.__name__).sequential[dtype]
+
+
+def _reaches(function, name):
+    """Whether a function of a kernel is the one of that name, or calls it, itself or through others."""
+    called = [function.__globals__.get(each) for each in function.__code__.co_names]
+    sources = [
+        each.task._source if hasattr(each, "task") else getattr(each, "py_func", None) for each in called
+    ]
+    return function.__name__ == name or any(_reaches(source, name) for source in sources if source)

@@ -14,6 +14,7 @@ from gradcheck import configurations
 from gradcheck.adapters.tinygrad_bn import check_configuration
 from gradcheck.axes import Configuration
 from gradcheck.cli import cli
+from gradcheck.diagnosis import findings
 from gradcheck.judge import Verdict
 from tinygrad_bn import fused, registry
 from tinygrad_bn.registry import REGISTRY
@@ -209,6 +210,8 @@ SHORT = {
 def test_an_error_past_the_first_piece_is_seen_by_the_default_sweep(
     monkeypatch, tmp_path, file, function, old, new, case
 ):
+    # That it is seen is enough: to find the term would take thousands of calls on these long inputs.
+    monkeypatch.setattr(findings, "find", lambda *_: ())
     planted.plant_in_source(monkeypatch, tmp_path, file, function, old, new)
     short = SHORT[file.removesuffix(".py")]
     if case.startswith("batch_norm") and file == "sums.py":

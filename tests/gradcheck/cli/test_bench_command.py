@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from gradcheck.cli import cli
 from tinygrad_bn import REGISTRY, registry
 
 ROOT = Path(__file__).parents[3]
@@ -117,12 +119,22 @@ def test_a_case_whose_process_dies_is_reported_and_the_rest_goes_on(run, plugin)
     assert "double 4,2" in result.stdout and "double 13,2" not in result.stdout
 
 
-@pytest.fixture
-def saved(run, tmp_path):
-    """A baseline of tiny cases, with a function that changes it, and the words of the run."""
-    path = tmp_path / "baseline.json"
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """The words of a run of tiny cases, and what it saved."""
+    path = tmp_path_factory.mktemp("bench") / "baseline.json"
     words = (*LAYER_NORM[:-1], "5")
-    assert run("bench", *words, "--save", path).exit_code == 0
+    done = CliRunner().invoke(cli, ["bench", *words, "--save", str(path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return words, path.read_text()
+
+
+@pytest.fixture
+def saved(baseline, tmp_path):
+    """A baseline of tiny cases, with a function that changes it, and the words of the run."""
+    words, text = baseline
+    path = tmp_path / "baseline.json"
+    path.write_text(text)
 
     def change(edit):
         record = json.loads(path.read_text())

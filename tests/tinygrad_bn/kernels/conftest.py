@@ -23,7 +23,7 @@ def run_python():
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,  # of a machine that is busy with other things
         )
         assert result.returncode == 0, result.stderr
         return result.stdout.splitlines()
