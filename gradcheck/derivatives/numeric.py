@@ -202,7 +202,7 @@ class Line:
         estimate, rougher = self._extrapolate(slopes, noise, kink, crossing, steps, shift)
         if rougher and self._borrowed:
             # Few-bit directions can meet rounding errors that cancel: the other line did, this one does not.
-            self.noise, self._borrowed = np.fmax(self.noise, self._measure_noise()[0]), False
+            self._measure_own()
             noise = self._noise_of_slopes(rounding, steps)
             estimate, _ = self._extrapolate(slopes, noise, kink, crossing, steps, shift)
         return estimate
@@ -230,7 +230,15 @@ class Line:
     def climbs_stairs(self) -> bool:
         """Whether some output element stands still at tiny steps, but not over those of the last ladder."""
         visible = 64 * float(np.finfo(self._x.dtype).eps) * np.abs(self._base)
-        return bool(np.any(self._still * self.slope > visible))
+        climbing = bool(np.any(self._still * self.slope > visible))
+        if climbing and self._borrowed:  # a sum stands still along the other line, if its few bits cancel
+            self._measure_own()
+            climbing = bool(np.any(self._still * self.slope > visible))
+        return climbing
+
+    def _measure_own(self) -> None:
+        noise, self._still = self._measure_noise()
+        self.noise, self._borrowed = np.fmax(self.noise, noise), False
 
     def _jumps(self, bends: np.ndarray, steepest: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which output elements have a kink inside the finest step, and which one that wider steps do."""

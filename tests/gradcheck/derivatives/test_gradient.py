@@ -151,6 +151,18 @@ def test_an_output_that_is_rounded_to_few_digits_accuses_nobody(decimals):
 # --- beside a kink
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_that_one_direction_does_not_move_are_no_stairs(seed):
+    """½ − ½ is 0: along the first direction some of the sums stand still, along the second they move."""
+    x = np.random.default_rng(seed).standard_normal((4, 5))
+    report = gradcheck.check_pair(
+        lambda x: (np.cumsum(x, 0), None),
+        lambda _, cotangent: (np.cumsum(cotangent[::-1], 0)[::-1].copy(),),
+        (x,),
+    )
+    assert report.verdict is Verdict.PASS, report
+
+
 def test_a_gradient_at_a_kink_is_judged_beside_it():
     x = rng().standard_normal((4, 5))
     x[1, 2] = 0
