@@ -18,6 +18,7 @@ from gradcheck.adapters import Pair
 from gradcheck.adapters.shared import described, refuse_class
 from gradcheck.contract import probes
 from gradcheck.derivatives.complex_step import check_by_complex_step
+from gradcheck.derivatives.elsewhere import check_elsewhere
 from gradcheck.derivatives.forward_mode import check_jvp
 from gradcheck.derivatives.gradient import Gradients, check_gradients
 from gradcheck.derivatives.second_order import COTANGENT, check_second_order
@@ -240,7 +241,9 @@ class _Run:
     def __init__(self, subject: Subject, seed: int) -> None:
         self._subject = subject
         # Apart, so that the directions do not hang on how many numbers the probes drew.
-        self._of_probes, self._rng = (np.random.default_rng([seed, stream]) for stream in range(2))
+        self._of_probes, self._rng, _, self._elsewhere = (
+            np.random.default_rng([seed, stream]) for stream in range(4)
+        )  # the third is that of the second order
         self.subjects = [subject]  # and its twin in more precision, if it has one
         self.checks: list[Check] = []
         self.notes = _constant_inputs(subject)
@@ -274,6 +277,8 @@ class _Run:
                 checks, notes = check_by_complex_step(exact, gradients, reference, rng)
                 self.checks += checks
                 self.notes += notes
+            if all(check.verdict < Verdict.INCONCLUSIVE for check in self.checks):
+                self.checks += check_elsewhere(exact, self._elsewhere)
             if explain:
                 self._explain(exact, gradients)
                 self._draw_curves(gradients)
