@@ -1,9 +1,9 @@
 """The gradient at a second input, where the first told nothing wrong.
 
 A backward pass may agree with its forward pass at the input that was given, and nowhere else: it keeps the
-statistics of the first call there ever was, or was derived for values that this input happens to have. All calls
-at one input are alike to it. Six calls of the forward pass tell whether that may be so; only if they do, the whole
-machinery goes there, and it alone accuses.
+statistics of the first call there ever was, or was derived for values that this input happens to have. All
+calls at one input are alike to it. Six calls of the forward pass tell whether that may be so; only if they
+do, the whole machinery goes there, and it alone accuses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TWICE = 2  # inputs at which a gradient must be wrong: one may be an accident
 
 
 def check_elsewhere(subject: Subject, rng: np.random.Generator) -> list[Check]:
-    """Judge the gradients with all inputs moved by 5 % of their spread; nothing where the pair is undefined."""
+    """Judge the gradients with all inputs moved by 5 % of their spread; [] where that cannot be done."""
     wrong = None
     for _ in range(TWICE):
         there = dataclasses.replace(subject, inputs=subject.moved(lambda array: beside(array, rng)))
