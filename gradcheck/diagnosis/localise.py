@@ -2,8 +2,8 @@
 
 Up to 1,000 elements every one gets a ladder of its own; six calls of forward each, or two where that would be
 more than 2,000 in all. Beyond, directions are masked to the first and to the last indices of each axis, as
-many as show no error, found by halving, each with a ladder of the numeric side; in the block that is left a
-grid of elements is looked at. Either way it takes some 2,000 calls of forward.
+many as show no error, found by halving, with six calls for each, or a ladder where those leave it open; in
+the block that is left a grid of elements is looked at. It takes 2,000 calls of forward at most.
 """
 
 from __future__ import annotations

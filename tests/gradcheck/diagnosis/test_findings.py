@@ -216,7 +216,7 @@ def test_a_backward_pass_that_jumps_at_the_input_says_so() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_tail_of_an_input_too_large_to_look_at_every_element(dtype: type) -> None:
-    """The sorted values of 8,000 elements are so close that in float32 64 zeros among them are no surprise."""
+    """The sorted values of 8,000 elements are so close that in float32 64 zeros among them look right."""
 
     def forward(*inputs: np.ndarray) -> Any:
         if inputs[0].dtype != dtype:
