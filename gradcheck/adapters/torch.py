@@ -138,6 +138,7 @@ class _Adapted:
     def some(self, positions: tuple[int, ...]) -> Pair:
         """The Pair of which only these inputs require a gradient."""
         fewer = _Adapted(self.fn, self.inputs, self.arrays, positions)
+        fewer.start, fewer.draws = self.start, self.draws
         return Pair(fewer.forward, fewer.backward, self.arrays, self.name, positions)
 
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -174,7 +175,7 @@ class _Adapted:
             if array is None:
                 tensors.append(given)
             elif is_tensor or array.dtype.kind == "f":
-                tensors.append(_as_tensor(np.ascontiguousarray(array) if draws else array, given))
+                tensors.append(_as_tensor(np.asarray(array, order="C") if draws else array, given))
             else:
                 tensors.append(array)
         return tensors

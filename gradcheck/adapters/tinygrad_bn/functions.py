@@ -133,6 +133,7 @@ class Adapted:
     def some(self, arrays: list[np.ndarray | None], positions: tuple[int, ...]) -> Pair:
         """The Pair of which only these inputs require a gradient."""
         fewer = Adapted(self.fn, self.inputs, positions, self.lay_out, self.device)
+        fewer.start = self.start
         return Pair(fewer.forward, fewer.backward, arrays, "", positions)
 
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
