@@ -138,7 +138,7 @@ def _layouts(case: Case) -> None:
     """
     subject, inputs, run = case.subject, case.subject.inputs, case.run
     misread: dict[str, Difference] = {}
-    first, *others = (k for k, array in enumerate(inputs) if array is not None and k not in subject.state)
+    foremost, *others = (k for k, array in enumerate(inputs) if array is not None and k not in subject.state)
 
     def compare(what: str, run: Run, cotangent: np.ndarray, expected: Expected) -> None:
         try:
@@ -168,7 +168,7 @@ def _layouts(case: Case) -> None:
                 compare(f"{label} inputs", moved, case.cotangent, case.expected)
                 compare(f"{label} inputs and cotangent", moved, lay(case.cotangent), case.expected)
         if others:
-            what = f"{label} inputs other than {subject.names[first]}"
+            what = f"{label} inputs other than {subject.names[foremost]}"
             moved = forward(what, _laid(inputs, others, lay))
             if moved is not None:
                 compare(what, moved, case.cotangent, case.expected)
