@@ -17,7 +17,9 @@ from gradcheck import accuracy, arguments
 from gradcheck.adapters import Pair
 from gradcheck.adapters.shared import described, refuse_class
 from gradcheck.contract import probes
+from gradcheck.contract.requests import check_requests
 from gradcheck.derivatives.complex_step import check_by_complex_step
+from gradcheck.derivatives.elsewhere import check_elsewhere
 from gradcheck.derivatives.forward_mode import check_jvp
 from gradcheck.derivatives.gradient import Gradients, check_gradients
 from gradcheck.derivatives.second_order import COTANGENT, check_second_order
@@ -169,6 +171,8 @@ def check(
     report = check_pair(pair.forward, pair.backward, pair.inputs, seed=seed, framework=True, **chosen)
     if order == 2 and report.verdict is not Verdict.ERROR:
         report = with_second_order(report, pair, options.get("input_names"))
+    if report.verdict < Verdict.INCONCLUSIVE:
+        report = _with_requests(report, pair, options)
     report = dataclasses.replace(report, notes=(*report.notes, *pair.remarks))
     also = {"order": order} if order > 1 else {}
     place = place_of_vjp(function)
@@ -207,6 +211,24 @@ def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__name__}"
 
 
+def _with_requests(report: Report, pair: Pair, options: dict[str, Any]) -> Report:
+    """Add the check that nothing changes where fewer gradients are asked for."""
+    began = time.perf_counter()
+    chosen = {key: options[key] for key in ("state", "input_names") if key in options}
+    subject = make_subject(
+        pair.forward, pair.backward, pair.inputs, differentiable=pair.differentiable, framework=True, **chosen
+    )
+    with np.errstate(all="ignore"):
+        check = check_requests(pair, subject, np.random.default_rng([report.seed, 4]))
+    return dataclasses.replace(
+        report,
+        checks=(*report.checks, check),
+        evaluations=report.evaluations + subject.evaluations,
+        vjps=report.vjps + subject.vjps,
+        seconds=report.seconds + time.perf_counter() - began,
+    )
+
+
 def with_second_order(report: Report, pair: Pair, input_names: Sequence[str] | None) -> Report:
     """Add the checks of (*inputs, cotangent) ↦ gradients, at a random cotangent."""
     assert pair.second is not None
@@ -240,7 +262,9 @@ class _Run:
     def __init__(self, subject: Subject, seed: int) -> None:
         self._subject = subject
         # Apart, so that the directions do not hang on how many numbers the probes drew.
-        self._of_probes, self._rng = (np.random.default_rng([seed, stream]) for stream in range(2))
+        self._of_probes, self._rng, _, self._elsewhere = (
+            np.random.default_rng([seed, stream]) for stream in range(4)
+        )  # the third is that of the second order
         self.subjects = [subject]  # and its twin in more precision, if it has one
         self.checks: list[Check] = []
         self.notes = _constant_inputs(subject)
@@ -274,6 +298,8 @@ class _Run:
                 checks, notes = check_by_complex_step(exact, gradients, reference, rng)
                 self.checks += checks
                 self.notes += notes
+            if all(check.verdict < Verdict.INCONCLUSIVE for check in self.checks):
+                self.checks += check_elsewhere(exact, self._elsewhere)
             if explain:
                 self._explain(exact, gradients)
                 self._draw_curves(gradients)

@@ -29,6 +29,9 @@ class Pair:
         same rule as the backward pass: then it would agree with a wrong one.
     second: takes a cotangent of the output; returns the Pair of (*inputs, cotangent) ↦ the gradients, joined
         into one vector. None where the framework cannot differentiate its gradients.
+    plain: takes the inputs, returns the output as those get it who ask for no gradient.
+    some: takes positions among the differentiable ones; returns the Pair of which only those get a gradient.
+        None where a backward pass cannot know.
     remarks: what the reader of a report should know, such as why there is no jvp.
     """
 
@@ -39,4 +42,6 @@ class Pair:
     differentiable: tuple[int, ...]
     jvp: Callable[..., Any] | None = None
     second: Callable[..., Pair] | None = None
+    plain: Callable[..., Any] | None = None
+    some: Callable[[tuple[int, ...]], Pair] | None = None
     remarks: tuple[str, ...] = ()

@@ -59,12 +59,15 @@ def _adapt(
     arrays: list[np.ndarray | None],
     wanted: tuple[int, ...],
 ) -> Pair:
-    def linearized(values: Sequence[Any]) -> tuple[Any, Callable[..., Any]]:
-        """The output, and the function that pulls a cotangent back to the wanted inputs."""
-        arguments = [
+    def as_given(values: Sequence[Any]) -> list[Any]:
+        return [
             given if value is None else jax.numpy.asarray(value)
             for value, given in zip(values, inputs, strict=True)
         ]
+
+    def linearized(values: Sequence[Any]) -> tuple[Any, Callable[..., Any]]:
+        """The output, and the function that pulls a cotangent back to the wanted inputs."""
+        arguments = as_given(values)
 
         def of_wanted(*primals: Any) -> Any:
             moved = list(arguments)
@@ -94,6 +97,11 @@ def _adapt(
             found[position] = np.array(gradient)  # a copy: JAX may share its immutable memory at will
         return tuple(found)
 
+    def plain(*values: np.ndarray | None) -> np.ndarray:
+        """The output of the function itself, not of the forward rule of its custom_vjp."""
+        with _precision_of(values):
+            return np.array(shared.one_output(fn(*as_given(values)), jax.Array, "jax.Array"))
+
     def second(cotangent: np.ndarray) -> Pair:
         def gradients(*values: Any) -> Any:
             _, pullback = linearized(values[:-1])
@@ -103,7 +111,7 @@ def _adapt(
         return _adapt(gradients, f"gradient of {name}", [*inputs, None], joined, (*wanted, len(arrays)))
 
     functools.update_wrapper(forward, fn, updated=())  # for the names of its inputs
-    return Pair(forward, backward, arrays, name, wanted, second=second, remarks=(REMARK,))
+    return Pair(forward, backward, arrays, name, wanted, second=second, plain=plain, remarks=(REMARK,))
 
 
 def _compiled(

@@ -70,6 +70,7 @@ class _Adapted:
         arrays: list[np.ndarray | None],
         wanted: tuple[int, ...],
     ) -> None:
+        self.fn = fn
         self.call, self.name = _callable(fn)
         self.described = shared.described(fn)
         self.inputs, self.arrays, self.wanted = inputs, arrays, wanted
@@ -93,6 +94,8 @@ class _Adapted:
             differentiable=self.wanted,
             jvp=jvp,
             second=None if once else self.second,
+            plain=self.plain,
+            some=self.some,
             remarks=tuple(remarks),
         )
 
@@ -126,6 +129,17 @@ class _Adapted:
             found[position] = (dense.clone() if storage in storages else dense).numpy(force=True)
             storages.add(storage)
         return tuple(found)
+
+    def plain(self, *arrays: np.ndarray | None) -> np.ndarray:
+        """The output, with nothing recorded."""
+        with self.drawing_from(self.start, "forward"), torch.no_grad():
+            return self.output_of(self.tensors(arrays)).numpy(force=True)
+
+    def some(self, positions: tuple[int, ...]) -> Pair:
+        """The Pair of which only these inputs require a gradient."""
+        fewer = _Adapted(self.fn, self.inputs, self.arrays, positions)
+        fewer.start, fewer.draws = self.start, self.draws
+        return Pair(fewer.forward, fewer.backward, self.arrays, self.name, positions)
 
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
         """The derivative of the output along the tangents, by the functions' own jvp."""
@@ -161,7 +175,7 @@ class _Adapted:
             if array is None:
                 tensors.append(given)
             elif is_tensor or array.dtype.kind == "f":
-                tensors.append(_as_tensor(np.ascontiguousarray(array) if draws else array, given))
+                tensors.append(_as_tensor(np.asarray(array, order="C") if draws else array, given))
             else:
                 tensors.append(array)
         return tensors

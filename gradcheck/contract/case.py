@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import numpy as np
@@ -24,6 +24,7 @@ class Case:
     `second` is another cotangent, `lowered` whether cotangents are small lest a gradient overflow. `again` is
     a second run of forward, with a context of its own. `forward_apart` and `backward_apart` are the largest
     differences between runs that rounding explains, `agreeing` how many backward runs gave the same.
+    `refused` are the memory layouts that forward does not take, and why.
     """
 
     subject: Subject
@@ -37,6 +38,7 @@ class Case:
     forward_apart: float = 0.0
     backward_apart: float = 0.0
     agreeing: int = 0
+    refused: list[str] = field(default_factory=list)
 
     @property
     def output(self) -> np.ndarray:

@@ -9,6 +9,16 @@ import numpy as np
 __all__ = ["LAYOUTS", "expansions"]
 
 
+def _gaps(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What lies around an array, so that a kernel that walks the memory instead of the strides is seen.
+
+    NaN; where there is none, other values of the array: an index must stay one that is legal.
+    """
+    if array.dtype.kind == "f":
+        return np.full(shape, np.nan, array.dtype)
+    return np.resize(np.roll(array.reshape(-1), 1), shape)
+
+
 def _transposed(array: np.ndarray) -> np.ndarray:
     return np.array(array, order="F")
 
@@ -16,19 +26,23 @@ def _transposed(array: np.ndarray) -> np.ndarray:
 def _strided(array: np.ndarray) -> np.ndarray:
     if not array.ndim:
         return array
-    # NaN in the gaps, so that a kernel that walks the memory instead of the strides is seen.
-    wide = np.full((*array.shape[:-1], 2 * array.shape[-1]), np.nan, array.dtype)
+    wide = _gaps(array, (*array.shape[:-1], 2 * array.shape[-1]))
     wide[..., ::2] = array
     return wide[..., ::2]
 
 
 def _reversed(array: np.ndarray) -> np.ndarray:
-    return np.flip(np.flip(array).copy()) if array.ndim else array  # NumPy flips a number into a scalar
+    if not array.ndim:
+        return array  # NumPy flips a number into a scalar
+    # Who reads on from the first element, which comes last in memory, reads the gap.
+    storage = _gaps(array, (2 * array.size,))[: array.size].reshape(array.shape)
+    storage[...] = np.flip(array)
+    return np.flip(storage)
 
 
 def _sliced(array: np.ndarray) -> np.ndarray:
     # One element in: beside the start of the storage, and at an address that no vector of 16 bytes begins at.
-    storage = np.full(array.size + 2, np.nan, array.dtype)
+    storage = _gaps(array, (array.size + 2,))
     view = storage[1:-1].reshape(array.shape)
     view[...] = array
     return view

@@ -315,7 +315,9 @@ class Direction:
         size = np.abs(self._point.cotangents)
         spread = estimate.bar - estimate.noise > estimate.noise
         loose = estimate.bar > RESOLVED * (size @ self._line.slope)
-        finer: np.ndarray = (spread & loose) | (self.noise > LOWEST_PRECISION * self._size_of_output())
+        # An output of nothing but zeros is granted subnormal noise, which is not rough.
+        rough = LOWEST_PRECISION * np.maximum(self._size_of_output(), np.finfo(self._u.dtype).tiny)
+        finer: np.ndarray = (spread & loose) | (self.noise > rough)
         return finer
 
 

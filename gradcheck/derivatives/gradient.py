@@ -21,7 +21,7 @@ from gradcheck.derivatives.point import Point
 from gradcheck.judge import UNKNOWN, Check, Evidence, Verdict, judge
 from gradcheck.subject import Subject, Violation
 
-__all__ = ["GOAL", "Gradients", "check_gradients"]
+__all__ = ["GOAL", "Gradients", "beside", "check_gradients"]
 
 REDRAWS = 3
 BESIDE = 0.05  # how far an input is moved away from where nothing is decided, in units of its spread
@@ -86,6 +86,13 @@ def _judge(point: Point, looks: Sequence[Direction]) -> Check:
     )
 
 
+def beside(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The array with every element moved at random, by 5 % of its spread."""
+    moved = np.empty_like(x)
+    moved[...] = x + (BESIDE * magnitude(x) * rng.standard_normal(x.shape)).astype(x.dtype)
+    return moved
+
+
 def _judge_beside(
     subject: Subject, index: int, check: Check, rng: np.random.Generator
 ) -> tuple[Check, Subject | None]:
@@ -96,26 +103,23 @@ def _judge_beside(
     decided: list[tuple[Check, Subject]] = []
     name, x = subject.names[index], subject.wanted()[subject.differentiable.index(index)]
     for _ in range(REDRAWS):
-        step = BESIDE * magnitude(x) * rng.standard_normal(x.shape)
-        moved = np.empty_like(x)
-        moved[...] = x + step.astype(x.dtype)
-        there = dataclasses.replace(subject, inputs=subject.replaced(index, moved))
+        there = dataclasses.replace(subject, inputs=subject.replaced(index, beside(x, rng)))
         try:
             point = Point.of(there, rng)
             first = Direction(point, [index], rng)
-            beside = _judge(point, [first, Direction(point, [index], rng, like=first)])
+            judged = _judge(point, [first, Direction(point, [index], rng, like=first)])
         except Violation:
             continue  # the pair need not be defined there
         finally:
             subject.evaluations, subject.vjps = there.evaluations, there.vjps
-        if beside.verdict is not Verdict.INCONCLUSIVE:
-            said = f"{beside.reason}; " if beside.reason else ""
+        if judged.verdict is not Verdict.INCONCLUSIVE:
+            said = f"{judged.reason}; " if judged.reason else ""
             where = f"judged beside the input, with {name} moved by 5 % of its spread"
             reason = f"{said}{where}; at it: {check.reason}"
-            decided.append((dataclasses.replace(beside, reason=reason), there))
-            if beside.verdict is not decided[0][0].verdict:
+            decided.append((dataclasses.replace(judged, reason=reason), there))
+            if judged.verdict is not decided[0][0].verdict:
                 break
-            if beside.verdict is not Verdict.FAIL or len(decided) > 1:
+            if judged.verdict is not Verdict.FAIL or len(decided) > 1:
                 return decided[0]
     reason = f"{check.reason}; {REDRAWS} inputs beside it, moved by 5 %, are no better"
     return dataclasses.replace(check, reason=reason), None

@@ -18,6 +18,8 @@ import numpy as np
 
 STEPS = 2.0 ** -np.arange(2, 11)
 COLUMNS = 6
+GLANCE = (2.0**-5, 2.0**-7, 2.0**-9)
+RATIO = 16.0  # of the squares of neighbouring steps of a glance
 MULTIPLES = np.array([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5])  # of a power of two: what directions are made of
 # Steps of the noise probes, finest first. The finest sees the rounding of the working precision; the wider
 # ones that of an operation that rounds to a lower one on its way and stands still at the finest.
@@ -60,6 +62,30 @@ def direction(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     u = np.empty_like(x)
     u[...] = MULTIPLES[rng.integers(len(MULTIPLES), size=x.shape)] * magnitude(x)
     return u
+
+
+def extrapolated(slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Central differences at the steps of a GLANCE, [..., 3], extrapolated twice; how far that moved them."""
+    once = slopes[..., 1:] + (slopes[..., 1:] - slopes[..., :-1]) / (RATIO - 1)
+    twice = once[..., 1] + (once[..., 1] - once[..., 0]) / (RATIO**2 - 1)
+    return twice, np.abs(twice - once[..., 1])
+
+
+def glance(
+    value: Callable[[np.ndarray], np.ndarray], x: np.ndarray, u: np.ndarray, cotangent: np.ndarray
+) -> tuple[float, float]:
+    """The derivative along u from six calls, and its bar, in which noise and the nearest kinks are left out.
+
+    It can clear a gradient, or make it suspect; to accuse takes a `Line`.
+    """
+    seen = cotangent.reshape(-1).astype(np.float64)
+    slopes = []
+    for h in GLANCE:
+        step = x.dtype.type(h) * u
+        above, below = (value(x + signed).reshape(-1).astype(np.float64) for signed in (step, -step))
+        slopes.append(float(seen @ (above - below)) / (2 * h))
+    derivative, bar = extrapolated(np.array(slopes))
+    return float(derivative), float(bar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +228,7 @@ class Line:
         estimate, rougher = self._extrapolate(slopes, noise, kink, crossing, steps, shift)
         if rougher and self._borrowed:
             # Few-bit directions can meet rounding errors that cancel: the other line did, this one does not.
-            self.noise, self._borrowed = np.fmax(self.noise, self._measure_noise()[0]), False
+            self._measure_own()
             noise = self._noise_of_slopes(rounding, steps)
             estimate, _ = self._extrapolate(slopes, noise, kink, crossing, steps, shift)
         return estimate
@@ -230,7 +256,15 @@ class Line:
     def climbs_stairs(self) -> bool:
         """Whether some output element stands still at tiny steps, but not over those of the last ladder."""
         visible = 64 * float(np.finfo(self._x.dtype).eps) * np.abs(self._base)
-        return bool(np.any(self._still * self.slope > visible))
+        climbing = bool(np.any(self._still * self.slope > visible))
+        if climbing and self._borrowed:  # a sum stands still along the other line, if its few bits cancel
+            self._measure_own()
+            climbing = bool(np.any(self._still * self.slope > visible))
+        return climbing
+
+    def _measure_own(self) -> None:
+        noise, self._still = self._measure_noise()
+        self.noise, self._borrowed = np.fmax(self.noise, noise), False
 
     def _jumps(self, bends: np.ndarray, steepest: float, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which output elements have a kink inside the finest step, and which one that wider steps do."""

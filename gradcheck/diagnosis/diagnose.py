@@ -227,7 +227,10 @@ class _Search:
     def refusal(self, right: Hypothesis, name: str, wrong: np.ndarray | None) -> Diagnosis:
         """What is said where nothing explains the gradient."""
         fixed = self._fixed(right, *right.columns())
-        if wrong is not None and self._right_elsewhere(right, wrong):
+        off = self._off(right)
+        if wrong is None:
+            wrong = off  # where not every element was looked at, those that the formula does not give
+        if wrong.any() and 2 * np.sum(wrong) <= wrong.size and not np.any(off & ~wrong):
             count = int(np.sum(wrong))
             sentence = (
                 f"the other {wrong.size - count} elements follow the formula of {name} to rounding: look at "
@@ -258,12 +261,12 @@ class _Search:
             np.all(np.abs(apart) <= self.unit * np.max(np.abs(columns)) * math.sqrt(self.target.size))
         )
 
-    def _right_elsewhere(self, right: Hypothesis, wrong: np.ndarray) -> bool:
-        if not wrong.any() or 2 * np.sum(wrong) > wrong.size:
-            return False
+    def _off(self, right: Hypothesis) -> np.ndarray:
+        """Which elements the right formula does not give, to what rounding explains of the largest."""
         columns, expected = right.columns()
-        error = np.abs(self.target.ravel() - expected @ columns)[~wrong.ravel()]
-        return bool(np.all(error <= self.unit * np.max(np.abs(columns)) * math.sqrt(wrong.size)))
+        error = np.abs(self.target - (expected @ columns).reshape(self.target.shape))
+        off: np.ndarray = error > self.unit * np.max(np.abs(columns)) * math.sqrt(self.target.size)
+        return off
 
 
 _COLLINEAR = (

@@ -43,6 +43,8 @@ def _inside(place: Place, wrong: np.ndarray, x: np.ndarray, output: np.ndarray) 
             if not finite.any()
             else _located(place, ~finite, "not finite") or "not finite in part"
         )
+    if _clear(place) and np.all(np.abs(place.numeric) <= place.bar):
+        return "not zero, though the output stays as it is when these elements move"
     inside = _factor(place, wrong)
     if wrong.all() or (inside and _agrees_with_factor(place, wrong, inside)):
         if inside == "zero":

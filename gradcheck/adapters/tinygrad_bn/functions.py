@@ -99,6 +99,8 @@ class Adapted:
             differentiable=self.wanted,
             jvp=jvp,
             second=functools.partial(self.second, arrays),
+            plain=self.plain,
+            some=functools.partial(self.some, arrays),
             remarks=place if jvp else (*place, NO_KERNEL),
         )
 
@@ -122,6 +124,17 @@ class Adapted:
             zeros = np.zeros(leaf.shape, leaf.dtype)
             found[position] = zeros if gradient is None else devices.fetch(gradient.data)
         return tuple(found)
+
+    def plain(self, *arrays: np.ndarray | None) -> np.ndarray:
+        """The output, with nothing recorded."""
+        with _drawing_from(self.start), tinygrad_bn.no_grad():
+            return devices.fetch(self.output_of(self.tensors(arrays)).data)
+
+    def some(self, arrays: list[np.ndarray | None], positions: tuple[int, ...]) -> Pair:
+        """The Pair of which only these inputs require a gradient."""
+        fewer = Adapted(self.fn, self.inputs, positions, self.lay_out, self.device)
+        fewer.start = self.start
+        return Pair(fewer.forward, fewer.backward, arrays, "", positions)
 
     def jvp(self, arrays: Sequence[np.ndarray | None], tangents: Sequence[np.ndarray | None]) -> np.ndarray:
         """The derivative of the output along the tangents, by the definitions of the operations."""

@@ -183,3 +183,13 @@ def test_a_backward_pass_that_raises_is_shown_with_its_line(inputs):
 def test_bfloat16_is_refused():
     with pytest.raises(TypeError, match="input x has dtype bfloat16, which NumPy cannot calculate with"):
         gradcheck.check(jnp.tanh, (jnp.ones(3, jnp.bfloat16),))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_forward_rule_must_give_what_the_function_gives(dtype):
+    """jax.vjp runs the rule only: a function that everybody else gets another value from would pass."""
+    function = jax.custom_vjp(lambda x: jax.nn.gelu(x, approximate=False))
+    function.defvjp(lambda x: (jax.nn.gelu(x), x), lambda x, c: jax.vjp(jax.nn.gelu, x)[1](c))
+    report = gradcheck.check(function, [np.random.default_rng(0).normal(size=(4, 5)).astype(dtype)])
+    assert report.verdict is Verdict.FAIL
+    assert "without a gradient to record, the function gives another output" in report.reasons[0]

@@ -542,3 +542,37 @@ def test_a_module_takes_arrays_and_parameters_are_checked_as_inputs():
     report = gradcheck.check(of_parameters, (X, *(value.detach() for value in module.parameters())))
     assert report.verdict is Verdict.PASS and len(report.inputs) == 3
     assert np.isfinite(report.seconds)
+
+
+def test_the_paths_for_fewer_gradients_are_tried():
+    class Halved(BatchNorm):
+        @staticmethod
+        def backward(ctx, cotangent):
+            dx, dweight, dbias = BatchNorm.backward(ctx, cotangent)
+            return dx if all(ctx.needs_input_grad) else dx / 2, dweight, dbias
+
+    report = gradcheck.check(Halved.apply, (X, WEIGHT, BIAS))
+    assert report.verdict is Verdict.FAIL
+    assert "asked for the gradient of x alone, backward gives another" in report.reasons[0]
+
+
+@pytest.mark.parametrize("asks", [lambda x: x.requires_grad, lambda x: torch.is_grad_enabled()])
+def test_the_output_without_a_gradient_is_the_same(asks):
+    def function(x, weight, bias):
+        output = BatchNorm.apply(x, weight, bias)
+        return output if asks(x) else 1.01 * output
+
+    report = gradcheck.check(function, (X, WEIGHT, BIAS))
+    assert report.verdict is Verdict.FAIL
+    assert "without a gradient to record, the function gives another output" in report.reasons[0]
+
+
+def test_an_input_that_takes_no_part_is_no_error_where_it_is_asked_for_alone():
+    report = gradcheck.check(lambda x, unused: x.sin(), (X, WEIGHT), zero=("unused",))
+    assert report.verdict is Verdict.PASS, report
+
+
+def test_a_function_that_wants_contiguous_inputs_passes():
+    report = gradcheck.check(lambda x: x.view(-1).sin(), (X,))
+    assert report.verdict is Verdict.PASS, report
+    assert any("forward refuses some" in note for note in report.notes)

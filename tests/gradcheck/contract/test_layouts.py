@@ -35,6 +35,20 @@ def test_a_sliced_copy_lies_between_nan_at_an_address_without_alignment(dtype):
     assert laid.ctypes.data % 16
 
 
+@pytest.mark.parametrize("label", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, bool])
+def test_who_misreads_the_layout_of_indices_meets_legal_ones(label, dtype):
+    x = np.random.default_rng(0).integers(2, size=(3, 4)).astype(dtype)
+    laid = LAYOUTS[label](x)
+    assert np.array_equal(laid, x) and laid.dtype == dtype
+    storage = laid if laid.base is None else laid.base
+    while storage.base is not None:
+        storage = storage.base
+    assert set(np.unique(storage)) <= set(np.unique(x))
+    read = np.lib.stride_tricks.as_strided(laid, (x.size,), (x.itemsize,), writeable=False)
+    assert read.ctypes.data + read.nbytes <= storage.ctypes.data + storage.nbytes
+
+
 def test_expansions_have_stride_0_and_tell_where():
     x = np.arange(12.0).reshape(3, 4)
     found = dict(expansions(x))

@@ -307,6 +307,81 @@ def test_a_layout_that_inputs_and_cotangent_share_is_tried():
     assert "misread, only for transposed inputs and cotangent" in report.reasons[0]
 
 
+def read_densely(array):
+    """What a kernel reads that takes the stride of the last axis for 1."""
+    strides = (*array.strides[:-1], array.itemsize)
+    return np.lib.stride_tricks.as_strided(array, array.shape, strides, writeable=False)
+
+
+def test_a_layout_of_the_weight_alone_is_tried():
+    """As where only x is asked whether it is contiguous; with all inputs strided x takes the other path."""
+
+    def forward(x, weight, bias):
+        return batch_norm(x, read_densely(weight) if x.flags.c_contiguous else weight, bias)
+
+    report = report_on(forward, norm_backward)
+    assert report.verdict is Verdict.FAIL
+    assert "only for strided inputs other than x, reversed inputs other than x: " in report.reasons[0]
+
+
+def masked(x, mask):
+    return x * mask, mask
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.float64])
+def test_layouts_of_an_input_without_a_gradient_are_tried(dtype):
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((4, 5)), (rng.random((4, 5)) < 0.5).astype(dtype)
+
+    def backward(mask, cotangent):
+        return cotangent * mask.ravel("K").reshape(mask.shape), None
+
+    right = gradcheck.check_pair(masked, lambda m, c: (c * m, None), inputs, differentiable=("x",))
+    assert right.verdict is Verdict.PASS, str(right)
+    report = gradcheck.check_pair(masked, backward, inputs, differentiable=("x",))
+    assert report.verdict is Verdict.FAIL
+    assert "only for transposed inputs other than x" in report.reasons[0]
+
+
+def test_the_state_is_laid_out_as_it_was_given():
+    seen = set()
+
+    def forward(x, mean):
+        seen.add(mean.strides)
+        mean += 0.1
+        return x * x, x
+
+    inputs = np.random.default_rng(0).standard_normal((3, 4)), np.zeros((3, 4))
+    report = gradcheck.check_pair(forward, lambda x, c: (2 * x * c, None), inputs, state=("mean",))
+    assert report.verdict is Verdict.PASS, str(report)
+    assert seen == {(32, 8)}
+
+
+def test_a_forward_that_refuses_a_layout_is_not_wrong_and_a_note_says_so():
+    def forward(x, weight, bias):
+        if not x.flags.c_contiguous:
+            raise ValueError("x must be contiguous")
+        return batch_norm(x, weight, bias)
+
+    report = report_on(forward, norm_backward)
+    assert report.verdict is Verdict.PASS, str(report)
+    (note,) = (note for note in report.notes if note.startswith("memory layouts"))
+    assert "and 2 others: transposed inputs: forward raised ValueError: x must be contiguous" in note
+
+
+def test_a_backward_that_refuses_a_layout_is_an_error_that_names_it():
+    """Nobody who writes y.sum().backward() can choose how the cotangent lies."""
+
+    def backward(saved, cotangent):
+        if not cotangent.flags.c_contiguous:
+            raise ValueError("the cotangent must be contiguous")
+        return norm_backward(saved, cotangent)
+
+    report = report_on(batch_norm, backward)
+    assert report.verdict is Verdict.ERROR
+    assert "for a transposed cotangent, backward raised ValueError: the cotangent" in report.reasons[0]
+
+
 def test_points_made_up_for_the_probes_need_no_gradient():
     a = np.random.default_rng(0).standard_normal((4, 4))
     report = gradcheck.check_pair(determinant, determinant_backward, (a,))
@@ -373,11 +448,11 @@ def test_the_element_that_differs_is_told():
 
 
 def test_the_rounding_is_not_measured_where_bits_agree():
-    """What a check costs is what the pair costs: 18 forward and 53 backward passes."""
+    """What a check costs is what the pair costs: 22 forward and 57 backward passes."""
     with np.errstate(all="ignore"):
         subject = make_subject(batch_norm, norm_backward, batch_norm_inputs(np.random.default_rng(5)))
         probes.probe(subject, np.random.default_rng(0))
-    assert (subject.evaluations, subject.vjps) == (18, 53)
+    assert (subject.evaluations, subject.vjps) == (22, 57)
 
 
 def test_a_fault_that_is_told_is_not_told_again_by_the_questions_after_it():

@@ -151,6 +151,33 @@ def test_an_output_that_is_rounded_to_few_digits_accuses_nobody(decimals):
 # --- beside a kink
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_that_one_direction_does_not_move_are_no_stairs(seed):
+    """½ − ½ is 0: along the first direction some of the sums stand still, along the second they move."""
+    x = np.random.default_rng(seed).standard_normal((4, 5))
+    report = gradcheck.check_pair(
+        lambda x: (np.cumsum(x, 0), None),
+        lambda _, cotangent: (np.cumsum(cotangent[::-1], 0)[::-1].copy(),),
+        (x,),
+    )
+    assert report.verdict is Verdict.PASS, report
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_batch_of_one_has_no_gradient_and_a_backward_that_returns_one_fails(dtype):
+    """The output is exactly zero, and stays so: that is known to the last digit, not a want of resolution."""
+
+    def forward(x):
+        centred = x - x.mean(0)
+        rstd = 1 / np.sqrt((centred**2).mean(0) + x.dtype.type(1e-5))
+        return centred * rstd, rstd
+
+    x = np.random.default_rng(0).standard_normal((1, 5)).astype(dtype)
+    assert gradcheck.check_pair(forward, lambda rstd, c: (c * rstd,), (x,)).verdict is Verdict.FAIL
+    assert gradcheck.check_pair(forward, lambda rstd, c: (c * 0,), (x,)).verdict is Verdict.VACUOUS
+    assert gradcheck.check_pair(forward, lambda rstd, c: (c * 0,), (x,), zero=("x",)).verdict is Verdict.PASS
+
+
 def test_a_gradient_at_a_kink_is_judged_beside_it():
     x = rng().standard_normal((4, 5))
     x[1, 2] = 0

@@ -198,3 +198,8 @@ def test_a_grid_in_a_block() -> None:
         (d + rng.normal(size=(4, 1, 1)), f"{around}: constant along axis 2"),
     ):
         assert describe(place_of(analytic, d, grid, block, shape), x, x) == words
+
+
+def test_a_gradient_of_what_does_not_move_the_output_is_told_from_a_factor():
+    x, numeric = np.arange(1.0, 6), np.zeros(5)
+    assert describe(place_of(316 * x, numeric), x, numeric).startswith("not zero, though the output stays")
