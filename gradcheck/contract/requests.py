@@ -54,7 +54,11 @@ def _require_output(
     subject: Subject, whole: Expected, plain: Callable[..., Any], rng: np.random.Generator
 ) -> None:
     without = dataclasses.replace(subject, forward=lambda *inputs: (plain(*inputs), None))
-    got, _ = without.run_forward(tuple(None if array is None else array.copy() for array in subject.inputs))
+    copies = tuple(None if array is None else array.copy() for array in subject.inputs)
+    try:
+        got, _ = without.run_forward(copies)
+    except Violation as broken:
+        raise Violation(broken.verdict, f"without a gradient to record, {broken.reason}") from broken
     subject.evaluations = without.evaluations
     what = "without a gradient to record, the function gives another output"
     if got.shape != whole.output.shape:

@@ -111,6 +111,8 @@ def _of_norm(
     search = _Search(target, Factors.of(norm, role, norm.has_weight(inputs)), unit)
     most = itertools.islice(hypotheses, WORK // target.size)
     found = search.simplest(right, most, _other_eps(norm, role, inputs, cotangent, search))
+    if wrong is None:  # where not every element was looked at, those that the formula does not give
+        wrong = search.off(right)
     return found or search.refusal(right, norm.name, wrong)
 
 
@@ -227,10 +229,7 @@ class _Search:
     def refusal(self, right: Hypothesis, name: str, wrong: np.ndarray | None) -> Diagnosis:
         """What is said where nothing explains the gradient."""
         fixed = self._fixed(right, *right.columns())
-        off = self._off(right)
-        if wrong is None:
-            wrong = off  # where not every element was looked at, those that the formula does not give
-        if wrong.any() and 2 * np.sum(wrong) <= wrong.size and not np.any(off & ~wrong):
+        if wrong is not None and self._right_elsewhere(right, wrong):
             count = int(np.sum(wrong))
             sentence = (
                 f"the other {wrong.size - count} elements follow the formula of {name} to rounding: look at "
@@ -261,7 +260,11 @@ class _Search:
             np.all(np.abs(apart) <= self.unit * np.max(np.abs(columns)) * math.sqrt(self.target.size))
         )
 
-    def _off(self, right: Hypothesis) -> np.ndarray:
+    def _right_elsewhere(self, right: Hypothesis, wrong: np.ndarray) -> bool:
+        few = wrong.any() and 2 * np.sum(wrong) <= wrong.size
+        return bool(few and not np.any(self.off(right) & ~wrong))
+
+    def off(self, right: Hypothesis) -> np.ndarray:
         """Which elements the right formula does not give, to what rounding explains of the largest."""
         columns, expected = right.columns()
         error = np.abs(self.target - (expected @ columns).reshape(self.target.shape))

@@ -94,3 +94,9 @@ def test_an_output_without_gradients_may_differ_by_rounding_only(off):
 def test_an_output_of_another_shape_fails():
     found, _ = check(pair(plain=lambda *inputs: affine(*inputs)[0][:1]))
     assert found.reason.endswith("of shape (1, 5), not (4, 5)")
+
+
+def test_a_function_that_raises_without_a_gradient_is_an_error_that_says_so():
+    found, _ = check(pair(plain=lambda *inputs: 1 / 0))
+    assert found.verdict is Verdict.ERROR
+    assert found.reason.startswith("without a gradient to record, forward raised ZeroDivisionError")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pairs import norm
 
-from gradcheck.derivatives.numeric import Estimate, Line, direction, length, magnitude
+from gradcheck.derivatives.numeric import Estimate, Line, direction, glance, length, magnitude
 
 
 def line(function, x, seed=0, count=3):
@@ -291,3 +291,19 @@ def test_a_line_that_is_rougher_than_the_one_it_is_like_measures_its_own_noise()
     second.ladder()
     own = Line(forward, x, loud, forward(x), cotangents)
     assert np.array_equal(second.noise, own.noise)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_glance_takes_six_calls_and_is_near_where_its_bar_is_small(seed):
+    rng, calls = np.random.default_rng(seed), []
+    x, cotangent = rng.standard_normal((3, 4)), rng.standard_normal((3, 4))
+    u = direction(x, rng)
+
+    def value(moved):
+        calls.append(moved)
+        return np.tanh(moved)
+
+    numeric, bar = glance(value, x, u, cotangent)
+    exact = float(np.sum(cotangent * u / np.cosh(x) ** 2))
+    assert len(calls) == 6
+    assert abs(numeric - exact) <= bar + 1e-13 and bar < 1e-6
