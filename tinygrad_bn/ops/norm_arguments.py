@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .checks import Shapes, as_index, check_affine, check_channel_axis, check_eps, check_rank, check_trailing
-from .running import check_running, check_update
+from .running import check_running
 
 __all__ = ["batch", "group", "inference", "instance", "lengths", "spatial", "trailing"]
 
@@ -38,10 +38,7 @@ def _channels(
     return {"channel_axis": axis, "eps": check_eps(name, eps)}
 
 
-def batch(
-    shapes: Shapes, name: str, channel_axis: Any, eps: Any, running: Any, momentum: Any, convention: Any
-) -> Attributes:
-    check_update(name, momentum, convention)
+def batch(shapes: Shapes, name: str, channel_axis: Any, eps: Any, running: Any) -> Attributes:
     attributes = _channels(shapes, name, 2, channel_axis, eps, running)
     shape = shapes[0]
     if math.prod(shape) == shape[channel_axis] > 0:
@@ -52,10 +49,7 @@ def batch(
     return attributes
 
 
-def instance(
-    shapes: Shapes, name: str, channel_axis: Any, eps: Any, running: Any, momentum: Any, convention: Any
-) -> Attributes:
-    check_update(name, momentum, convention)
+def instance(shapes: Shapes, name: str, channel_axis: Any, eps: Any, running: Any) -> Attributes:
     attributes = _channels(shapes, name, 3, channel_axis, eps, running)
     if spatial(shapes[0], channel_axis) == 1:
         raise ValueError(
@@ -65,10 +59,7 @@ def instance(
     return attributes
 
 
-def inference(
-    shapes: Shapes, name: str, rank: int, channel_axis: Any, eps: Any, momentum: Any, convention: Any
-) -> Attributes:
-    check_update(name, momentum, convention)
+def inference(shapes: Shapes, name: str, rank: int, channel_axis: Any, eps: Any) -> Attributes:
     return _channels(shapes, name, rank, channel_axis, eps, shapes[3:])
 
 

@@ -351,10 +351,10 @@ def batch_norm(
                 "training=True"
             )
         inputs = (input, weight, bias, running_mean, running_var)
-        given = (name, 2, channel_axis, eps, momentum, convention)
+        given = (name, 2, channel_axis, eps)
         return _batch_norm_inference.remembered(inputs, norm_arguments.inference, given, kernel)[0]
     running.check_writable(input)
-    arguments = (name, channel_axis, eps, running.shapes, momentum, convention)
+    arguments = (name, channel_axis, eps, running.shapes)
     output, aux = _batch_norm.remembered((input, weight, bias), norm_arguments.batch, arguments, kernel)
     if running.present:
         channels = output.shape[channel_axis]
@@ -431,10 +431,10 @@ def instance_norm(
                 f"{name}: running_mean and running_var are None, but use_input_stats=False needs them"
             )
         inputs = (input, weight, bias, running_mean, running_var)
-        given = (name, 3, channel_axis, eps, momentum, convention)
+        given = (name, 3, channel_axis, eps)
         return _batch_norm_inference.remembered(inputs, norm_arguments.inference, given, kernel)[0]
     running.check_writable(input)
-    arguments = (name, channel_axis, eps, running.shapes, momentum, convention)
+    arguments = (name, channel_axis, eps, running.shapes)
     output, aux = _instance_norm.remembered((input, weight, bias), norm_arguments.instance, arguments, kernel)
     shape = output.shape
     if running.present and shape[0]:

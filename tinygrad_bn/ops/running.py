@@ -24,7 +24,7 @@ from ..devices import is_array, one_device
 from ..tensor import Tensor, array_of
 from .checks import as_index, is_number
 
-__all__ = ["CONVENTIONS", "Running", "check_running", "check_update"]
+__all__ = ["CONVENTIONS", "Running", "check_running"]
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,9 @@ def check_running(operation: str, shapes: Sequence[Any], wanted: tuple[int, ...]
             raise ValueError(f"{operation}: {name} has shape {shape}, wanted {wanted}, one value per channel")
 
 
-def check_update(operation: str, momentum: Any, convention: Any) -> None:
-    """`momentum` and `convention` are among those that there are."""
-    if not isinstance(convention, str) or convention not in CONVENTIONS:
-        raise ValueError(
-            f"{operation}: convention is {convention!r}, wanted {' or '.join(map(repr, CONVENTIONS))}"
-        )
-    if momentum is None or (type(momentum) is str and momentum == "default"):
-        return
-    if not is_number(momentum) or not 0 <= momentum <= 1:
-        raise ValueError(
-            f"{operation}: momentum is {momentum!r}, wanted a number from 0 to 1, 'default', or None"
-        )
-
-
 class Running:
-    """The running statistics of one call: checked when made, but for `check_update`; written by `update`
-    after the operation succeeded.
+    """The running statistics of one call: checked when made, written by `update` after the operation
+    succeeded.
     """
 
     def __init__(
@@ -80,6 +66,7 @@ class Running:
         self.operation = operation
         self.mean, self.variance = mean, variance
         self._momentum, self._convention, self._batches = momentum, convention, 0
+        self._check_update(momentum, convention)
         if mean is None and variance is None:
             return
         if mean is None or variance is None:
@@ -141,6 +128,23 @@ class Running:
             return 1.0 / (self._batches + 1)
         value = convention.momentum if isinstance(momentum, str) else momentum
         return value if convention.of_batch else 1 - value
+
+    def _check_update(self, momentum: Any, convention: Any) -> None:
+        """Momentum and convention are among those that there are.
+
+        A momentum may change with each call: it is no part of what `Fused.remembered` knows of one.
+        """
+        if not isinstance(convention, str) or convention not in CONVENTIONS:
+            raise ValueError(
+                f"{self.operation}: convention is {convention!r}, wanted "
+                f"{' or '.join(map(repr, CONVENTIONS))}"
+            )
+        if momentum is None or (type(momentum) is str and momentum == "default"):
+            return
+        if not (type(momentum) is float or is_number(momentum)) or not 0 <= momentum <= 1:
+            raise ValueError(
+                f"{self.operation}: momentum is {momentum!r}, wanted a number from 0 to 1, 'default', or None"
+            )
 
     def _check(self, name: str, value: Any) -> None:
         array = array_of(value)

@@ -9,6 +9,7 @@ from norm_cases import KERNELS, Case, assert_close
 import tinygrad_bn
 from tinygrad_bn import Tensor
 from tinygrad_bn.functional import batch_norm, instance_norm
+from tinygrad_bn.fused import Fused
 from tinygrad_bn.kernels.cpu.split import SplitKernel
 
 BATCH = Case("batch_norm", (4, 3, 5))
@@ -90,6 +91,16 @@ def test_channels_last_writes_the_same(case, kernel):
     case(np.moveaxis(x, 1, -1), running_mean=last[0], running_var=last[1], channel_axis=-1, kernel=kernel)
     for one, other in zip(first, last, strict=True):
         assert_close(one, other, 8)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_what_a_call_comes_to_is_found_once_whatever_its_momentum(training, monkeypatch):
+    """A momentum that changes from step to step would drive out what is remembered of other calls."""
+    found, resolved = [], Fused._resolved
+    monkeypatch.setattr(Fused, "_resolved", lambda *given: found.append(given) or resolved(*given))
+    for momentum in (0.1, 0.2, 0.3):
+        batch_norm(EXACT, *statistics(), training=training, momentum=momentum, eps=0.015625)
+    assert len(found) == 1
 
 
 # What holds them

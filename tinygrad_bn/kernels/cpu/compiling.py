@@ -1,7 +1,9 @@
 """Compiling the kernels in a process of their own, so that those that run them load them from the disk cache.
 
-Code that is loaded differs in the last bits of sums from code that was compiled in the same process (see
-`jit.Driver`). Where figures are to be the same in every process, all of them must load:
+In the process that compiles a task, its calls of bodies reach the code of the bodies themselves; in one that
+loads it, the copies that were saved with it, which LLVM has optimized once more. Either is right, but their
+sums are grouped differently, and differ in the last bits. Where figures are to be the same in every process,
+all of them must load:
 
     python -m tinygrad_bn.kernels.cpu.compiling rows 0 2
 
