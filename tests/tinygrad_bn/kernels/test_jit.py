@@ -53,6 +53,25 @@ print(rows.sequential.forward(Rows(1, 2, 0.0), np.array([[1.0, 3.0]]), None, Non
 """
 
 
+def test_without_a_compiler_the_error_names_the_way_out(run_python):
+    program = """
+import tinygrad_bn.functional as F
+from tinygrad_bn import Tensor
+x = Tensor([[3.0, 4.0]])
+try:
+    F.rms_norm(x, 2)
+except RuntimeError as error:
+    print(error)
+print(F.rms_norm(x, 2, eps=12.5, kernel="definition").data.tolist())
+"""
+    said, result = run_python(program, NUMBA_DISABLE_JIT="1")
+    assert said == (
+        "forward: NUMBA_DISABLE_JIT is set, but the CPU kernels only run compiled: unset it, or call with "
+        'kernel="definition"'
+    )
+    assert result == "[[0.6, 0.8]]"
+
+
 def test_importing_compiles_nothing(run_python):
     program = """
 from tinygrad_bn.kernels.cpu import cols, rows, split

@@ -250,6 +250,11 @@ class Driver(_Cached):
                     f"{self._source.__name__}: dtype is {dtype}, but the CPU kernels are made for float32 "
                     "and float64: convert x and its weight and bias"
                 ) from None
+            if numba.config.DISABLE_JIT:
+                raise RuntimeError(
+                    f"{self._source.__name__}: NUMBA_DISABLE_JIT is set, but the CPU kernels only run "
+                    'compiled: unset it, or call with kernel="definition"'
+                ) from None
             with _LOCK:
                 self._compile(dtype)
             return self._compiled[dtype]
