@@ -43,7 +43,7 @@ def test_inputs_of_two_frameworks_are_refused(one, other):
 def test_a_framework_that_cannot_be_imported_is_named_with_the_way_to_get_it(framework, monkeypatch):
     monkeypatch.setitem(sys.modules, framework, None)
     monkeypatch.delitem(sys.modules, f"gradcheck.adapters.{framework}", raising=False)
-    with pytest.raises(ImportError, match=rf"needs {framework}, .*pip install 'tinygrad-bn\[{framework}\]'"):
+    with pytest.raises(ImportError, match=f"needs {framework}, .*pip install {framework}$"):
         importlib.import_module(f"gradcheck.adapters.{framework}")
 
 
