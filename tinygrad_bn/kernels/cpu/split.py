@@ -79,9 +79,9 @@ def block_of(number, x):
 
 
 @allocating
-def room_for(past, s, e, x):
-    """Room for the output of statistics s … e − 1 in one stretch, where it is made there (see stores)."""
-    return np.empty((e - s if past else 0, x.shape[3]), x.dtype)
+def room_for(past, out):
+    """Room for what is to be written past the cache, like the first such piece of output; else that piece."""
+    return np.empty_like(out) if past else out
 
 
 @body
@@ -159,7 +159,7 @@ def normalize_statistics(
 def normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd):
     """As normalize_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
     given = (L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
-    scratch, room = np.empty((4, (e - s) * (x.shape[3] // L))), room_for(past, s, e, x)
+    scratch, room = np.empty((4, (e - s) * (x.shape[3] // L))), room_for(past, y[z, 0, s:e])
     if normalize_statistics(x.dtype.type(0), z, s, e, *given, scratch, room):
         again = np.empty((4, x.shape[3] // L))
         for r in range(e - s):
@@ -225,26 +225,9 @@ def differentiate_runs(zero, L, training, cotangent, x, centre, scale, slope, sh
                     out[j] = g[j] * factor
 
 
-@body
+@allocating
 def differentiate_statistics(
-    zero,
-    z,
-    s,
-    e,
-    L,
-    training,
-    need,
-    cotangent,
-    x,
-    weight,
-    mean,
-    rstd,
-    past,
-    dx,
-    dweight,
-    dbias,
-    scratch,
-    room,
+    zero, z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias, scratch
 ):
     """Statistics s … e − 1 of sample z.
 
@@ -290,6 +273,7 @@ def differentiate_statistics(
         outside[r] = not in_range
         bad += not in_range
     if need_x:
+        room = room_for(past, dx[z, 0, s:e])
         for a in range(A):
             g, values, place = cotangent[z, a, s:e], x[z, a, s:e], dx[z, a, s:e]
             out = room[: e - s] if past else place
@@ -304,12 +288,12 @@ def differentiate_block(
 ):
     """As differentiate_statistics, in the dtype of x, or float64 where that is too narrow for a statistic."""
     given = (L, training, need, cotangent, x, weight, mean, rstd, past, dx, dweight, dbias)
-    scratch, room = np.empty((5, (e - s) * (x.shape[3] // L))), room_for(past, s, e, x)
-    if differentiate_statistics(x.dtype.type(0), z, s, e, *given, scratch, room):
+    scratch = np.empty((5, (e - s) * (x.shape[3] // L)))
+    if differentiate_statistics(x.dtype.type(0), z, s, e, *given, scratch):
         again = np.empty((5, x.shape[3] // L))
         for r in range(e - s):
             if scratch[4, r] != 0:
-                differentiate_statistics(0.0, z, s + r, s + r + 1, *given, again, room)
+                differentiate_statistics(0.0, z, s + r, s + r + 1, *given, again)
     if past:
         fence()
 
