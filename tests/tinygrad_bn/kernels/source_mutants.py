@@ -52,7 +52,7 @@ PIECES = {
         "BLOCK": 16,
         "COLUMNS": 16,
     },
-    "split": {"CHUNK": 4, "TASK": 16, "MOST_TOGETHER": 2},
+    "split": {"CHUNK": 4, "TASK": 16, "MOST_TOGETHER": 2, "LEAST_TASK": 16},
     "tiles": {"TILE_ROWS": 5, "TILE_COLUMNS": 2, "JOINED": 4, "BATCH": 35},
     "cols": {},
     "cols_backward": {},

@@ -34,8 +34,8 @@ INVISIBLE = {
     "together = min(MOST_TOGETHER, TASK * (x.shape[1] * size)) if size <= CHUNK else 1": (
         "more statistics go together, which only the cache notices"
     ),
-    "room_for: return np.empty((e - s if past else 0, x.shape[3]), x.dtype) → "
-    "return np.empty((e - s if past else 1, x.shape[3]), x.dtype)": "more scratch than is used",
+    "tasks_of: return (together, (blocks + together - 1) // together) → "
+    "return (together, (blocks + together - 1) * together)": "a task past the end has nothing to do",
     "normalize_statistics: row_moments(zero, x[z, a, s:e], True, centre[:e - s], scale[:e - s], "
     "shift[:e - s]) → row_moments(zero, x[z, a, s:e], True, centre[:e - s], scale[:e - s], shift[:e + s])": (
         "more scratch than is used"

@@ -196,7 +196,7 @@ class RowsKernel:
         statistics = new_statistics(plan.rows, x)
         if x.size:
             self.forward_driver[dtype](
-                FORWARD_TASK // length if length <= CHUNK else 1,
+                max(1, FORWARD_TASK // length),
                 contiguous(x, shape),
                 affine(weight, 1, dtype, weights, plan.repeat),
                 affine(bias, 0, dtype, weights, plan.repeat),

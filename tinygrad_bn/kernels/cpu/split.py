@@ -60,6 +60,8 @@ from .sums import (
 # cache.
 MOST_TOGETHER = 32
 TASK = 65536
+# Blocks of fewer values are not worth a task each: to call one takes as long as some hundred values.
+LEAST_TASK = 16384
 
 
 @body
@@ -71,10 +73,17 @@ def blocks_of(x):
 
 
 @body
-def block_of(number, x):
-    """The block of a task: the sample, and the first and the last of its statistics."""
-    S, blocks = x.shape[2], blocks_of(x)
-    block = number % blocks
+def tasks_of(x):
+    """How many blocks a task has, and how many tasks there are."""
+    blocks = x.shape[0] * blocks_of(x)
+    together = max(1, LEAST_TASK * blocks // x.size)
+    return together, (blocks + together - 1) // together
+
+
+@body
+def block_of(number, blocks, x):
+    """A block: its sample, and the first and the last of its statistics."""
+    S, block = x.shape[2], number % blocks
     return number // blocks, block * S // blocks, (block + 1) * S // blocks
 
 
@@ -176,13 +185,15 @@ def forward_types(T):
 @task(forward_types)
 def normalize_task(number, L, training, x, weight, bias, eps, past, y, statistics):
     mean, variance, rstd = statistics[0], statistics[1], statistics[2]
-    z, s, e = block_of(number, x)
-    normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
+    blocks, together = blocks_of(x), tasks_of(x)[0]
+    for block in range(number * together, min((number + 1) * together, x.shape[0] * blocks)):
+        z, s, e = block_of(block, blocks, x)
+        normalize_block(z, s, e, L, training, x, weight, bias, eps, past, y, mean, variance, rstd)
 
 
 @twins(forward_types, normalize_task)
 def forward(L, training, x, weight, bias, eps, past, y, statistics):
-    for number in prange(x.shape[0] * blocks_of(x)):
+    for number in prange(tasks_of(x)[1]):
         normalize_task(number, L, training, x, weight, bias, eps, past, y, statistics)
 
 
@@ -308,10 +319,12 @@ def backward_types(T):
 @task(backward_types)
 def differentiate_task(number, L, training, need, cotangent, x, weight, statistics, past, dx, sums):
     mean, rstd = statistics[0], statistics[2]
-    z, s, e = block_of(number, x)
-    differentiate_block(
-        *(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, sums[0], sums[1])
-    )
+    blocks, together = blocks_of(x), tasks_of(x)[0]
+    for block in range(number * together, min((number + 1) * together, x.shape[0] * blocks)):
+        z, s, e = block_of(block, blocks, x)
+        differentiate_block(
+            *(z, s, e, L, training, need, cotangent, x, weight, mean, rstd, past, dx, sums[0], sums[1])
+        )
 
 
 @task(backward_types, numbers=0)
@@ -326,7 +339,7 @@ def add_samples(L, training, need, cotangent, x, weight, statistics, past, dx, s
 
 @twins(backward_types, differentiate_task, add_samples)
 def backward(L, training, need, cotangent, x, weight, statistics, past, dx, sums):
-    for number in prange(x.shape[0] * blocks_of(x)):
+    for number in prange(tasks_of(x)[1]):
         differentiate_task(number, L, training, need, cotangent, x, weight, statistics, past, dx, sums)
     add_samples(L, training, need, cotangent, x, weight, statistics, past, dx, sums)
 
