@@ -28,8 +28,6 @@ from .jit import Twins
 __all__ = ["compile_elsewhere", "drivers"]
 
 MOST_PROCESSES = 4  # each takes about 200 MB
-
-
 DTYPES = np.dtype(np.float32), np.dtype(np.float64)
 
 

@@ -103,7 +103,7 @@ def expand_shared(x, keep, y, start, stop, scale):
             y[j] = 0
 
 
-@numba.njit(_nrt=True)
+@numba.njit(_nrt=True)  # its task is compiled without numba's runtime, which `place` needs
 def expand_part(x, words, y, scale, lengths, steps, start, stop):
     """Elements start … stop − 1: walk the last run again and again, counting the others like an odometer."""
     outer = lengths.size - 1
